@@ -1,0 +1,87 @@
+//! An issuing key with what belongs around it: it signs workloads' certificates and the CA's own.
+
+use std::time::{Duration, SystemTime};
+
+use rcgen::{Issuer, KeyPair, PublicKeyData, SubjectPublicKeyInfo};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use super::issue::{whole_seconds, workload_params};
+use crate::{CA_ACCOUNT, Certificate, CertificateError, SpiffeError, SpiffeId};
+
+/// Why no certificate could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SignError {
+    #[error("the certificate could not be made: {0}")]
+    Make(#[from] rcgen::Error),
+    #[error("the CA's own certificate could not be made: {0}")]
+    Own(#[from] CertificateError),
+    #[error("the trust domain can't be used: {0}")]
+    TrustDomain(#[from] SpiffeError),
+    #[error(
+        "the issuing certificate has ended, or ends within seconds: rotate the root, or give a new issuer"
+    )]
+    Ended,
+}
+
+pub(crate) struct Signer {
+    pub(super) issuer: Issuer<'static, KeyPair>,
+    /// What a workload presents after its leaf.
+    pub(super) intermediates: Vec<CertificateDer<'static>>,
+    /// What the CA itself presents after its leaf: also the way to roots that have left the bundle, so that
+    /// a client that slept through a rotation still recognizes the CA.
+    pub(super) own_intermediates: Vec<CertificateDer<'static>>,
+    pub(super) root: CertificateDer<'static>,
+    /// Nothing issued may live longer: the end of issuer and root, and the day the root leaves the bundle.
+    pub(super) not_after: SystemTime,
+    pub(super) backdate: Duration,
+    pub(super) trust_domain: String,
+}
+
+impl Signer {
+    /// Signs a certificate for a public key; gives the chain: leaf, intermediates, the root last.
+    pub fn sign(
+        &self,
+        id: &SpiffeId,
+        key: &SubjectPublicKeyInfo,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, SignError> {
+        let mut chain = vec![self.leaf(id, key, lifetime, now)?];
+        chain.extend_from_slice(&self.intermediates);
+        chain.push(self.root.clone());
+        Ok(chain)
+    }
+
+    /// The certificate that the CA presents to its clients, with a fresh key.
+    pub fn own_certificate(
+        &self,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Certificate, SignError> {
+        let id = SpiffeId::new(&self.trust_domain, CA_ACCOUNT.0, CA_ACCOUNT.1)?;
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let mut chain = vec![self.leaf(&id, &key, lifetime, now)?];
+        chain.extend_from_slice(&self.own_intermediates);
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        Ok(Certificate::new(chain, key)?)
+    }
+
+    fn leaf(
+        &self,
+        id: &SpiffeId,
+        key: &impl PublicKeyData,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<CertificateDer<'static>, SignError> {
+        let not_after = whole_seconds((now + lifetime).min(self.not_after));
+        if not_after <= now {
+            return Err(SignError::Ended);
+        }
+        let params = workload_params(id, whole_seconds(now - self.backdate), not_after)?;
+        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+    }
+
+    pub fn same_key(&self, other: &Self) -> bool {
+        self.intermediates.first() == other.intermediates.first()
+    }
+}

@@ -1,0 +1,68 @@
+//! How an answer is made.
+
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderValue, Method, Response, StatusCode};
+use http_body_util::Full;
+use serde_json::{Value, json};
+
+pub(super) type Answer = Response<Full<Bytes>>;
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const HTML: &str = "text/html; charset=utf-8";
+
+/// An answer of any media type. It is true now only, and a browser must take it for nothing else.
+pub(super) fn content(
+    status: StatusCode,
+    media_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+pub(super) fn plain(status: StatusCode, text: impl Into<String>) -> Answer {
+    let mut text = text.into();
+    text.push('\n');
+    content(status, PLAIN, text)
+}
+
+pub(super) fn json(status: StatusCode, value: &Value) -> Answer {
+    // A person reads it as often as a program.
+    content(status, JSON, format!("{value:#}\n"))
+}
+
+pub(super) fn html(page: String) -> Answer {
+    let mut answer = content(StatusCode::OK, HTML, page);
+    let policy = HeaderValue::from_static(
+        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    );
+    answer.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    answer
+}
+
+pub(super) fn error(status: StatusCode, what: &str) -> Answer {
+    json(status, &json!({ "error": what }))
+}
+
+/// Refuses every method but `allowed`.
+pub(super) fn method_not_allowed(allowed: &Method, what: &str) -> Answer {
+    let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, what);
+    let allow = if *allowed == Method::GET {
+        "GET, HEAD"
+    } else {
+        "POST"
+    };
+    answer
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allow));
+    answer
+}

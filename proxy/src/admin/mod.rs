@@ -1,0 +1,71 @@
+//! The proxy's own HTTP ports: admin (15000, loopback), metrics (15020) and health (15021).
+//!
+//! They show what the floors below tell them through [`Sources`], and know nothing else of the proxy. No
+//! key, token or header of a request is in any answer.
+
+mod answer;
+mod guard;
+mod index;
+mod pages;
+mod server;
+
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+
+use crate::telemetry::Metrics;
+use server::{LIMITS, Port};
+
+/// Something to show as JSON, asked for anew each time. It must hold no secret.
+pub type Json = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// Something to do. It must not wait: the answer is sent when it returns.
+pub type Action = Arc<dyn Fn() + Send + Sync>;
+
+/// Takes a log level over, or says what is wrong with it.
+pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// What the ports show, and what they can change.
+pub struct Sources {
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// The proxy's version.
+    pub version: &'static str,
+    /// Whether the proxy may be sent traffic; `Err` says why not.
+    pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// `/config`: the config in force.
+    pub config: Json,
+    /// `/certificates`: the workload's certificate and the roots, without keys.
+    pub certificates: Json,
+    /// `/upstreams`: upstreams with their endpoints.
+    pub upstreams: Json,
+    /// `/connections`: connections that are open.
+    pub connections: Json,
+    /// `/routes`: the route table.
+    pub routes: Json,
+    /// `POST /log`: changes the log level.
+    pub set_log_level: SetLogLevel,
+    /// `POST /drain`: stops as SIGTERM does; `None` where it can't be asked for here.
+    pub drain: Option<Action>,
+    /// `POST /quit`: stops at once; `None` where it can't be asked for here.
+    pub quit: Option<Action>,
+}
+
+/// Serves the admin pages, for ever. `listener` should be on loopback; whoever asks must name it by a
+/// loopback name too.
+pub async fn serve_admin(listener: TcpListener, sources: Arc<Sources>) {
+    server::serve(listener, Port::Admin, sources, LIMITS).await;
+}
+
+/// Serves `/metrics`, for ever.
+pub async fn serve_metrics(listener: TcpListener, sources: Arc<Sources>) {
+    server::serve(listener, Port::Metrics, sources, LIMITS).await;
+}
+
+/// Serves `/readyz` (503 with the reason, if not ready) and `/livez`, for ever.
+pub async fn serve_health(listener: TcpListener, sources: Arc<Sources>) {
+    server::serve(listener, Port::Health, sources, LIMITS).await;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! What each path answers.
+
+use http::header::ACCEPT;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::answer::{self, Answer};
+use super::{Action, Sources, guard, index};
+use crate::telemetry::METRICS_CONTENT_TYPE;
+
+/// A log level, or a level for each of some modules.
+const MOST_LOG_LEVEL_BYTES: usize = 1024;
+
+/// A page of the admin port.
+pub(super) struct Page {
+    pub path: &'static str,
+    /// GET, or POST for what changes state.
+    pub method: Method,
+    pub what: &'static str,
+}
+
+/// All of them, in the order in which a person looks.
+pub(super) static PAGES: [Page; 10] = [
+    page("/upstreams", "Upstreams, their endpoints and connections"),
+    page("/routes", "The route table"),
+    page(
+        "/certificates",
+        "The workload's certificate and the trusted roots",
+    ),
+    page("/connections", "Connections that are open"),
+    page("/config", "The config in force"),
+    page("/metrics", "Metrics, in Prometheus' text format"),
+    page("/version", "The version"),
+    action(
+        "/log",
+        "Changes the log level to the one in the body, as: curl -d debug http://localhost:15000/log",
+    ),
+    action(
+        "/drain",
+        "Stops, but finishes the requests that are in flight",
+    ),
+    action("/quit", "Stops at once"),
+];
+
+const fn page(path: &'static str, what: &'static str) -> Page {
+    Page {
+        path,
+        method: Method::GET,
+        what,
+    }
+}
+
+const fn action(path: &'static str, what: &'static str) -> Page {
+    Page {
+        path,
+        method: Method::POST,
+        what,
+    }
+}
+
+/// Answers on the admin port.
+pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answer {
+    if let Err(reason) = guard::check(request.method(), request.uri(), request.headers()) {
+        return answer::error(StatusCode::FORBIDDEN, &reason);
+    }
+    let path = request.uri().path();
+    let allowed = match PAGES.iter().find(|page| page.path == path) {
+        Some(page) => &page.method,
+        None if path == "/" => &Method::GET,
+        None => {
+            return answer::error(
+                StatusCode::NOT_FOUND,
+                &format!("no page {path}; / lists all"),
+            );
+        }
+    };
+    if !is(request.method(), allowed) {
+        return answer::method_not_allowed(allowed, &format!("{path} takes {allowed}"));
+    }
+    match path {
+        "/upstreams" => answer::json(StatusCode::OK, &(sources.upstreams)()),
+        "/routes" => answer::json(StatusCode::OK, &(sources.routes)()),
+        "/certificates" => answer::json(StatusCode::OK, &(sources.certificates)()),
+        "/connections" => answer::json(StatusCode::OK, &(sources.connections)()),
+        "/config" => answer::json(StatusCode::OK, &(sources.config)()),
+        "/metrics" => exposition(sources),
+        "/version" => answer::json(StatusCode::OK, &json!({ "version": sources.version })),
+        "/log" => set_log_level(request, sources).await,
+        "/drain" => act("draining", sources.drain.as_ref()),
+        "/quit" => act("stopping", sources.quit.as_ref()),
+        _ if wants_html(request.headers()) => answer::html(index::page(sources)),
+        _ => answer::json(StatusCode::OK, &index::json(sources)),
+    }
+}
+
+/// Answers on the metrics port.
+pub(super) fn metrics(request: &Request<Incoming>, sources: &Sources) -> Answer {
+    open_page(request, &["/metrics"]).unwrap_or_else(|| exposition(sources))
+}
+
+/// Answers on the health port.
+pub(super) fn health(request: &Request<Incoming>, sources: &Sources) -> Answer {
+    open_page(request, &["/readyz", "/livez"]).unwrap_or_else(|| match request.uri().path() {
+        "/readyz" => match (sources.ready)() {
+            Ok(()) => answer::plain(StatusCode::OK, "ready"),
+            Err(reason) => answer::plain(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("not ready: {reason}"),
+            ),
+        },
+        // That this thread answers is what is asked.
+        _ => answer::plain(StatusCode::OK, "alive"),
+    })
+}
+
+/// What is wrong with a request for one of `paths`, which anybody may read.
+fn open_page(request: &Request<Incoming>, paths: &[&str]) -> Option<Answer> {
+    if !paths.contains(&request.uri().path()) {
+        let known = paths.join(" and ");
+        return Some(answer::error(
+            StatusCode::NOT_FOUND,
+            &format!("this port has {known} only"),
+        ));
+    }
+    let safe = is(request.method(), &Method::GET);
+    (!safe).then(|| answer::method_not_allowed(&Method::GET, "this port is for reading"))
+}
+
+fn is(method: &Method, allowed: &Method) -> bool {
+    method == allowed || (method == Method::HEAD && *allowed == Method::GET)
+}
+
+fn exposition(sources: &Sources) -> Answer {
+    answer::content(
+        StatusCode::OK,
+        METRICS_CONTENT_TYPE,
+        sources.metrics.render(),
+    )
+}
+
+async fn set_log_level(request: Request<Incoming>, sources: &Sources) -> Answer {
+    let level = match Limited::new(request.into_body(), MOST_LOG_LEVEL_BYTES)
+        .collect()
+        .await
+    {
+        Ok(body) => body.to_bytes(),
+        Err(error) => {
+            return answer::error(StatusCode::BAD_REQUEST, &format!("no log level: {error}"));
+        }
+    };
+    let level = String::from_utf8_lossy(&level);
+    let level = level.trim();
+    let result = if level.is_empty() {
+        Err("the body is empty; send a level in it, as `debug`".into())
+    } else {
+        (sources.set_log_level)(level)
+    };
+    match result {
+        Ok(()) => {
+            tracing::info!("the log level is {level} now");
+            answer::json(StatusCode::OK, &json!({ "level": level }))
+        }
+        Err(reason) => answer::error(StatusCode::BAD_REQUEST, &reason),
+    }
+}
+
+fn act(doing: &str, action: Option<&Action>) -> Answer {
+    match action {
+        Some(action) => {
+            action();
+            answer::json(StatusCode::ACCEPTED, &json!({ "status": doing }))
+        }
+        None => answer::error(
+            StatusCode::NOT_IMPLEMENTED,
+            "this process can't be asked for that here",
+        ),
+    }
+}
+
+fn wants_html(headers: &HeaderMap) -> bool {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("text/html"))
+}

@@ -1,0 +1,24 @@
+//! The configuration file: its types, units, defaults and rules, its schema and reference. What a config
+//! means for traffic is decided by the modules above; changes while running are taken over by `runtime`.
+
+mod defaults;
+mod load;
+mod model;
+mod problem;
+mod read;
+mod reference;
+mod rules;
+mod schema;
+mod syntax;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod units;
+
+pub use defaults::*;
+pub use load::{ConfigError, Loaded, load, parse, read_text};
+pub use model::*;
+pub use problem::{Position, Problem};
+pub use reference::reference;
+pub use schema::schema;
+pub use units::{Duration, Network, UnitError};

@@ -1,0 +1,141 @@
+//! Rules about the proxy itself: its identity, name resolution, logs and limits.
+
+use crate::config::syntax::{self, Unmeshed, host_and_port};
+use super::{Report, root};
+use crate::config::defaults::MAX_DRAIN_TIMEOUT;
+use crate::config::model::{Config, Dns, Identity, Tracing};
+use outrigger_ca::SpiffeId;
+
+/// No machine has more cores to give, and each worker keeps its own connections.
+const MAX_WORKERS: usize = 256;
+/// glibc's limit.
+const MAX_NDOTS: usize = 15;
+
+pub(super) fn check(config: &Config, report: &mut Report) {
+    if SpiffeId::new(config.trust_domain(), "namespace", "account").is_err() {
+        report.error(
+            &root().field("trustDomain"),
+            format!("`{}` is not a trust domain", config.trust_domain()),
+            "write a name of a-z, 0-9, `.`, `-` and `_`, for example cluster.local",
+        );
+    }
+    identity(&config.identity, report);
+    dns(&config.dns, report);
+    outbound(config, report);
+    if let Some(tracing) = &config.tracing {
+        spans(tracing, report);
+    }
+    if let Some(output) = config.access_log.output.as_deref()
+        && !matches!(output, "none" | "stdout")
+        && !output.starts_with('/')
+    {
+        report.error(
+            &root().field("accessLog").field("output"),
+            format!("`{output}` is not an output"),
+            "write none, stdout, or a file's path that starts with `/`",
+        );
+    }
+    if let Some(workers) = config.workers
+        && !(1..=MAX_WORKERS).contains(&workers)
+    {
+        report.error(
+            &root().field("workers"),
+            format!("{workers} workers are not possible"),
+            format!("write 1 to {MAX_WORKERS}"),
+        );
+    }
+    if config.drain_timeout() > MAX_DRAIN_TIMEOUT {
+        report.error(
+            &root().field("drainTimeout"),
+            "a drain of more than an hour would outlive whoever waits for it",
+            "write at most 1h",
+        );
+    }
+}
+
+fn identity(identity: &Identity, report: &mut Report) {
+    let at = root().field("identity");
+    if let Some(ca) = &identity.ca {
+        if identity.files.is_some() {
+            report.error(&at, "both `ca` and `files` are stated", "keep exactly one of them");
+        }
+        if let Err((message, remedy)) = host_and_port(&ca.address) {
+            report.error(&at.field("ca").field("address"), message, remedy);
+        }
+        if identity.trust_bundle.is_none() {
+            report.warn(
+                &at,
+                "without `trustBundle` the CA's roots are believed on first use",
+                "mount the roots and name their file, unless a flag does",
+            );
+        }
+    }
+}
+
+fn dns(dns: &Dns, report: &mut Report) {
+    let at = root().field("dns");
+    for (index, server) in dns.servers.iter().enumerate() {
+        let is_address = server.parse::<std::net::IpAddr>().is_ok()
+            || server.parse::<std::net::SocketAddr>().is_ok_and(|address| address.port() != 0);
+        if !is_address {
+            report.error(
+                &at.field("servers").item(index),
+                format!("`{server}` is not the address of a DNS server"),
+                "write ip or ip:port, for example 10.96.0.10 or [fd00::a]:53",
+            );
+        }
+    }
+    if let Some(Err((message, remedy))) = dns.mesh_server.as_deref().map(host_and_port) {
+        report.error(&at.field("meshServer"), message, remedy);
+    }
+    for (index, domain) in dns.search.iter().flatten().enumerate() {
+        report.host(&at.field("search").item(index), domain);
+    }
+    if dns.ndots.is_some_and(|ndots| ndots > MAX_NDOTS) {
+        report.error(&at.field("ndots"), "no name has that many dots", format!("write 0 to {MAX_NDOTS}"));
+    }
+}
+
+fn outbound(config: &Config, report: &mut Report) {
+    let at = root().field("outbound");
+    for (index, domain) in config.outbound.mesh_domains.iter().enumerate() {
+        let at = at.field("meshDomains").item(index);
+        let bare = domain.trim_start_matches("*.").trim_start_matches('.');
+        if bare != domain && syntax::host(bare).is_ok() {
+            let message = format!("`{domain}` has a wildcard or dot too many, since a domain stands for all below it");
+            report.error(&at, message, format!("write {bare}"));
+        } else {
+            report.host(&at, domain);
+        }
+    }
+    for (index, entry) in config.outbound.unmeshed.iter().enumerate() {
+        if Unmeshed::parse(entry).is_none() {
+            report.error(
+                &at.field("unmeshed").item(index),
+                format!("`{entry}` is neither a name nor a network"),
+                "write host, host:port, an address, or a CIDR such as 10.1.0.0/16",
+            );
+        }
+    }
+    report.ports(&at.field("opaquePorts"), &config.outbound.opaque_ports);
+}
+
+fn spans(tracing: &Tracing, report: &mut Report) {
+    let at = root().field("tracing");
+    report.later(&at);
+    if let Some(otlp) = &tracing.otlp {
+        let is_url = otlp.endpoint.parse::<http::Uri>().is_ok_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+        });
+        if !is_url {
+            report.error(
+                &at.field("otlp").field("endpoint"),
+                format!("`{}` is not a URL", otlp.endpoint),
+                "write one such as http://collector:4317",
+            );
+        }
+    }
+    if tracing.sample_ratio.is_some_and(|ratio| !(0.0..=1.0).contains(&ratio)) {
+        report.error(&at.field("sampleRatio"), "a share lies between 0 and 1", "write 0.01 for one in a hundred");
+    }
+}

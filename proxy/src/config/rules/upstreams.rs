@@ -1,0 +1,259 @@
+//! Rules about upstreams.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use outrigger_ca::SpiffeId;
+use rustls_pki_types::ServerName;
+
+use super::inbound::of_the_mesh;
+use crate::config::syntax::{DnsName, dns_name, normal};
+use super::{Report, root, upstreams};
+use crate::config::model::{
+    Breaker, Config, Discovery, DnsDiscovery, Fallback, HealthCheck, Outlier, Upstream, UpstreamTls,
+    UpstreamTlsMode,
+};
+use crate::config::problem::Path;
+
+/// A peer that takes longer to connect to is as good as away, and its callers pile up meanwhile.
+const LONG_CONNECT: Duration = Duration::from_secs(10);
+
+pub(super) fn check(config: &Config, report: &mut Report) {
+    hosts(config, report);
+    let routed: HashSet<&str> =
+        config.routes.iter().flat_map(|route| &route.upstreams).map(|upstream| &*upstream.name).collect();
+    for (at, name, upstream) in upstreams(config) {
+        if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            report.error(&at, format!("{name:?} is not a name for an upstream"), "write one without blanks");
+        }
+        if upstream.hosts.is_empty() && !routed.contains(name) {
+            report.warn(&at, "nothing goes here", "state `hosts`, or name it in a route");
+        }
+        discovery(&at, upstream, report);
+        security(config, &at, upstream, report);
+        limits(&at, upstream, report);
+        if let Some(check) = &upstream.health_check {
+            health_check(&at.field("healthCheck"), check, report);
+        }
+        if let Some(settings) = &upstream.outlier {
+            outlier(&at.field("outlier"), settings, report);
+        }
+        if let Some(settings) = &upstream.breaker {
+            breaker(&at.field("breaker"), settings, report);
+        }
+        if let Some(answer) = &upstream.fallback {
+            fallback(&at.field("fallback"), answer, report);
+        }
+    }
+}
+
+/// Each host belongs to one upstream.
+fn hosts(config: &Config, report: &mut Report) {
+    let mut owners: HashMap<String, &str> = HashMap::new();
+    for (at, name, upstream) in upstreams(config) {
+        for (index, host) in upstream.hosts.iter().enumerate() {
+            let at = at.field("hosts").item(index);
+            report.host(&at, host);
+            if let Some(owner) = owners.insert(normal(host), name) {
+                let message = if owner == name {
+                    format!("`{host}` is stated twice")
+                } else {
+                    format!("`{host}` belongs to the upstream `{owner}` already")
+                };
+                report.error(&at, message, "name each host once");
+            }
+        }
+    }
+}
+
+fn discovery(at: &Path, upstream: &Upstream, report: &mut Report) {
+    let at_discovery = at.field("discovery");
+    match &upstream.discovery {
+        None if upstream.hosts.is_empty() => report.error(
+            at,
+            "nothing says where the endpoints are",
+            "state `hosts`, or `discovery` with `dns` or `static`",
+        ),
+        None => {}
+        Some(Discovery::Dns(dns)) => by_dns(&at_discovery.field("dns"), dns, report),
+        Some(Discovery::Static(addresses)) => fixed(&at_discovery.field("static"), addresses, report),
+    }
+}
+
+fn by_dns(at: &Path, dns: &DnsDiscovery, report: &mut Report) {
+    match dns_name(&dns.name) {
+        Err((message, remedy)) => report.error(&at.field("name"), message, remedy),
+        Ok(DnsName::Service) if dns.port.is_some() => report.error(
+            &at.field("port"),
+            "the SRV name states the port already",
+            "remove it, or write a host name",
+        ),
+        Ok(_) => {}
+    }
+    if dns.port == Some(0) {
+        report.error(&at.field("port"), "0 is not a port", "write 1 to 65535");
+    }
+}
+
+fn fixed(at: &Path, addresses: &[SocketAddr], report: &mut Report) {
+    if addresses.is_empty() {
+        report.error(at, "the list of endpoints is empty", "write at least one ip:port");
+    }
+    for (index, address) in addresses.iter().enumerate() {
+        let at = at.item(index);
+        let ip = address.ip();
+        if address.port() == 0 {
+            report.error(&at, "0 is not a port", "write 1 to 65535");
+        } else if ip.is_unspecified() || ip.is_multicast() {
+            report.error(&at, format!("nothing can be connected to at {ip}"), "write an endpoint's own address");
+        } else if addresses[..index].contains(address) {
+            report.error(&at, format!("{address} is stated twice"), "name each endpoint once");
+        } else {
+            report.warn(
+                &at,
+                "an endpoint given by its address stays in use when the service has moved",
+                "use `discovery: {dns: …}` where there is a name",
+            );
+        }
+    }
+}
+
+fn security(config: &Config, at: &Path, upstream: &Upstream, report: &mut Report) {
+    let at_identity = at.field("identity");
+    match upstream.identity.as_deref() {
+        None | Some("any") => {}
+        Some(text) => match text.parse::<SpiffeId>() {
+            Ok(id) => of_the_mesh(config, &at_identity, &id, report),
+            Err(_) => report.error(
+                &at_identity,
+                format!("`{text}` is not a SPIFFE ID"),
+                "write spiffe://<trust domain>/ns/<namespace>/sa/<service account>, or any",
+            ),
+        },
+    }
+    let at_tls = at.field("tls");
+    match &upstream.tls {
+        Some(UpstreamTls::Mode(UpstreamTlsMode::None) | UpstreamTls::Server(_)) if upstream.identity.is_some() => {
+            report.error(
+                &at_identity,
+                "only mesh TLS proves an identity, and `tls` states something else",
+                "remove `identity`, or write `tls: mesh`",
+            );
+        }
+        Some(UpstreamTls::Mode(UpstreamTlsMode::None)) => {
+            for host in upstream.hosts.iter().filter(|host| config.outbound.is_mesh_name(host)) {
+                report.warn(
+                    &at_tls,
+                    format!("requests to {host}, which is under `outbound.meshDomains`, go out in plaintext"),
+                    "write `tls: mesh` if the peer has a sidecar",
+                );
+            }
+        }
+        Some(UpstreamTls::Server(server)) => {
+            if ServerName::try_from(server.server_name.as_str()).is_err() {
+                report.error(
+                    &at_tls.field("serverName"),
+                    format!("`{}` is not a name that a certificate can carry", server.server_name),
+                    "write a host name",
+                );
+            }
+        }
+        Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))
+            if upstream.hosts.is_empty()
+                && upstream.identity.is_none()
+                && matches!(upstream.discovery, Some(Discovery::Static(_))) =>
+        {
+            report.error(
+                &at_tls,
+                "nothing says which identity these peers of the mesh have, so that none would be spoken to",
+                "state `identity`: a SPIFFE ID, or any",
+            );
+        }
+        _ => {}
+    }
+}
+
+fn limits(at: &Path, upstream: &Upstream, report: &mut Report) {
+    report.above_zero(&at.field("connectTimeout"), upstream.connect_timeout);
+    if upstream.connect_timeout() > LONG_CONNECT {
+        report.warn(
+            &at.field("connectTimeout"),
+            "callers wait this long for a peer that is away",
+            "a few seconds are enough on any network",
+        );
+    }
+    let pool = at.field("pool");
+    report.above_zero(&pool.field("idleTimeout"), upstream.pool.idle_timeout);
+    if upstream.pool.max_connections == Some(0) {
+        report.error(&pool.field("maxConnections"), "without connections nothing can be sent", "write 1 or more");
+    }
+}
+
+fn health_check(at: &Path, check: &HealthCheck, report: &mut Report) {
+    report.later(at);
+    report.path(&at.field("http").field("path"), &check.http.path);
+    report.above_zero(&at.field("interval"), check.interval);
+    report.above_zero(&at.field("timeout"), check.timeout);
+    report.at_least_one(&at.field("unhealthyAfter"), check.unhealthy_after);
+    report.at_least_one(&at.field("healthyAfter"), check.healthy_after);
+    if let (Some(timeout), Some(interval)) = (check.timeout, check.interval)
+        && timeout > interval
+    {
+        report.error(
+            &at.field("timeout"),
+            format!("a check may take {timeout}, and the next one starts after {interval}"),
+            "write a timeout of at most `interval`",
+        );
+    }
+}
+
+fn outlier(at: &Path, outlier: &Outlier, report: &mut Report) {
+    report.later(at);
+    report.at_least_one(&at.field("consecutiveFailures"), outlier.consecutive_failures);
+    report.above_zero(&at.field("ejection"), outlier.ejection);
+    if outlier.max_ejected_percent.is_some_and(|percent| percent > 100) {
+        report.error(&at.field("maxEjectedPercent"), "there are no more than 100 percent", "write 0 to 100");
+    }
+}
+
+fn breaker(at: &Path, breaker: &Breaker, report: &mut Report) {
+    report.later(at);
+    report.at_least_one(&at.field("consecutiveFailures"), breaker.consecutive_failures);
+    if breaker.consecutive_failures == Some(1) {
+        report.warn(
+            &at.field("consecutiveFailures"),
+            "a single failure cuts off the whole upstream",
+            "write 5, unless each request is precious",
+        );
+    }
+    report.above_zero(&at.field("window"), breaker.window);
+    report.above_zero(&at.field("openFor"), breaker.open_for);
+}
+
+fn fallback(at: &Path, fallback: &Fallback, report: &mut Report) {
+    report.later(at);
+    if !(200..=599).contains(&fallback.status) {
+        report.error(
+            &at.field("status"),
+            format!("{} is not the status of a final response", fallback.status),
+            "write 200 to 599",
+        );
+    }
+}
+
+/// The upstream names of the file, for whoever refers to one.
+pub(super) fn refer(config: &Config, at: &Path, name: &str, report: &mut Report) {
+    use crate::config::problem::{listed, nearest};
+
+    if config.upstreams.contains_key(name) {
+        return;
+    }
+    let names = || config.upstreams.keys().map(String::as_str);
+    let remedy = match nearest(name, names()) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None if config.upstreams.is_empty() => format!("add it under `{}`", root().field("upstreams").as_str()),
+        None => format!("add it under `upstreams`, or name one of {}", listed(names())),
+    };
+    report.error(at, format!("there is no upstream `{name}`"), remedy);
+}

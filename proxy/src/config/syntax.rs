@@ -1,0 +1,203 @@
+//! How hosts, paths, methods and the like are written.
+
+use super::units::Network;
+
+/// What is wrong, and what is allowed.
+pub(super) type Wrong = (String, String);
+
+fn wrong(message: impl Into<String>, remedy: impl Into<String>) -> Wrong {
+    (message.into(), remedy.into())
+}
+
+/// One entry of `outbound.unmeshed`.
+#[derive(Debug, PartialEq)]
+pub(super) enum Unmeshed<'a> {
+    Network(Network),
+    Host { host: &'a str, port: Option<u16> },
+}
+
+impl<'a> Unmeshed<'a> {
+    /// Reads an entry; `None` if it is neither a network nor `host` nor `host:port`.
+    pub(super) fn parse(entry: &'a str) -> Option<Self> {
+        if let Ok(network) = entry.parse() {
+            return Some(Self::Network(network));
+        }
+        let (host, port) = match entry.split_once(':') {
+            Some((host, port)) => (host, Some(self::port(port)?)),
+            None => (entry, None),
+        };
+        is_host_name(host).then_some(Self::Host { host, port })
+    }
+}
+
+/// A name without the dot that stands for the root.
+pub(super) fn without_root(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
+}
+
+/// Names are compared without case and without the root's dot.
+pub(super) fn normal(host: &str) -> String {
+    without_root(host).to_ascii_lowercase()
+}
+
+/// Labels of letters, digits, `-` and `_`; no IP address.
+pub(super) fn is_host_name(name: &str) -> bool {
+    let name = without_root(name);
+    // A last label of digits makes it an IPv4 address, or something that was meant to be one.
+    let last = name.rsplit('.').next().unwrap_or_default();
+    name.len() <= 253 && name.split('.').all(is_label) && !last.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn is_label(label: &str) -> bool {
+    (1..=63).contains(&label.len())
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+/// Digits only: `+80` is no port.
+fn port(text: &str) -> Option<u16> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|port| is_plain && *port != 0)
+}
+
+/// A host name, as requests carry it.
+pub(super) fn host(host: &str) -> Result<(), Wrong> {
+    let example = "write a name such as api.shop.svc.cluster.local";
+    if is_host_name(host) {
+        return Ok(());
+    }
+    if host.parse::<Network>().is_ok() || host.trim_matches(['[', ']']).parse::<Network>().is_ok() {
+        return Err(wrong(format!("`{host}` is an address, not a host name"), example));
+    }
+    if host.starts_with("*.") {
+        return Err(wrong(format!("`{host}` holds a wildcard, which is not supported here"), "name each host"));
+    }
+    match host.split_once(':') {
+        Some((name, _)) if is_host_name(name) => {
+            Err(wrong(format!("`{host}` is more than a host name"), format!("write {name}, without port")))
+        }
+        _ => Err(wrong(format!("`{host}` is not a host name"), example)),
+    }
+}
+
+/// `host:port`, where the host may be an address.
+pub(super) fn host_and_port(address: &str) -> Result<(), Wrong> {
+    let is_socket_address =
+        address.parse::<std::net::SocketAddr>().is_ok_and(|address| address.port() != 0);
+    let is_named =
+        || address.split_once(':').is_some_and(|(host, text)| is_host_name(host) && port(text).is_some());
+    if is_socket_address || is_named() {
+        return Ok(());
+    }
+    Err(wrong(
+        format!("`{address}` is not an address with a port"),
+        "write host:port, for example ca.outrigger.svc:15012",
+    ))
+}
+
+/// What discovery by DNS asks for: a host name, or an SRV name.
+pub(super) enum DnsName {
+    Host,
+    Service,
+}
+
+pub(super) fn dns_name(name: &str) -> Result<DnsName, Wrong> {
+    if !name.starts_with('_') {
+        return host(name).map(|()| DnsName::Host);
+    }
+    let labels: Vec<&str> = name.splitn(3, '.').collect();
+    match labels.as_slice() {
+        [port, "_tcp", host] if is_label(port) && port.len() > 1 && is_host_name(host) => Ok(DnsName::Service),
+        _ => Err(wrong(
+            format!("`{name}` is not an SRV name"),
+            "write _<port>._tcp.<host>, for example _8080._tcp.api.shop.svc.cluster.local",
+        )),
+    }
+}
+
+/// A method, as requests carry it.
+pub(super) fn method(method: &str) -> Result<(), Wrong> {
+    if http::Method::from_bytes(method.as_bytes()).is_err() {
+        return Err(wrong(format!("`{method}` is not an HTTP method"), "write one such as GET"));
+    }
+    let upper = method.to_ascii_uppercase();
+    let standard = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+    if upper != method && standard.contains(&upper.as_str()) {
+        return Err(wrong(
+            format!("`{method}` matches no request, because the case of methods counts"),
+            format!("write {upper}"),
+        ));
+    }
+    Ok(())
+}
+
+/// A path to compare a request's with.
+pub(super) fn path(path: &str) -> Result<(), Wrong> {
+    if !path.starts_with('/') {
+        return Err(wrong(format!("`{path}` matches no request"), "a path starts with `/`"));
+    }
+    if path.contains(['?', '#']) {
+        return Err(wrong(
+            format!("`{path}` matches no request, because the query is not compared"),
+            "leave out what follows the path",
+        ));
+    }
+    let unclear = path.contains("//") || path.split('/').any(|segment| segment == "." || segment == "..");
+    if unclear || path.contains(|c: char| c.is_whitespace() || c.is_control() || c == '\\') {
+        return Err(wrong(
+            format!("`{path}` holds what a path can't, or what servers read in different ways"),
+            "write it plainly: no `//`, `.`, `..`, `\\` or blanks",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_are_told_from_what_looks_like_them() {
+        for name in ["api", "api.shop.svc.cluster.local", "API.shop.", "a-b.c_d", "1password.com", "x1"] {
+            assert!(is_host_name(name), "{name}");
+        }
+        for name in ["", ".", "a..b", ".a", "-a", "a-", "10.0.0.1", "10.0.0", "a b", "a:80", "*.a", "http://a", "ä"] {
+            assert!(!is_host_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_neither_a_host_nor_a_network_is_no_unmeshed_entry() {
+        for entry in ["", "a:b", "a:0", "a:+80", "a:70000", "a:80:80", "10.1.2", "10.1.2.3:80", "a b", "*.a"] {
+            assert_eq!(Unmeshed::parse(entry), None, "{entry}");
+        }
+    }
+
+    #[test]
+    fn addresses_with_ports_may_name_hosts_and_ips() {
+        for (address, good) in [
+            ("ca.outrigger.svc:15012", true),
+            ("10.0.0.1:15012", true),
+            ("[fd00::1]:15012", true),
+            ("ca.outrigger.svc", false),
+            ("ca:0", false),
+            ("10.0.0.1:0", false),
+            ("fd00::1", false),
+            (":15012", false),
+            ("https://ca:15012", false),
+        ] {
+            assert_eq!(host_and_port(address).is_ok(), good, "{address}");
+        }
+    }
+
+    #[test]
+    fn srv_names_start_with_port_and_protocol() {
+        for name in ["_8080._tcp.api.shop", "_http._tcp.api.shop.svc.cluster.local"] {
+            assert!(matches!(dns_name(name), Ok(DnsName::Service)), "{name}");
+        }
+        for name in ["_8080.api.shop", "_8080._udp.api", "_._tcp.api", "_8080._tcp", "_8080._tcp.", "10.0.0.1"] {
+            assert!(dns_name(name).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Values with a unit, as users write them: `250ms`, `1h30m`, `10.1.0.0/16`.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use thiserror::Error;
+
+/// A text that is not the value it should be; the message says how it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum UnitError {
+    /// Not a duration.
+    #[error("`{0}` is not a duration: write whole numbers with a unit (h, m, s, ms), for example 250ms, 15s, 1h30m")]
+    Duration(String),
+    /// Not a network.
+    #[error("`{0}` is not a network: write an address or a CIDR, for example 10.1.0.0/16 or fd00::/8")]
+    Network(String),
+    /// Bits behind the prefix length: it is unclear whether the network or the one address is meant.
+    #[error("`{0}` has bits set behind its prefix: the network is {1}, the address alone is {2}")]
+    HostBits(String, Network, IpAddr),
+}
+
+/// A span of time, written as in the Gateway API: `250ms`, `15s`, `1h30m`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Duration(std::time::Duration);
+
+const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+impl Duration {
+    /// The standard library's type.
+    pub const fn as_std(self) -> std::time::Duration {
+        self.0
+    }
+}
+
+impl From<Duration> for std::time::Duration {
+    fn from(duration: Duration) -> Self {
+        duration.0
+    }
+}
+
+impl From<std::time::Duration> for Duration {
+    fn from(duration: std::time::Duration) -> Self {
+        Self(duration)
+    }
+}
+
+impl FromStr for Duration {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let milliseconds = milliseconds(text).ok_or_else(|| UnitError::Duration(text.into()))?;
+        Ok(Self(std::time::Duration::from_millis(milliseconds)))
+    }
+}
+
+/// The sum of `number unit` groups; `None` for anything else.
+fn milliseconds(text: &str) -> Option<u64> {
+    let mut sum: Option<u64> = None;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let (unit, tail) = tail.split_at(tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len()));
+        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
+        let part = number.parse::<u64>().ok()?.checked_mul(*factor)?;
+        sum = Some(sum.unwrap_or(0).checked_add(part)?);
+        rest = tail;
+    }
+    sum
+}
+
+impl fmt::Display for Duration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        if rest == 0 {
+            return f.write_str("0s");
+        }
+        for (unit, factor) in UNITS {
+            if rest >= factor {
+                write!(f, "{}{unit}", rest / factor)?;
+                rest %= factor;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An IP network, or a single address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Network {
+    address: IpAddr,
+    prefix: u8,
+}
+
+impl Network {
+    /// Whether `address` lies in it; an IPv4 address in IPv6 clothing counts as the IPv4 address.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_ipv4() == self.address.is_ipv4() && masked(address, self.prefix) == self.address
+    }
+
+    /// Whether it is one address.
+    pub fn is_single(&self) -> bool {
+        self.prefix == bits(self.address)
+    }
+}
+
+fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// `address` without the bits behind the first `prefix`.
+fn masked(address: IpAddr, prefix: u8) -> IpAddr {
+    let behind = u32::from(bits(address) - prefix);
+    match address {
+        IpAddr::V4(v4) => {
+            IpAddr::V4((v4.to_bits() & u32::MAX.checked_shl(behind).unwrap_or(0)).into())
+        }
+        IpAddr::V6(v6) => {
+            IpAddr::V6((v6.to_bits() & u128::MAX.checked_shl(behind).unwrap_or(0)).into())
+        }
+    }
+}
+
+impl From<IpAddr> for Network {
+    fn from(address: IpAddr) -> Self {
+        let address = address.to_canonical();
+        Self { address, prefix: bits(address) }
+    }
+}
+
+impl FromStr for Network {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let wrong = || UnitError::Network(text.into());
+        let Some((address, prefix)) = text.split_once('/') else {
+            return text.parse::<IpAddr>().map(Self::from).map_err(|_| wrong());
+        };
+        let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        // `+8` and `008` would pass as numbers.
+        if prefix.is_empty() || prefix.len() > 3 || !prefix.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(wrong());
+        }
+        let prefix: u8 = prefix.parse().ok().filter(|prefix| *prefix <= bits(address)).ok_or_else(wrong)?;
+        let network = Self { address: masked(address, prefix), prefix };
+        if network.address != address {
+            return Err(UnitError::HostBits(text.into(), network, address));
+        }
+        Ok(network)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_single() { self.address.fmt(f) } else { write!(f, "{}/{}", self.address, self.prefix) }
+    }
+}
+
+/// Reads and writes a type as its text, with its own error message.
+macro_rules! as_text {
+    ($type:ty, $expecting:literal, $schema:tt) => {
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl Visitor<'_> for Text {
+                    type Value = $type;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expecting)
+                    }
+
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$type, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_str(Text)
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    };
+}
+
+as_text!(Duration, "a duration with its unit, for example 250ms, 15s or 1h30m", {
+    "type": "string",
+    "title": "duration",
+    "pattern": "^([0-9]+(h|m|s|ms))+$"
+});
+as_text!(Network, "a network, for example 10.1.0.0/16 or fd00::/8", {
+    "type": "string",
+    "title": "network"
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_numbers_with_units() {
+        for (text, milliseconds, shown) in [
+            ("250ms", 250, "250ms"),
+            ("1s", 1_000, "1s"),
+            ("90s", 90_000, "1m30s"),
+            ("5m", 300_000, "5m"),
+            ("1h30m", 5_400_000, "1h30m"),
+            ("1h1m1s1ms", 3_661_001, "1h1m1s1ms"),
+            ("0s", 0, "0s"),
+        ] {
+            let duration: Duration = text.parse().unwrap();
+            assert_eq!(duration.as_std().as_millis(), milliseconds, "{text}");
+            assert_eq!(duration.to_string(), shown, "{text}");
+            assert_eq!(shown.parse::<Duration>().unwrap(), duration, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_duration_is_refused() {
+        for text in ["", "15", "s", "1.5s", "-1s", "1 s", "1S", "1sec", "1us", "1s ", "99999999999999999999s"] {
+            assert_eq!(text.parse::<Duration>(), Err(UnitError::Duration(text.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn networks_contain_their_addresses() {
+        for (network, address, inside) in [
+            ("10.1.0.0/16", "10.1.255.255", true),
+            ("10.1.0.0/16", "10.2.0.0", false),
+            ("10.1.0.0/16", "::ffff:10.1.2.3", true),
+            ("10.1.0.0/16", "fd00::1", false),
+            ("0.0.0.0/0", "203.0.113.1", true),
+            ("0.0.0.0/0", "::1", false),
+            ("::/0", "2001:db8::1", true),
+            ("fd00::/8", "fdff::1", true),
+            ("fd00::/8", "fe00::1", false),
+            ("10.1.2.3", "10.1.2.3", true),
+            ("10.1.2.3/32", "10.1.2.4", false),
+            ("fd00::1", "fd00::1", true),
+        ] {
+            let network: Network = network.parse().unwrap();
+            assert_eq!(network.contains(address.parse().unwrap()), inside, "{network} {address}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_network_is_refused() {
+        for text in ["", "10.1", "10.1.0.0/33", "fd00::/129", "10.0.0.0/", "10.0.0.0/+8", "10.0.0.0/8/8", "host"] {
+            assert_eq!(text.parse::<Network>(), Err(UnitError::Network(text.into())), "{text}");
+        }
+        let error = "10.1.2.3/16".parse::<Network>().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "`10.1.2.3/16` has bits set behind its prefix: the network is 10.1.0.0/16, the address alone is 10.1.2.3"
+        );
+    }
+}

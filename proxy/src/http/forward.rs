@@ -1,0 +1,201 @@
+//! Forwards one request to one endpoint: over the mesh as HTTP/2, else as the client spoke.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request, Response, Version};
+
+use super::headers::{ORIGINAL_VERSION, strip_hop_by_hop, strip_mesh_headers, version_to_mesh};
+use super::hop::{HopError, send_multiplexed};
+use super::record::{Recording, RequestProgress};
+use super::tunnel::{ClientSide, strip_but_upgrade};
+use crate::net::Body;
+use crate::telemetry::Tls;
+use crate::upstream::{ConnectError, Endpoint, EndpointPool, InFlight, Pools, Upstream};
+
+/// How a request leaves the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// One of many on an HTTP/2 connection.
+    Multiplexed,
+    /// One at a time, in this version of HTTP/1.
+    Http1(Version),
+    /// In HTTP/1.1 on a connection of its own: it may become a tunnel, or needs an interim response.
+    Own,
+}
+
+/// One way a request can go.
+pub struct Forward<'a> {
+    /// The worker's connections.
+    pub pools: &'a Pools,
+    /// The upstream.
+    pub upstream: &'a Arc<Upstream>,
+    /// The endpoint chosen.
+    pub endpoint: &'a Arc<Endpoint>,
+    /// How it leaves to an endpoint without a sidecar; the mesh multiplexes all but [`Wire::Own`].
+    pub wire: Wire,
+    /// From the request's end to the response's headers.
+    pub timeout: Option<Duration>,
+}
+
+/// Sends `request` and gives its response, or the response that the proxy makes in its place.
+pub async fn forward(
+    way: &Forward<'_>,
+    mut request: Request<Body>,
+    mut recording: Recording,
+) -> Response<Body> {
+    recording.sent_to(InFlight::begin(way.endpoint, Instant::now()));
+    let content_type = request.headers().get(CONTENT_TYPE).cloned();
+    let body = recording.watch_request(std::mem::take(request.body_mut()));
+    *request.body_mut() = body;
+    let client_side = (way.wire == Wire::Own).then(|| ClientSide::prepare(&mut request));
+    let progress = recording.progress();
+    let sending = way.send(request, &mut recording);
+    let result = match way.timeout {
+        None => sending.await,
+        Some(limit) => within(limit, progress, sending).await,
+    };
+    match result {
+        Ok(mut response) => {
+            recording.answered(response.status(), response.headers());
+            match client_side {
+                Some(side) if side.is_granted(&response) => side.join(&mut response, recording),
+                _ => {
+                    strip_hop_by_hop(response.headers_mut());
+                    response = recording.follow(response);
+                }
+            }
+            response
+        }
+        Err(error) => {
+            let local = error.to_local_response(&way.upstream.name, way.endpoint.address);
+            let request: HeaderMap = content_type.map(|value| (CONTENT_TYPE, value)).into_iter().collect();
+            recording.answer_locally(&local, &request)
+        }
+    }
+}
+
+impl Forward<'_> {
+    async fn send(
+        &self,
+        request: Request<Body>,
+        recording: &mut Recording,
+    ) -> Result<Response<Body>, HopError> {
+        let pool = self.pools.of(self.upstream, self.endpoint);
+        if !pool.is_meshed() {
+            return self.send_plain(&pool, request, recording).await;
+        }
+        recording.exchange().tls = Tls::Mesh;
+        if self.wire == Wire::Own {
+            return self.send_own(&pool, request, recording).await;
+        }
+        let stream = match pool.stream(self.upstream).await {
+            Ok(stream) => stream,
+            Err(ConnectError::NotMeshed(_)) => {
+                // Permissive mode found no sidecar there.
+                let pool = self.pools.of(self.upstream, self.endpoint);
+                return self.send_plain(&pool, request, recording).await;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut request = request;
+        strip_hop_by_hop(request.headers_mut());
+        strip_mesh_headers(request.headers_mut());
+        let version = version_to_mesh(request.version());
+        request.headers_mut().insert(ORIGINAL_VERSION, version);
+        let (response, pump) = send_multiplexed(&stream, request).await?;
+        recording.on_stream(stream, pump);
+        let mut response = response.map(Body::from);
+        strip_mesh_headers(response.headers_mut());
+        Ok(response)
+    }
+
+    async fn send_plain(
+        &self,
+        pool: &Rc<EndpointPool>,
+        mut request: Request<Body>,
+        recording: &mut Recording,
+    ) -> Result<Response<Body>, HopError> {
+        recording.exchange().tls = if pool.is_server_tls() { Tls::Server } else { recording.exchange().tls };
+        let version = match self.wire {
+            Wire::Own => return self.send_own(pool, request, recording).await,
+            Wire::Multiplexed => {
+                strip_hop_by_hop(request.headers_mut());
+                let stream = pool.stream(self.upstream).await?;
+                let (response, pump) = send_multiplexed(&stream, request).await?;
+                recording.on_stream(stream, pump);
+                let mut response = response.map(Body::from);
+                strip_mesh_headers(response.headers_mut());
+                return Ok(response);
+            }
+            Wire::Http1(version) => version,
+        };
+        strip_hop_by_hop(request.headers_mut());
+        *request.version_mut() = version;
+        let mut lease = pool.http1(self.upstream).await?;
+        let response = loop {
+            match lease.sender.try_send_request(request).await {
+                Ok(response) => break response,
+                Err(mut error) => match error.take_message() {
+                    // The workload closed an unused connection just now; nothing was sent on it.
+                    Some(unsent) if lease.reused => {
+                        request = unsent;
+                        lease = pool.http1(self.upstream).await?;
+                    }
+                    _ => return Err(error.into_error().into()),
+                },
+            }
+        };
+        recording.on_connection(lease);
+        let mut response = response.map(Body::from);
+        strip_mesh_headers(response.headers_mut());
+        Ok(response)
+    }
+
+    async fn send_own(
+        &self,
+        pool: &Rc<EndpointPool>,
+        mut request: Request<Body>,
+        recording: &mut Recording,
+    ) -> Result<Response<Body>, HopError> {
+        strip_but_upgrade(request.headers_mut());
+        *request.version_mut() = Version::HTTP_11;
+        let mut lease = match pool.http1_dedicated(self.upstream).await {
+            Err(ConnectError::NotMeshed(_)) => {
+                recording.exchange().tls = Tls::Plain;
+                self.pools.of(self.upstream, self.endpoint).http1_dedicated(self.upstream).await?
+            }
+            lease => lease?,
+        };
+        let response = lease.sender.send_request(request).await?;
+        recording.on_own_connection(lease);
+        let mut response = response.map(Body::from);
+        strip_mesh_headers(response.headers_mut());
+        Ok(response)
+    }
+}
+
+/// Waits for the response's headers until `limit` after the request's end.
+async fn within<F>(
+    limit: Duration,
+    progress: Option<Rc<RequestProgress>>,
+    sending: F,
+) -> Result<Response<Body>, HopError>
+where
+    F: Future<Output = Result<Response<Body>, HopError>>,
+{
+    let too_late = async {
+        if let Some(progress) = progress {
+            progress.ended().await;
+        }
+        tokio::time::sleep(limit).await;
+    };
+    tokio::select! {
+        biased;
+        response = sending => response,
+        () = too_late => Err(HopError::Timeout(limit)),
+    }
+}

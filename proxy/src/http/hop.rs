@@ -1,0 +1,153 @@
+//! Sending one request on one HTTP/2 stream, and pumping bodies into streams.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::{Request, Response};
+use http_body::Body as _;
+use thiserror::Error;
+use tokio::task::JoinHandle;
+
+use super::local_response::{LocalResponse, ProxyError};
+use crate::identity::HandshakeError;
+use crate::net::Body;
+use crate::upstream::{ConnectError, StreamLease};
+
+/// Why a hop has no response.
+#[derive(Debug, Error)]
+pub enum HopError {
+    /// No connection.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// The connection or stream ended before the response's headers.
+    #[error("lost before the response: {0}")]
+    Http2(#[from] h2::Error),
+    /// The connection ended before the response's headers, or the response breaks HTTP.
+    #[error("lost before the response: {0}")]
+    Http1(#[from] hyper::Error),
+    /// The response's headers did not come in time.
+    #[error("no response within {0:?}")]
+    Timeout(Duration),
+}
+
+impl HopError {
+    /// What the caller is told; `target` names upstream and endpoint.
+    pub fn to_local_response(&self, upstream: &str, endpoint: std::net::SocketAddr) -> LocalResponse {
+        match self {
+            Self::Connect(error) => LocalResponse::connect(upstream, error),
+            Self::Timeout(limit) => LocalResponse::timeout(upstream, endpoint, *limit),
+            Self::Http2(error) => {
+                let kind = match error.get_io().map(HandshakeError::of) {
+                    Some(handshake @ (HandshakeError::Alert(_) | HandshakeError::Certificate(_))) => {
+                        LocalResponse::handshake_kind(&handshake)
+                    }
+                    _ if error.is_library() => ProxyError::BAD_RESPONSE,
+                    _ => ProxyError::TERMINATED,
+                };
+                LocalResponse::new(kind, format!("upstream {upstream}, endpoint {endpoint}: {error}"))
+            }
+            Self::Http1(error) => {
+                let kind = if error.is_parse() { ProxyError::BAD_RESPONSE } else { ProxyError::TERMINATED };
+                LocalResponse::new(kind, format!("upstream {upstream}, endpoint {endpoint}: {error}"))
+            }
+        }
+    }
+}
+
+/// The task that pumps a request's body; ended when the exchange is over.
+#[derive(Debug)]
+pub struct PumpGuard(JoinHandle<()>);
+
+impl Drop for PumpGuard {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Sends a request on `stream` and waits for the response's headers; the body goes on beside.
+///
+/// # Errors
+/// The stream's or connection's.
+pub async fn send_multiplexed(
+    stream: &StreamLease,
+    request: Request<Body>,
+) -> Result<(Response<RecvStream>, Option<PumpGuard>), h2::Error> {
+    let (head, body) = request.into_parts();
+    let end_of_stream = body.is_end();
+    let (response, sender) = stream.send(Request::from_parts(head, ()), end_of_stream)?;
+    let pump = if end_of_stream { None } else { start_pump(body, sender).await };
+    Ok((response.await?, pump))
+}
+
+/// Pumps what is there at once; the rest in a task of its own.
+async fn start_pump(body: Body, sender: SendStream<Bytes>) -> Option<PumpGuard> {
+    let mut pumping = Box::pin(pump(body, sender));
+    let done = poll_fn(|cx| Poll::Ready(pumping.as_mut().poll(cx).is_ready())).await;
+    (!done).then(|| PumpGuard(tokio::task::spawn_local(pumping)))
+}
+
+/// Moves a body into a stream as fast as the peer takes it. A body that breaks off resets the stream.
+pub(super) async fn pump(body: Body, mut sender: SendStream<Bytes>) {
+    let mut body = pin!(body);
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = poll_fn(|cx| body.as_mut().poll_frame(cx)) => frame,
+            // The peer wants no more of it.
+            _ = poll_fn(|cx| sender.poll_reset(cx)) => return,
+        };
+        let sent = match frame {
+            None => sender.send_data(Bytes::new(), true).is_ok(),
+            Some(Err(error)) => {
+                sender.send_reset(error.reason());
+                return;
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    let last = body.is_end_stream();
+                    match send_data(&mut sender, data, last).await {
+                        Ok(()) if last => return,
+                        result => result.is_ok(),
+                    }
+                }
+                Err(frame) => match frame.into_trailers() {
+                    Ok(trailers) => {
+                        // The stream ends with its trailers; an error means that it is gone already.
+                        let _ = sender.send_trailers(trailers);
+                        return;
+                    }
+                    Err(_) => true,
+                },
+            },
+        };
+        if !sent || body.is_end_stream() {
+            return;
+        }
+    }
+}
+
+/// Sends data within the peer's window, in as large pieces as it allows.
+async fn send_data(sender: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Result<(), h2::Error> {
+    if data.is_empty() {
+        return if last { sender.send_data(data, true) } else { Ok(()) };
+    }
+    while !data.is_empty() {
+        sender.reserve_capacity(data.len());
+        if sender.capacity() == 0 {
+            match poll_fn(|cx| sender.poll_capacity(cx)).await {
+                Some(granted) => granted?,
+                None => return Err(h2::Reason::CANCEL.into()),
+            };
+        }
+        let n = sender.capacity().min(data.len());
+        if n > 0 {
+            let piece = data.split_to(n);
+            sender.send_data(piece, last && data.is_empty())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! What hyper's HTTP/1.1 server does by itself and a transparent proxy must not, put right on its way
+//! to the socket:
+//!
+//! - hyper sends `100 Continue` as soon as a body is read; the client must see one only if the workload
+//!   sent it, so hyper's is swallowed and the workload's is written in its place.
+//! - hyper answers unparsable requests with a bare status; the client is told by `Proxy-Status` who
+//!   refused them and why.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Shared by a connection's bytes and its requests. hyper demands `Send` of both, hence atomics; they
+/// all live on one thread.
+#[derive(Debug, Default)]
+pub(super) struct Control {
+    swallow_continue: AtomicBool,
+    continue_due: AtomicBool,
+    continue_written: AtomicU8,
+    /// Requests that the service was given, minus responses that ended.
+    in_service: AtomicU32,
+    reader: Mutex<Option<Waker>>,
+    head_began: Mutex<Option<Instant>>,
+    refused: AtomicBool,
+}
+
+impl Control {
+    /// A request's head is whole.
+    pub(super) fn request_began(&self, expects_continue: bool) {
+        self.in_service.fetch_add(1, Relaxed);
+        self.swallow_continue.store(expects_continue, Relaxed);
+        self.set_head_began(None);
+    }
+
+    /// Its response was handed over.
+    pub(super) fn response_ended(&self) {
+        self.in_service.fetch_sub(1, Relaxed);
+    }
+
+    /// The workload wants the body: the client is told so.
+    pub(super) fn send_continue(&self) {
+        if self.swallow_continue.load(Relaxed) && !self.continue_due.swap(true, Relaxed) {
+            let waker = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    /// When the first byte of a head came that is not whole yet.
+    pub(super) fn head_began(&self) -> Option<Instant> {
+        *self.head_began.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether hyper refused a request as unparsable.
+    pub(super) fn refused_a_request(&self) -> bool {
+        self.refused.load(Relaxed)
+    }
+
+    fn set_head_began(&self, at: Option<Instant>) {
+        *self.head_began.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    fn is_between_requests(&self) -> bool {
+        self.in_service.load(Relaxed) == 0
+    }
+}
+
+/// The bytes of an HTTP/1.1 server connection.
+#[derive(Debug)]
+pub(super) struct Http1Io<S> {
+    inner: S,
+    control: Arc<Control>,
+    /// Our version of a refusal, and how much of it is written.
+    refusal: Option<(Vec<u8>, usize)>,
+}
+
+impl<S> Http1Io<S> {
+    pub(super) fn new(inner: S) -> (Self, Arc<Control>) {
+        let control = Arc::new(Control::default());
+        (Self { inner, control: control.clone(), refusal: None }, control)
+    }
+
+    pub(super) fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Http1Io<S> {
+    fn poll_continue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut written = usize::from(self.control.continue_written.load(Relaxed));
+        while written < CONTINUE.len() {
+            written += ready!(Pin::new(&mut self.inner).poll_write(cx, &CONTINUE[written..]))?;
+            // CONTINUE is 25 bytes long.
+            self.control.continue_written.store(written as u8, Relaxed);
+        }
+        ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
+        self.control.continue_written.store(0, Relaxed);
+        self.control.continue_due.store(false, Relaxed);
+        self.control.swallow_continue.store(false, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes `buf` if it holds nothing of what must not pass; `None` when there is nothing to do here.
+    fn poll_mend(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Option<Poll<io::Result<usize>>> {
+        if let Some((refusal, written)) = &mut self.refusal {
+            while *written < refusal.len() {
+                match Pin::new(&mut self.inner).poll_write(cx, &refusal[*written..]) {
+                    Poll::Ready(Ok(n)) => *written += n,
+                    Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(error))),
+                    Poll::Pending => return Some(Poll::Pending),
+                }
+            }
+            self.refusal = None;
+            return Some(Poll::Ready(Ok(buf.len())));
+        }
+        if self.control.swallow_continue.load(Relaxed) && buf.ends_with(CONTINUE) {
+            let before = buf.len() - CONTINUE.len();
+            return Some(if before == 0 {
+                Poll::Ready(Ok(buf.len()))
+            } else {
+                Pin::new(&mut self.inner).poll_write(cx, &buf[..before])
+            });
+        }
+        if self.control.is_between_requests() && is_bare_refusal(buf) {
+            self.control.refused.store(true, Relaxed);
+            self.refusal = Some((refusal(buf), 0));
+            return self.poll_mend(cx, buf);
+        }
+        None
+    }
+}
+
+/// hyper's answer to what it can't parse: 400, 414 or 431, without any field that a workload would add.
+fn is_bare_refusal(buf: &[u8]) -> bool {
+    (buf.starts_with(b"HTTP/1.1 400 ") || buf.starts_with(b"HTTP/1.1 414 ") || buf.starts_with(b"HTTP/1.1 431 "))
+        && buf.len() < 128
+        && buf.ends_with(b"\r\n\r\n")
+        && buf.windows(17).any(|w| w.eq_ignore_ascii_case(b"content-length: 0"))
+}
+
+fn refusal(buf: &[u8]) -> Vec<u8> {
+    let detail = match &buf[9..12] {
+        b"431" => "header section over 64 KiB or 100 fields",
+        b"414" => "request target too long",
+        _ => "request can not be parsed",
+    };
+    let mut mended = buf[..buf.len() - 2].to_vec();
+    mended.extend_from_slice(
+        format!("proxy-status: outrigger; error=http_request_error; details=\"{detail}\"\r\n\r\n").as_bytes(),
+    );
+    mended
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Http1Io<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.control.swallow_continue.load(Relaxed) {
+            if this.control.continue_due.load(Relaxed) {
+                ready!(this.poll_continue(cx))?;
+            } else {
+                *this.control.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+            }
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        if buf.filled().len() > before && this.control.is_between_requests() && this.control.head_began().is_none() {
+            this.control.set_head_began(Some(Instant::now()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Http1Io<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(done) = self.poll_mend(cx, buf) {
+            return done;
+        }
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let Some(first) = bufs.iter().find(|buf| !buf.is_empty())
+            && let Some(done) = self.poll_mend(cx, first)
+        {
+            return done;
+        }
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_refusal_is_told_from_a_workloads_response() {
+        let bare = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        assert!(is_bare_refusal(bare));
+        let text = String::from_utf8(refusal(bare)).unwrap();
+        assert!(text.starts_with("HTTP/1.1 431 "), "{text}");
+        assert!(text.contains("\r\nproxy-status: outrigger; error=http_request_error; details=\"header section"), "{text}");
+        assert!(text.ends_with("\"\r\n\r\n"), "{text}");
+        assert!(!is_bare_refusal(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
+        assert!(!is_bare_refusal(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 5\r\n\r\nsorry"));
+    }
+}

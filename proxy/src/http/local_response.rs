@@ -1,0 +1,256 @@
+//! Responses that the proxy makes itself: what a caller is told (the design's section 9).
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, Response, StatusCode};
+
+use super::headers::is_grpc;
+use crate::identity::HandshakeError;
+use crate::net::{Body, DialError};
+use crate::upstream::{ConnectError, DestinationError};
+
+/// RFC 9209's field.
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// A longer detail is cut: it names things, it does not tell stories.
+const MAX_DETAIL: usize = 240;
+
+/// What went wrong, by RFC 9209's registry of error types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyError {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// Error type of RFC 9209 section 2.3.
+    pub kind: &'static str,
+    /// What a gRPC caller gets.
+    pub grpc_status: u16,
+}
+
+const UNAVAILABLE: u16 = 14;
+const DEADLINE_EXCEEDED: u16 = 4;
+const PERMISSION_DENIED: u16 = 7;
+const INTERNAL: u16 = 13;
+
+impl ProxyError {
+    const fn new(status: StatusCode, kind: &'static str, grpc_status: u16) -> Self {
+        Self { status, kind, grpc_status }
+    }
+
+    /// The peer refused TCP.
+    pub const REFUSED: Self = Self::new(StatusCode::BAD_GATEWAY, "connection_refused", UNAVAILABLE);
+    /// The peer did not answer TCP or TLS in time.
+    pub const CONNECT_TIMEOUT: Self = Self::new(StatusCode::BAD_GATEWAY, "connection_timeout", UNAVAILABLE);
+    /// No way to the peer.
+    pub const UNROUTABLE: Self = Self::new(StatusCode::BAD_GATEWAY, "destination_ip_unroutable", UNAVAILABLE);
+    /// Not called on principle.
+    pub const PROHIBITED: Self = Self::new(StatusCode::BAD_GATEWAY, "destination_ip_prohibited", UNAVAILABLE);
+    /// The peer's certificate was refused.
+    pub const CERTIFICATE: Self = Self::new(StatusCode::BAD_GATEWAY, "tls_certificate_error", UNAVAILABLE);
+    /// TLS broke.
+    pub const TLS: Self = Self::new(StatusCode::BAD_GATEWAY, "tls_protocol_error", UNAVAILABLE);
+    /// The peer refused TLS.
+    pub const TLS_ALERT: Self = Self::new(StatusCode::BAD_GATEWAY, "tls_alert_received", UNAVAILABLE);
+    /// The connection was lost before the response.
+    pub const TERMINATED: Self = Self::new(StatusCode::BAD_GATEWAY, "connection_terminated", UNAVAILABLE);
+    /// The response breaks HTTP.
+    pub const BAD_RESPONSE: Self = Self::new(StatusCode::BAD_GATEWAY, "http_protocol_error", UNAVAILABLE);
+    /// The upgrade did not come about.
+    pub const UPGRADE: Self = Self::new(StatusCode::BAD_GATEWAY, "http_upgrade_failed", UNAVAILABLE);
+    /// The upstream has no endpoint.
+    pub const NO_ENDPOINT: Self = Self::new(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", UNAVAILABLE);
+    /// A limit is reached.
+    pub const OVERLOAD: Self = Self::new(StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", UNAVAILABLE);
+    /// The name could not be looked up.
+    pub const DNS: Self = Self::new(StatusCode::SERVICE_UNAVAILABLE, "dns_error", UNAVAILABLE);
+    /// The response's headers did not come in time.
+    pub const TIMEOUT: Self =
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", DEADLINE_EXCEEDED);
+    /// The caller may not do this.
+    pub const DENIED: Self = Self::new(StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED);
+    /// The request breaks HTTP.
+    pub const BAD_REQUEST: Self = Self::new(StatusCode::BAD_REQUEST, "http_request_error", INTERNAL);
+    /// Not for this listener.
+    pub const MISDIRECTED: Self = Self::new(StatusCode::MISDIRECTED_REQUEST, "http_request_error", INTERNAL);
+    /// The request would come back here.
+    pub const LOOP: Self = Self::new(StatusCode::BAD_GATEWAY, "proxy_loop_detected", UNAVAILABLE);
+    /// Our own fault.
+    pub const INTERNAL: Self =
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error", INTERNAL);
+}
+
+/// A response that the proxy makes itself.
+#[derive(Clone, Debug)]
+pub struct LocalResponse {
+    /// What went wrong.
+    pub error: ProxyError,
+    /// Which upstream, which endpoint, what.
+    pub detail: Cow<'static, str>,
+    /// When it makes sense to try again.
+    pub retry_after: Option<Duration>,
+}
+
+impl LocalResponse {
+    /// A response for `error`.
+    pub fn new(error: ProxyError, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { error, detail: detail.into(), retry_after: None }
+    }
+
+    /// A panic or another fault of ours.
+    pub fn internal() -> Self {
+        Self::new(ProxyError::INTERNAL, "a bug in the proxy; its log has the details")
+    }
+
+    /// The endpoint did not answer in time.
+    pub fn timeout(upstream: &str, endpoint: SocketAddr, limit: Duration) -> Self {
+        Self::new(ProxyError::TIMEOUT, format!("upstream {upstream}, endpoint {endpoint}: no response within {limit:?}"))
+    }
+
+    /// No connection to an endpoint of `upstream`.
+    pub fn connect(upstream: &str, error: &ConnectError) -> Self {
+        let kind = match error {
+            ConnectError::Dial(dial) => match dial {
+                DialError::Refused(_) => ProxyError::REFUSED,
+                DialError::Timeout(..) => ProxyError::CONNECT_TIMEOUT,
+                DialError::Unreachable(..) => ProxyError::UNROUTABLE,
+                DialError::Exhausted(..) => ProxyError::OVERLOAD,
+            },
+            ConnectError::Handshake { error, .. } => Self::handshake_kind(error),
+            ConnectError::Refused(..) => ProxyError::PROHIBITED,
+            ConnectError::Full { .. } => ProxyError::OVERLOAD,
+            ConnectError::Protocol(..) => ProxyError::TERMINATED,
+            ConnectError::NotMeshed(_) => ProxyError::TLS,
+        };
+        let response = Self::new(kind, format!("upstream {upstream}: {error}"));
+        if kind.status == StatusCode::SERVICE_UNAVAILABLE {
+            Self { retry_after: Some(Duration::from_secs(1)), ..response }
+        } else {
+            response
+        }
+    }
+
+    /// The error type of a failed handshake.
+    pub fn handshake_kind(error: &HandshakeError) -> ProxyError {
+        match error {
+            HandshakeError::Certificate(_) | HandshakeError::Identity { .. } => ProxyError::CERTIFICATE,
+            HandshakeError::Alert(_) => ProxyError::TLS_ALERT,
+            HandshakeError::Timeout(_) => ProxyError::CONNECT_TIMEOUT,
+            HandshakeError::Lost(_) => ProxyError::TERMINATED,
+            HandshakeError::NotOfTheMesh(_) | HandshakeError::Protocol(_) => ProxyError::TLS,
+            HandshakeError::NotCertified => ProxyError::NO_ENDPOINT,
+        }
+    }
+
+    /// Nobody knows where the request goes.
+    pub fn destination(error: &DestinationError) -> Self {
+        let kind = match error {
+            DestinationError::Lookup(_) => ProxyError::DNS,
+            DestinationError::Config(_) => ProxyError::NO_ENDPOINT,
+            DestinationError::Overload | DestinationError::Stopping => ProxyError::OVERLOAD,
+        };
+        Self { retry_after: Some(Duration::from_secs(1)), ..Self::new(kind, error.to_string()) }
+    }
+
+    /// The value of `Proxy-Status`, also for the access log.
+    pub fn proxy_status(&self) -> String {
+        let mut value = format!("outrigger; error={}; details=\"", self.error.kind);
+        // A structured-field string is printable ASCII with quote and backslash escaped (RFC 9651 3.3.3).
+        for c in self.detail.chars().take(MAX_DETAIL) {
+            match c {
+                '"' | '\\' => {
+                    value.push('\\');
+                    value.push(c);
+                }
+                ' '..='~' => value.push(c),
+                _ => value.push('?'),
+            }
+        }
+        value.push('"');
+        value
+    }
+
+    /// The response, in the form that the caller of a request with these headers understands.
+    pub fn to_response(&self, request: &HeaderMap) -> Response<Body> {
+        let mut response = Response::new(Body::empty());
+        let grpc = is_grpc(request);
+        if grpc {
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            response.headers_mut().insert(GRPC_STATUS, HeaderValue::from(self.error.grpc_status));
+            if let Ok(message) = HeaderValue::from_str(&percent_encoded(&self.detail)) {
+                response.headers_mut().insert(GRPC_MESSAGE, message);
+            }
+        } else {
+            *response.status_mut() = self.error.status;
+            let text = format!("{}: {}\n", self.error.kind, self.detail);
+            response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+            *response.body_mut() = Body::full(text);
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        }
+        if let Ok(value) = HeaderValue::from_str(&self.proxy_status()) {
+            response.headers_mut().insert(PROXY_STATUS, value);
+        }
+        if let Some(after) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        response
+    }
+}
+
+/// gRPC's encoding of `grpc-message`: printable ASCII but `%`.
+fn percent_encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
+            _ => {
+                // Writing to a string can't fail.
+                let _ = write!(out, "%{byte:02X}");
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_detail_is_a_structured_field_string_whatever_it_holds() {
+        let response = LocalResponse::new(ProxyError::REFUSED, "upstream \"a\\b\": ünknown\r\nX: y");
+        assert_eq!(
+            response.proxy_status(),
+            "outrigger; error=connection_refused; details=\"upstream \\\"a\\\\b\\\": ?nknown??X: y\""
+        );
+        assert!(HeaderValue::from_str(&response.proxy_status()).is_ok());
+    }
+
+    #[test]
+    fn a_grpc_caller_gets_a_trailers_only_response() {
+        let mut request = HeaderMap::new();
+        request.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"));
+        let response = LocalResponse::new(ProxyError::TIMEOUT, "50 % ü").to_response(&request);
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["grpc-status"], "4");
+        assert_eq!(response.headers()["grpc-message"], "50 %25 %C3%BC");
+        assert_eq!(response.headers()["content-type"], "application/grpc");
+        assert!(response.body().is_end());
+    }
+
+    #[test]
+    fn others_get_the_status() {
+        let mut response = LocalResponse::new(ProxyError::OVERLOAD, "full");
+        response.retry_after = Some(Duration::from_millis(200));
+        let response = response.to_response(&HeaderMap::new());
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(
+            response.headers()["proxy-status"],
+            "outrigger; error=connection_limit_reached; details=\"full\""
+        );
+    }
+}

@@ -1,0 +1,22 @@
+//! One hop of one HTTP request: serving it, header hygiene, sending it on, and the responses that the
+//! proxy makes itself. Which upstream it goes to is decided further up.
+
+mod forward;
+mod headers;
+mod hop;
+mod http1_io;
+mod local_response;
+mod record;
+mod serve;
+mod tunnel;
+
+pub use forward::{Forward, Wire, forward};
+pub use headers::{
+    CLIENT_ID, ORIGINAL_VERSION, host_of, is_grpc, strip_hop_by_hop, strip_mesh_headers, to_origin_form,
+    version_from_mesh, version_to_mesh,
+};
+pub use hop::{HopError, PumpGuard, send_multiplexed};
+pub use local_response::{LocalResponse, ProxyError};
+pub use record::{Exchange, Recording, RequestProgress};
+pub use serve::{Handler, Limits, Served, serve_http1, serve_http2};
+pub use tunnel::{Interim, wants_own_connection};

@@ -1,0 +1,302 @@
+//! What is remembered of an exchange until its response has ended, and then counted and logged, once.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header::{HOST, HeaderValue};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use outrigger_ca::SpiffeId;
+use tokio::sync::Notify;
+
+use super::headers::is_grpc;
+use super::hop::PumpGuard;
+use super::local_response::LocalResponse;
+use crate::net::{Body, BodyWatch, ClientAddress, Copied};
+use crate::telemetry::{Direction, Recorder, RequestRecord, Tls};
+use crate::upstream::{Http1Lease, InFlight, StreamLease};
+
+/// The client left before there was a response; nginx's status for it.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+const GRPC_STATUS: &str = "grpc-status";
+
+/// A request as it came in, and where it goes.
+pub struct Exchange {
+    recorder: Rc<Recorder>,
+    direction: Direction,
+    started: Instant,
+    client: SocketAddr,
+    method: Method,
+    uri: Uri,
+    host: Option<HeaderValue>,
+    version: Version,
+    grpc: bool,
+    /// Name of the route, empty without one.
+    pub route: Arc<str>,
+    /// Name of the upstream.
+    pub upstream: Arc<str>,
+    /// How the connection to the peer is secured.
+    pub tls: Tls,
+    /// The verified peer.
+    pub peer: Option<SpiffeId>,
+}
+
+/// How much of a request's body has come.
+#[derive(Debug, Default)]
+pub struct RequestProgress {
+    bytes: Cell<u64>,
+    ended: Cell<bool>,
+    end: Notify,
+}
+
+/// Follows an exchange to its end, and holds what must last until then.
+pub struct Recording {
+    exchange: Exchange,
+    progress: Option<Rc<RequestProgress>>,
+    code: u16,
+    grpc_status: Option<u16>,
+    endpoint: Option<SocketAddr>,
+    proxy_status: Option<String>,
+    sent_bytes: u64,
+    received_bytes: u64,
+    in_flight: Option<InFlight>,
+    stream: Option<StreamLease>,
+    http1: Option<Http1Lease>,
+    pump: Option<PumpGuard>,
+    recorded: bool,
+}
+
+impl Exchange {
+    /// Remembers what a record will need of `request`. Cheap: reference counts, no copies.
+    pub fn begin(
+        recorder: &Rc<Recorder>,
+        direction: Direction,
+        client: ClientAddress,
+        request: &Request<Body>,
+        unknown: &Arc<str>,
+    ) -> Self {
+        Self {
+            recorder: recorder.clone(),
+            direction,
+            started: Instant::now(),
+            client: client.0,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            host: request.headers().get(HOST).cloned(),
+            version: request.version(),
+            grpc: is_grpc(request.headers()),
+            route: unknown.clone(),
+            upstream: unknown.clone(),
+            tls: Tls::Plain,
+            peer: None,
+        }
+    }
+
+    /// When the request's head had come.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Follows the exchange from now on.
+    pub fn record(self) -> Recording {
+        Recording {
+            exchange: self,
+            progress: None,
+            code: CLIENT_CLOSED_REQUEST,
+            grpc_status: None,
+            endpoint: None,
+            proxy_status: None,
+            sent_bytes: 0,
+            received_bytes: 0,
+            in_flight: None,
+            stream: None,
+            http1: None,
+            pump: None,
+            recorded: false,
+        }
+    }
+}
+
+impl Recording {
+    /// The exchange.
+    pub fn exchange(&mut self) -> &mut Exchange {
+        &mut self.exchange
+    }
+
+    /// Has the request's body counted as it passes.
+    pub fn watch_request(&mut self, body: Body) -> Body {
+        if body.is_end() {
+            return body;
+        }
+        let progress = Rc::new(RequestProgress::default());
+        self.progress = Some(progress.clone());
+        body.watched(Box::new(RequestWatch(progress)))
+    }
+
+    /// How the request's body comes along; `None` when it has none.
+    pub(super) fn progress(&self) -> Option<Rc<RequestProgress>> {
+        self.progress.clone()
+    }
+
+    /// The request goes to this endpoint.
+    pub(super) fn sent_to(&mut self, in_flight: InFlight) {
+        self.endpoint = Some(in_flight.endpoint().address);
+        self.in_flight = Some(in_flight);
+    }
+
+    /// The request goes by this stream.
+    pub(super) fn on_stream(&mut self, stream: StreamLease, pump: Option<PumpGuard>) {
+        if stream.peer().is_some() {
+            self.exchange.peer = stream.peer().cloned();
+        }
+        self.stream = Some(stream);
+        self.pump = pump;
+    }
+
+    /// The response's headers came over this connection, which is free again when the response has ended.
+    pub(super) fn on_connection(&mut self, lease: Http1Lease) {
+        if lease.peer.is_some() {
+            self.exchange.peer = lease.peer.clone();
+        }
+        self.http1 = Some(lease);
+    }
+
+    /// The response's headers came over this connection, which nothing else will use.
+    pub(super) fn on_own_connection(&mut self, lease: Http1Lease) {
+        if lease.peer.is_some() {
+            self.exchange.peer = lease.peer.clone();
+        }
+    }
+
+    /// The response's headers are there.
+    pub(super) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.code = status.as_u16();
+        if self.exchange.grpc {
+            self.grpc_status = grpc_status(headers);
+        }
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.answered(Instant::now());
+        }
+    }
+
+    /// Answers with a response of the proxy's own.
+    pub fn answer_locally(mut self, response: &LocalResponse, request: &HeaderMap) -> Response<Body> {
+        let made = response.to_response(request);
+        self.code = made.status().as_u16();
+        self.grpc_status = grpc_status(made.headers());
+        self.proxy_status = Some(response.proxy_status());
+        self.follow(made)
+    }
+
+    /// Has the response's body followed to its end.
+    pub fn follow(self, response: Response<Body>) -> Response<Body> {
+        response.map(|body| body.watched(Box::new(self)))
+    }
+
+    /// The tunnel that the exchange became has ended.
+    pub(super) fn tunnel_ended(mut self, copied: Copied) {
+        self.sent_bytes = copied.sent;
+        self.received_bytes = copied.received;
+        self.record();
+    }
+
+    fn record(&mut self) {
+        if std::mem::replace(&mut self.recorded, true) {
+            return;
+        }
+        let exchange = &self.exchange;
+        let authority = match exchange.uri.authority() {
+            Some(authority) => authority.as_str(),
+            None => exchange.host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default(),
+        };
+        let received = self.progress.as_ref().map_or(0, |progress| progress.bytes.get());
+        exchange.recorder.request(&RequestRecord {
+            direction: exchange.direction,
+            route: &exchange.route,
+            upstream: &exchange.upstream,
+            code: self.code,
+            grpc_status: self.grpc_status,
+            tls: exchange.tls,
+            peer: exchange.peer.as_ref(),
+            duration: exchange.started.elapsed(),
+            method: &exchange.method,
+            path: exchange.uri.path(),
+            authority,
+            version: exchange.version,
+            received_bytes: received + self.received_bytes,
+            sent_bytes: self.sent_bytes,
+            endpoint: self.endpoint,
+            client: exchange.client,
+            proxy_status: self.proxy_status.as_deref(),
+        });
+    }
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
+impl BodyWatch for Recording {
+    fn data(&mut self, bytes: usize) {
+        self.sent_bytes += bytes as u64;
+        if let Some(stream) = &self.stream {
+            stream.set_reader_behind(true);
+        }
+    }
+
+    fn waiting(&mut self) {
+        if let Some(stream) = &self.stream {
+            stream.set_reader_behind(false);
+        }
+    }
+
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        if self.exchange.grpc {
+            self.grpc_status = grpc_status(trailers).or(self.grpc_status);
+        }
+    }
+
+    fn end(&mut self, complete: bool) {
+        self.record();
+        if let Some(lease) = self.http1.take()
+            && complete
+        {
+            lease.give_back();
+        }
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.record();
+    }
+}
+
+struct RequestWatch(Rc<RequestProgress>);
+
+impl BodyWatch for RequestWatch {
+    fn data(&mut self, bytes: usize) {
+        self.0.bytes.set(self.0.bytes.get() + bytes as u64);
+    }
+
+    fn waiting(&mut self) {}
+
+    fn trailers(&mut self, _: &HeaderMap) {}
+
+    fn end(&mut self, _complete: bool) {
+        self.0.ended.set(true);
+        self.0.end.notify_waiters();
+    }
+}
+
+impl RequestProgress {
+    /// Waits until the request's body has ended.
+    pub(super) async fn ended(&self) {
+        let end = self.end.notified();
+        if !self.ended.get() {
+            end.await;
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Who may do what on the inbound side: the rules of `inbound.allow`.
+
+use http::Method;
+use outrigger_ca::{ExpectedIdentity, SpiffeId};
+
+use crate::config::{AllowRule, PathMatch};
+
+/// What of a request the rules look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The path as it was sent, without the query.
+    pub path: &'a str,
+}
+
+/// The rules, compiled. Without rules any identity of the trust domain may do anything.
+#[derive(Debug)]
+pub struct Authorization {
+    trust_domain: ExpectedIdentity,
+    rules: Option<Vec<AllowRule>>,
+}
+
+impl Authorization {
+    /// Compiles `rules` as they stand in the config.
+    pub fn new(trust_domain: &str, rules: Option<&[AllowRule]>) -> Self {
+        Self {
+            trust_domain: ExpectedIdentity::TrustDomain(trust_domain.into()),
+            rules: rules.map(<[AllowRule]>::to_vec),
+        }
+    }
+
+    /// Whether `peer` may send this request to `port`. `None` stands for a peer without identity, which
+    /// only a rule without identities lets in.
+    pub fn allows(&self, peer: Option<&SpiffeId>, port: u16, request: Request<'_>) -> bool {
+        self.matching(peer, port).any(|rule| match rule {
+            None => true,
+            Some(rule) => {
+                (rule.methods.is_empty() || rule.methods.iter().any(|m| m == request.method.as_str()))
+                    && (rule.paths.is_empty() || rule.paths.iter().any(|p| path_matches(p, request.path)))
+            }
+        })
+    }
+
+    /// Whether `peer` may send opaque bytes to `port`. A port with a rule on methods or paths takes
+    /// none: such a rule can't be checked on them, and another rule must not become its back door.
+    pub fn allows_opaque(&self, peer: Option<&SpiffeId>, port: u16) -> bool {
+        if self.demands_http(port) {
+            return false;
+        }
+        self.matching(peer, port).next().is_some()
+    }
+
+    /// Whether requests to `port` must be read as HTTP.
+    pub fn demands_http(&self, port: u16) -> bool {
+        self.rules.iter().flatten().any(|rule| {
+            (rule.ports.is_empty() || rule.ports.contains(&port))
+                && !(rule.methods.is_empty() && rule.paths.is_empty())
+        })
+    }
+
+    /// The rules that speak of this peer and port; one `None` when there are no rules at all.
+    fn matching(&self, peer: Option<&SpiffeId>, port: u16) -> impl Iterator<Item = Option<&AllowRule>> {
+        let in_domain = peer.is_none_or(|peer| self.trust_domain.accepts(peer));
+        let unruled = self.rules.is_none().then_some(None);
+        let ruled = self.rules.iter().flatten().filter(move |rule| {
+            (rule.ports.is_empty() || rule.ports.contains(&port))
+                && match peer {
+                    Some(peer) => {
+                        rule.identities.is_empty()
+                            || rule.identities.iter().any(|pattern| identity_matches(pattern, peer))
+                    }
+                    None => rule.identities.is_empty(),
+                }
+        });
+        unruled.into_iter().chain(ruled.map(Some)).filter(move |_| in_domain)
+    }
+}
+
+fn identity_matches(pattern: &str, peer: &SpiffeId) -> bool {
+    match pattern.strip_suffix("/*") {
+        Some(prefix) => {
+            peer.as_str().strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/') && rest.len() > 1)
+        }
+        None => pattern == peer.as_str(),
+    }
+}
+
+/// A path that could be read in two ways matches nothing: what the rule sees and what the workload
+/// makes of it would differ.
+fn path_matches(rule: &PathMatch, path: &str) -> bool {
+    if is_ambiguous(path) {
+        return false;
+    }
+    match rule {
+        PathMatch::Exact(exact) => path == exact,
+        PathMatch::Prefix(prefix) => {
+            let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+            path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }
+    }
+}
+
+/// Dot segments, empty segments, backslashes, and percent-encoded dots, slashes, backslashes and NULs:
+/// servers disagree on them.
+fn is_ambiguous(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    if bytes.contains(&b'\\') || path.contains("//") {
+        return true;
+    }
+    if path.split('/').any(|segment| segment == "." || segment == ".." || segment.starts_with(".;") || segment.starts_with("..;")) {
+        return true;
+    }
+    bytes.windows(3).any(|w| w[0] == b'%' && matches!((w[1], w[2] | 0x20), (b'2', b'e' | b'f') | (b'5', b'c')))
+        || path.contains("%00")
+        || path.contains("%25")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GET: Method = Method::GET;
+
+    fn id(name: &str) -> SpiffeId {
+        SpiffeId::new("cluster.local", "shop", name).unwrap()
+    }
+
+    fn rules() -> Vec<AllowRule> {
+        vec![
+            AllowRule {
+                identities: vec![id("web").as_str().into()],
+                ports: vec![8080],
+                methods: vec!["GET".into()],
+                paths: vec![PathMatch::Prefix("/orders".into())],
+            },
+            AllowRule { identities: vec!["spiffe://cluster.local/ns/shop/*".into()], ports: vec![9000], ..Default::default() },
+        ]
+    }
+
+    #[test]
+    fn without_rules_the_trust_domain_may_do_anything() {
+        let all = Authorization::new("cluster.local", None);
+        let request = Request { method: &GET, path: "/x" };
+        assert!(all.allows(Some(&id("web")), 80, request));
+        assert!(all.allows_opaque(Some(&id("web")), 80));
+        let foreign = SpiffeId::new("evil.local", "shop", "web").unwrap();
+        assert!(!all.allows(Some(&foreign), 80, request));
+        assert!(!all.allows_opaque(Some(&foreign), 80));
+    }
+
+    #[test]
+    fn every_stated_field_of_a_rule_must_hold() {
+        let rules = Authorization::new("cluster.local", Some(&rules()));
+        let cases = [
+            ("web", 8080, "GET", "/orders", true),
+            ("web", 8080, "GET", "/orders/7", true),
+            ("web", 8080, "GET", "/ordersx", false),
+            ("web", 8080, "POST", "/orders", false),
+            ("web", 8081, "GET", "/orders", false),
+            ("other", 8080, "GET", "/orders", false),
+            ("other", 9000, "DELETE", "/any", true),
+        ];
+        for (who, port, method, path, want) in cases {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let request = Request { method: &method, path };
+            assert_eq!(rules.allows(Some(&id(who)), port, request), want, "{who} {port} {method} {path}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_can_be_read_in_two_ways_matches_no_rule() {
+        let rules = Authorization::new("cluster.local", Some(&rules()));
+        for path in [
+            "/orders/../admin", "/orders/./x", "/orders//x", "/orders/%2e%2e/admin", "/orders%2Fx",
+            "/orders/%5cadmin", "/orders\\admin", "/orders/%00", "/orders/%252e", "/orders/..;/admin",
+        ] {
+            assert!(!rules.allows(Some(&id("web")), 8080, Request { method: &GET, path }), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_port_with_a_rule_on_paths_takes_no_opaque_bytes() {
+        let mut with_back_door = rules();
+        with_back_door.push(AllowRule::default());
+        let rules = Authorization::new("cluster.local", Some(&with_back_door));
+        assert!(!rules.allows_opaque(Some(&id("web")), 8080));
+        assert!(rules.allows_opaque(Some(&id("web")), 9000));
+    }
+
+    #[test]
+    fn an_empty_list_lets_nobody_in() {
+        let none = Authorization::new("cluster.local", Some(&[]));
+        assert!(!none.allows_opaque(Some(&id("web")), 80));
+    }
+}

@@ -1,0 +1,324 @@
+//! Inbound: from peers to the workload.
+//!
+//! Accept, original destination, first bytes; mesh TLS and who the peer is; then for opaque bytes:
+//! authorization, connection, copy; for HTTP, request by request: authorization, connection, send, record.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use http::header::HeaderValue;
+use http::{Request, Response, Version};
+use tokio::net::TcpStream;
+
+use crate::config::{Mtls, Protocol};
+use crate::http::{
+    CLIENT_ID, Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Served, Wire, forward, serve_http1,
+    serve_http2, strip_mesh_headers, to_origin_form, version_from_mesh, wants_own_connection,
+};
+use crate::identity::{self, HandshakeError, Peer};
+use crate::net::{
+    Body, ClientAddress, Detected, MeshProtocol, OriginalDestination, Prefixed, detect, resume_detection,
+};
+use crate::opaque::{Carrying, ClientStream, Way};
+use crate::telemetry::{Direction, Tls};
+use crate::worker::{Effective, Worker, reset};
+
+const SIDE: Direction = Direction::Inbound;
+/// Time for a peer's first byte where it must speak first, and for its TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Carries one connection of a peer.
+pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress) {
+    let _open = worker.shared.metrics.connections_open.of(SIDE).hold();
+    let accepted = Instant::now();
+    let destination = match destination_of(&worker, &stream) {
+        Ok(destination) => destination,
+        Err(reason) => return worker.refuse(stream, SIDE, reason),
+    };
+    let effective = worker.effective().clone();
+    let settings = effective.config.inbound.ports.get(&destination.port());
+    let mtls = settings.and_then(|port| port.mtls).unwrap_or(effective.config.mtls);
+    let protocol = settings.map_or(Protocol::Auto, |port| port.protocol);
+    let mut connection =
+        Connection { worker: worker.clone(), client, destination, accepted, protocol, peer: None };
+    let mut first_bytes = BytesMut::new();
+    let detected = match first(&mut stream, &mut first_bytes, mtls).await {
+        Ok(detected) => detected,
+        Err(Reset) => return worker.refuse(stream, SIDE, "silent"),
+    };
+    if detected == (Detected::Tls { mesh: true }) {
+        return connection.mesh(first_bytes, stream, &effective).await;
+    }
+    if detected == Detected::Closed {
+        return;
+    }
+    if mtls == Mtls::Strict {
+        return connection.refuse_plaintext(detected, first_bytes, stream).await;
+    }
+    if mtls == Mtls::Audit {
+        connection.audit(detected);
+    }
+    connection.plaintext(detected, first_bytes, stream, &effective).await;
+}
+
+struct Reset;
+
+/// The first bytes. In strict mode the peer must send them; a plaintext peer may wait for the workload.
+async fn first(stream: &mut TcpStream, first_bytes: &mut BytesMut, mtls: Mtls) -> Result<Detected, Reset> {
+    match detect(stream, first_bytes).await {
+        Ok(Detected::Silent) if mtls == Mtls::Strict => {
+            match tokio::time::timeout(HANDSHAKE, stream.readable()).await {
+                Ok(Ok(())) => resume_detection(stream, first_bytes).await.map_err(|_| Reset),
+                _ => Err(Reset),
+            }
+        }
+        detected => detected.map_err(|_| Reset),
+    }
+}
+
+/// Where the peer wanted to go: an address of this pod and not the proxy itself.
+fn destination_of(worker: &Worker, stream: &TcpStream) -> Result<OriginalDestination, &'static str> {
+    let destination = OriginalDestination::of(stream).map_err(|_| "not_redirected")?;
+    if !worker.shared.local.contains(destination.ip()) {
+        return Err("not_local");
+    }
+    if worker.shared.own_ports.contains(&destination.port()) {
+        return Err("own_listener");
+    }
+    Ok(destination)
+}
+
+/// A connection of a peer.
+#[derive(Clone)]
+struct Connection {
+    worker: Rc<Worker>,
+    client: ClientAddress,
+    destination: OriginalDestination,
+    accepted: Instant,
+    protocol: Protocol,
+    peer: Option<Peer>,
+}
+
+impl Connection {
+    /// Accepts mesh TLS and serves what it carries.
+    async fn mesh(&mut self, first_bytes: BytesMut, stream: TcpStream, effective: &Effective) {
+        let worker = self.worker.clone();
+        let Some(config) = worker.shared.tls.server() else {
+            worker.recorder.tls_handshake(SIDE, Err(HandshakeError::NotCertified.reason()));
+            return worker.refuse(stream, SIDE, "not_certified");
+        };
+        let stream = Prefixed::new(first_bytes, stream);
+        let (stream, protocol, peer) =
+            match identity::accept(config, stream, &effective.trust_domain, HANDSHAKE).await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::debug!("{} to {}: {error}", self.client, self.destination);
+                    return worker.recorder.tls_handshake(SIDE, Err(error.reason()));
+                }
+            };
+        worker.recorder.tls_handshake(SIDE, Ok(()));
+        let limits = Limits { draining: worker.shared.inbound_draining.clone(), expires: Some(peer.expires) };
+        self.peer = Some(peer);
+        let handler = Rc::new(Inbound::new(self.clone(), protocol));
+        let served = match protocol {
+            MeshProtocol::H2 => serve_http2(stream, handler, limits).await,
+            MeshProtocol::H1 => serve_http1(stream, handler, limits).await,
+            MeshProtocol::Tcp => return self.opaque(stream, effective).await,
+        };
+        self.count(served);
+    }
+
+    /// Serves a plaintext peer that permissive mode lets in.
+    async fn plaintext(
+        &self,
+        detected: Detected,
+        mut first_bytes: BytesMut,
+        mut stream: TcpStream,
+        effective: &Effective,
+    ) {
+        let worker = &self.worker;
+        let port = self.destination.port();
+        let opaque_port = effective.config.inbound.is_opaque(port) || self.protocol == Protocol::Tcp;
+        let mut detected = if opaque_port { Detected::Opaque } else { detected };
+        if detected == Detected::Silent {
+            let (upstream, endpoint) = worker.workload_at(self.destination.0);
+            if !effective.authorization.allows_opaque(None, port) {
+                return worker.refuse(stream, SIDE, "denied");
+            }
+            match Way::open(&worker.workload, &upstream, &endpoint).await {
+                Err(error) => {
+                    self.carrying().refused(&upstream.name, &error);
+                    return reset(&stream);
+                }
+                Ok(mut way) => {
+                    if way.server_speaks_first(&stream).await {
+                        return way.carry(&self.carrying(), Prefixed::new(first_bytes, stream)).await;
+                    }
+                }
+            }
+            detected = match resume_detection(&mut stream, &mut first_bytes).await {
+                Ok(detected) => detected,
+                Err(_) => return,
+            };
+        }
+        let limits = Limits { draining: worker.shared.inbound_draining.clone(), expires: None };
+        let stream = Prefixed::new(first_bytes, stream);
+        let handler = Rc::new(Inbound::new(self.clone(), MeshProtocol::H1));
+        match detected {
+            Detected::Http1 => self.count(serve_http1(stream, handler, limits).await),
+            Detected::Http2 => self.count(serve_http2(stream, handler, limits).await),
+            Detected::Closed => {}
+            Detected::Opaque | Detected::Tls { .. } | Detected::Silent => self.opaque(stream, effective).await,
+        }
+    }
+
+    /// Strict mode lets mesh TLS in and nothing else. HTTP is told so; the rest gets a reset.
+    async fn refuse_plaintext(&self, detected: Detected, first_bytes: BytesMut, stream: TcpStream) {
+        let worker = &self.worker;
+        let reason = match detected {
+            Detected::Tls { .. } => "tls_without_mesh",
+            _ => "plaintext",
+        };
+        let limits = Limits { draining: worker.shared.inbound_draining.clone(), expires: None };
+        let handler = Rc::new(Denied(self.clone()));
+        match detected {
+            Detected::Http1 | Detected::Http2 => {
+                worker.shared.metrics.connections_refused.inc([SIDE.as_str(), reason]);
+                let stream = Prefixed::new(first_bytes, stream);
+                if detected == Detected::Http1 {
+                    serve_http1(stream, handler, limits).await;
+                } else {
+                    serve_http2(stream, handler, limits).await;
+                }
+            }
+            _ => worker.refuse(stream, SIDE, reason),
+        }
+    }
+
+    /// Names whom strict mode would have refused.
+    fn audit(&self, detected: Detected) {
+        let what = match detected {
+            Detected::Tls { .. } => "tls_without_mesh",
+            _ => "plaintext",
+        };
+        self.worker.shared.metrics.audit_would_refuse.inc([SIDE.as_str(), what]);
+        tracing::warn!("audit: strict mode would refuse {what} from {} to {}", self.client, self.destination);
+    }
+
+    async fn opaque<C: ClientStream>(&self, stream: C, effective: &Effective) {
+        let worker = &self.worker;
+        let id = self.peer.as_ref().map(|peer| &peer.id);
+        if !effective.authorization.allows_opaque(id, self.destination.port()) {
+            worker.shared.metrics.connections_refused.inc([SIDE.as_str(), "denied"]);
+            return reset(stream.socket());
+        }
+        let (upstream, endpoint) = worker.workload_at(self.destination.0);
+        match Way::open(&worker.workload, &upstream, &endpoint).await {
+            Ok(way) => way.carry(&self.carrying(), stream).await,
+            Err(error) => {
+                self.carrying().refused(&upstream.name, &error);
+                reset(stream.socket());
+            }
+        }
+    }
+
+    fn carrying(&self) -> Carrying<'_> {
+        Carrying {
+            recorder: &self.worker.recorder,
+            direction: SIDE,
+            client: self.client,
+            accepted: self.accepted,
+            client_peer: self.peer.as_ref().map(|peer| (&peer.id, peer.expires)),
+        }
+    }
+
+    fn count(&self, served: Served) {
+        if let Served::Refused(reason) = served {
+            self.worker.shared.metrics.connections_refused.inc([SIDE.as_str(), reason]);
+        }
+    }
+
+    fn exchange(&self, request: &Request<Body>) -> Exchange {
+        let worker = &self.worker;
+        let mut exchange = Exchange::begin(&worker.recorder, SIDE, self.client, request, &worker.unnamed);
+        if let Some(peer) = &self.peer {
+            exchange.tls = Tls::Mesh;
+            exchange.peer = Some(peer.id.clone());
+        }
+        exchange
+    }
+}
+
+/// Answers the requests of one connection.
+struct Inbound {
+    connection: Connection,
+    carried_by: MeshProtocol,
+    client_id: Option<HeaderValue>,
+}
+
+impl Inbound {
+    fn new(connection: Connection, carried_by: MeshProtocol) -> Self {
+        let client_id =
+            connection.peer.as_ref().and_then(|peer| HeaderValue::from_str(peer.id.as_str()).ok());
+        Self { connection, carried_by, client_id }
+    }
+}
+
+impl Handler for Inbound {
+    async fn handle(self: Rc<Self>, mut request: Request<Body>) -> Response<Body> {
+        let connection = &self.connection;
+        let worker = &connection.worker;
+        let exchange = connection.exchange(&request);
+        worker.panic_if_told(request.uri().path());
+        let id = connection.peer.as_ref().map(|peer| &peer.id);
+        let port = connection.destination.port();
+        let asked = identity::Request { method: request.method(), path: request.uri().path() };
+        if !worker.effective().authorization.allows(id, port, asked) {
+            let detail = match id {
+                Some(id) => format!("{id} may not {} this path on port {port}", request.method()),
+                None => format!("a peer without identity may not {} this path on port {port}", request.method()),
+            };
+            let response = LocalResponse::new(ProxyError::DENIED, detail);
+            return exchange.record().answer_locally(&response, request.headers());
+        }
+        let meshed = connection.peer.is_some();
+        let version = if meshed && self.carried_by == MeshProtocol::H2 {
+            version_from_mesh(request.headers())
+        } else {
+            request.version()
+        };
+        strip_mesh_headers(request.headers_mut());
+        if let Some(client_id) = &self.client_id {
+            request.headers_mut().insert(CLIENT_ID, client_id.clone());
+        }
+        let wire = match version {
+            Version::HTTP_2 => Wire::Multiplexed,
+            _ if self.carried_by == MeshProtocol::H1 && wants_own_connection(&request) => Wire::Own,
+            version => Wire::Http1(version),
+        };
+        if wire != Wire::Multiplexed {
+            to_origin_form(&mut request);
+        }
+        let (upstream, endpoint) = worker.workload_at(connection.destination.0);
+        let mut recording = exchange.record();
+        recording.exchange().upstream = upstream.name.clone();
+        let way = Forward { pools: &worker.workload, upstream: &upstream, endpoint: &endpoint, wire, timeout: None };
+        forward(&way, request, recording).await
+    }
+}
+
+/// Tells plaintext callers that a strict port takes mesh TLS only.
+struct Denied(Connection);
+
+impl Handler for Denied {
+    async fn handle(self: Rc<Self>, request: Request<Body>) -> Response<Body> {
+        let detail = format!(
+            "port {} takes mesh TLS only: call it through a sidecar, or exempt the port with inbound.ports.{}.mtls",
+            self.0.destination.port(),
+            self.0.destination.port()
+        );
+        let response = LocalResponse::new(ProxyError::DENIED, detail);
+        self.0.exchange(&request).record().answer_locally(&response, request.headers())
+    }
+}

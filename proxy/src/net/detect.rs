@@ -1,0 +1,177 @@
+//! Which protocol a connection speaks, by its first bytes (the design's "Interception").
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::client_hello::{self, Hello};
+
+/// A client silent for this long may be waiting for the server to speak first.
+pub const SILENCE: Duration = Duration::from_millis(100);
+/// Time the rest of a partial match may take. After it, what is there decides.
+const PARTIAL: Duration = Duration::from_secs(5);
+/// A request line longer than this is left to the HTTP parser, which answers it with 431.
+const MAX_REQUEST_LINE: usize = 16 << 10;
+const READ: usize = 4 << 10;
+
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Methods of RFC 9110, PATCH, and those of WebDAV and its relatives that are in use.
+const METHODS: &[&[u8]] = &[
+    b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH ",
+    b"PROPFIND ", b"PROPPATCH ", b"MKCOL ", b"COPY ", b"MOVE ", b"LOCK ", b"UNLOCK ", b"REPORT ",
+    b"SEARCH ", b"PURGE ", b"MKCALENDAR ", b"ACL ", b"BIND ", b"LINK ", b"UNLINK ", b"QUERY ",
+    b"SUBSCRIBE ", b"UNSUBSCRIBE ", b"NOTIFY ", b"M-SEARCH ", b"MERGE ", b"CHECKOUT ",
+];
+
+/// What the first bytes say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detected {
+    /// HTTP/1.0 or HTTP/1.1.
+    Http1,
+    /// HTTP/2 by prior knowledge.
+    Http2,
+    /// A TLS ClientHello; `mesh` when it offers one of the mesh's application protocols.
+    Tls { mesh: bool },
+    /// Anything else.
+    Opaque,
+    /// Nothing came within [`SILENCE`].
+    Silent,
+    /// The client closed without sending a byte.
+    Closed,
+}
+
+enum Verdict {
+    Is(Detected),
+    Partial,
+}
+
+/// Reads first bytes into `buffer` until they tell the protocol. All that was read stays in `buffer`.
+///
+/// # Errors
+/// The socket's.
+pub async fn detect(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Detected> {
+    // No buffer before the first byte: thousands of silent connections cost nothing.
+    match timeout(SILENCE, stream.readable()).await {
+        Ok(ready) => ready?,
+        Err(_) => return Ok(Detected::Silent),
+    }
+    resume_detection(stream, buffer).await
+}
+
+/// As [`detect`], for a connection that was silent and now is readable.
+///
+/// # Errors
+/// The socket's.
+pub async fn resume_detection(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Detected> {
+    loop {
+        match classify(buffer) {
+            Verdict::Is(detected) => return Ok(detected),
+            Verdict::Partial => {}
+        }
+        buffer.reserve(READ);
+        let read = if buffer.is_empty() {
+            stream.read_buf(buffer).await?
+        } else {
+            match timeout(PARTIAL, stream.read_buf(buffer)).await {
+                Ok(read) => read?,
+                Err(_) => return Ok(decide(buffer)),
+            }
+        };
+        if read == 0 {
+            return Ok(if buffer.is_empty() { Detected::Closed } else { decide(buffer) });
+        }
+    }
+}
+
+/// What stands when no more bytes come: a whole method is HTTP, which then tells its client what is wrong.
+fn decide(bytes: &[u8]) -> Detected {
+    if METHODS.iter().any(|m| bytes.starts_with(m)) { Detected::Http1 } else { Detected::Opaque }
+}
+
+fn classify(bytes: &[u8]) -> Verdict {
+    if bytes.is_empty() {
+        return Verdict::Partial;
+    }
+    match client_hello::parse(bytes) {
+        Hello::Whole { mesh } => return Verdict::Is(Detected::Tls { mesh }),
+        Hello::Partial => return Verdict::Partial,
+        Hello::NotTls => {}
+    }
+    if bytes.starts_with(HTTP2_PREFACE) {
+        return Verdict::Is(Detected::Http2);
+    }
+    if HTTP2_PREFACE.starts_with(bytes) {
+        return Verdict::Partial;
+    }
+    if let Some(method) = METHODS.iter().find(|m| bytes.starts_with(m)) {
+        // Redis and others have commands that look like methods; the line's end tells.
+        return match bytes.iter().position(|b| *b == b'\n') {
+            Some(end) => {
+                let line = bytes[method.len()..end].trim_ascii_end();
+                let http = line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0");
+                Verdict::Is(if http { Detected::Http1 } else { Detected::Opaque })
+            }
+            None if bytes.len() > MAX_REQUEST_LINE => Verdict::Is(Detected::Http1),
+            None => Verdict::Partial,
+        };
+    }
+    if METHODS.iter().any(|m| m.starts_with(bytes)) {
+        return Verdict::Partial;
+    }
+    Verdict::Is(Detected::Opaque)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(bytes: &[u8]) -> Option<Detected> {
+        match classify(bytes) {
+            Verdict::Is(detected) => Some(detected),
+            Verdict::Partial => None,
+        }
+    }
+
+    #[test]
+    fn first_bytes_tell_the_protocol() {
+        let cases: &[(&[u8], Option<Detected>)] = &[
+            (b"GET / HTTP/1.1\r\n", Some(Detected::Http1)),
+            (b"GET / HTTP/1.0\n", Some(Detected::Http1)),
+            (b"PROPFIND /dav HTTP/1.1\r\n", Some(Detected::Http1)),
+            (b"GET key\r\n", Some(Detected::Opaque)),
+            (b"GET / HTTP/1.", None),
+            (b"G", None),
+            (b"PR", None),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Detected::Http2)),
+            (b"PRI * HTTP/2.0\r\n\r\n", None),
+            (b"PRIVATE", Some(Detected::Opaque)),
+            (b"*1\r\n$4\r\nPING\r\n", Some(Detected::Opaque)),
+            (b"SSH-2.0-x\r\n", Some(Detected::Opaque)),
+            (b"get key\r\n", Some(Detected::Opaque)),
+            (b"\x00", Some(Detected::Opaque)),
+            (b"\x16\x03\x01", None),
+        ];
+        for (bytes, want) in cases {
+            assert_eq!(verdict(bytes), *want, "{}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[test]
+    fn every_prefix_of_a_request_line_waits_for_more() {
+        let line = b"DELETE /a?b=c HTTP/1.1";
+        for end in 1..line.len() {
+            assert_eq!(verdict(&line[..end]), None, "first {end} bytes");
+        }
+    }
+
+    #[test]
+    fn an_endless_request_line_is_left_to_the_parser() {
+        let mut line = b"GET /".to_vec();
+        line.resize(MAX_REQUEST_LINE + 1, b'a');
+        assert_eq!(verdict(&line), Some(Detected::Http1));
+    }
+}

@@ -1,0 +1,22 @@
+//! Sockets: listening, original destinations, dialling, reading first bytes, copying bytes, and the
+//! body that streams through. What is spoken over them is decided further up.
+
+mod address;
+mod body;
+mod client_hello;
+mod copy;
+mod detect;
+mod dial;
+mod listen;
+mod local;
+mod prefixed;
+
+pub use address::{ClientAddress, OriginalDestination};
+pub use body::{Body, BodyError, BodyWatch};
+pub use client_hello::{ALPN_H1, ALPN_H2, ALPN_TCP, MeshProtocol};
+pub use copy::{Copied, copy_both_ways};
+pub use detect::{Detected, SILENCE, detect, resume_detection};
+pub use dial::{DialError, Dialler};
+pub use listen::{HandedIn, ListenError, Role, bind_listeners, handed_in_sockets};
+pub use local::LocalAddresses;
+pub use prefixed::Prefixed;

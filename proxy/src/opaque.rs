@@ -1,0 +1,204 @@
+//! Opaque bytes, carried both ways; both pipelines use it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::BytesMut;
+use outrigger_ca::SpiffeId;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::sleep_until;
+
+use crate::http::LocalResponse;
+use crate::net::{ClientAddress, Copied, Prefixed, copy_both_ways};
+use crate::telemetry::{Direction, Recorder, TcpLabels, TcpRecord, Tls};
+use crate::upstream::{ConnectError, ConnectionPlace, DestinationError, Endpoint, Pools, Transport, Upstream};
+
+/// Why opaque bytes are not carried.
+#[derive(Debug, Error)]
+pub enum OpaqueError {
+    /// Nobody knows where they go.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+    /// The upstream has no endpoint.
+    #[error("upstream {0} has no endpoint")]
+    NoEndpoint(Arc<str>),
+    /// No connection to the endpoint.
+    #[error("upstream {0}: {1}")]
+    Connect(Arc<str>, ConnectError),
+}
+
+impl OpaqueError {
+    /// The label `reason`, and what the access log says.
+    pub fn reason(&self) -> (&'static str, LocalResponse) {
+        match self {
+            Self::Destination(error) => ("destination_unknown", LocalResponse::destination(error)),
+            Self::NoEndpoint(_) => {
+                ("no_endpoint", LocalResponse::new(crate::http::ProxyError::NO_ENDPOINT, self.to_string()))
+            }
+            Self::Connect(upstream, error) => ("connect_failed", LocalResponse::connect(upstream, error)),
+        }
+    }
+}
+
+/// The way out of opaque bytes: an open connection to an endpoint.
+pub struct Way {
+    upstream: Arc<Upstream>,
+    endpoint: SocketAddr,
+    transport: Transport,
+    expires: Option<Instant>,
+    peer: Option<SpiffeId>,
+    tls: Tls,
+    /// What the server said before the client spoke.
+    first_bytes: BytesMut,
+    _place: ConnectionPlace,
+}
+
+/// A connection of a client.
+pub trait ClientStream: AsyncRead + AsyncWrite + Unpin {
+    /// The socket below, to be reset when the other side was.
+    fn socket(&self) -> &TcpStream;
+}
+
+impl ClientStream for Prefixed<TcpStream> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref()
+    }
+}
+
+impl ClientStream for tokio_rustls::server::TlsStream<Prefixed<TcpStream>> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0.get_ref()
+    }
+}
+
+/// Who carries, for whom.
+pub struct Carrying<'a> {
+    /// Counts and logs.
+    pub recorder: &'a Recorder,
+    /// The pipeline.
+    pub direction: Direction,
+    /// The client.
+    pub client: ClientAddress,
+    /// When the connection was accepted.
+    pub accepted: Instant,
+    /// The client's verified identity and the end of its certificate, on the inbound side.
+    pub client_peer: Option<(&'a SpiffeId, Instant)>,
+}
+
+impl Way {
+    /// Opens a connection to `endpoint`.
+    ///
+    /// # Errors
+    /// What kept it from opening.
+    pub async fn open(pools: &Pools, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Result<Self, OpaqueError> {
+        let mut pool = pools.of(upstream, endpoint);
+        let mut opened = pool.opaque(upstream).await;
+        if let Err(ConnectError::NotMeshed(_)) = opened {
+            // Permissive mode found no sidecar there.
+            pool = pools.of(upstream, endpoint);
+            opened = pool.opaque(upstream).await;
+        }
+        let (transport, peer, place) =
+            opened.map_err(|error| OpaqueError::Connect(upstream.name.clone(), error))?;
+        Ok(Self {
+            upstream: upstream.clone(),
+            endpoint: endpoint.address,
+            tls: match &peer {
+                Some(_) => Tls::Mesh,
+                None if pool.is_server_tls() => Tls::Server,
+                None => Tls::Plain,
+            },
+            expires: peer.as_ref().map(|peer| peer.expires),
+            peer: peer.map(|peer| peer.id),
+            transport,
+            first_bytes: BytesMut::new(),
+            _place: place,
+        })
+    }
+
+    /// Waits until one side speaks or ends; whether that was the server.
+    pub async fn server_speaks_first(&mut self, client: &TcpStream) -> bool {
+        tokio::select! {
+            biased;
+            _ = client.readable() => false,
+            _ = self.transport.read_buf(&mut self.first_bytes) => true,
+        }
+    }
+
+    /// Whether the server has said something.
+    pub fn server_spoke(&self) -> bool {
+        !self.first_bytes.is_empty()
+    }
+
+    /// Carries bytes until both sides have ended, or either was reset, or a certificate ends.
+    pub async fn carry<C: ClientStream>(self, carrying: &Carrying<'_>, mut client: C) {
+        let client_id = carrying.client_peer.map(|(id, _)| id);
+        let labels = TcpLabels {
+            direction: carrying.direction,
+            upstream: &self.upstream.name,
+            tls: if client_id.is_some() { Tls::Mesh } else { self.tls },
+            peer: client_id.or(self.peer.as_ref()),
+        };
+        let open = carrying.recorder.tcp_opened(&labels);
+        let expires = [self.expires, carrying.client_peer.map(|(_, expires)| expires)].into_iter().flatten().min();
+        let mut server = Prefixed::new(self.first_bytes, self.transport);
+        let mut copied = Copied::default();
+        let reason = tokio::select! {
+            biased;
+            result = copy_both_ways(&mut client, &mut server, &mut copied) => match result {
+                Ok(()) => "end",
+                Err(_) => "reset",
+            },
+            () = certificate_ends(expires) => "certificate_expired",
+        };
+        if reason != "end" {
+            crate::worker::reset(client.socket());
+            crate::worker::reset(server.get_ref().socket());
+        }
+        carrying.recorder.tcp_closed(open, &TcpRecord {
+            labels,
+            reason,
+            duration: carrying.accepted.elapsed(),
+            received_bytes: copied.received,
+            sent_bytes: copied.sent,
+            endpoint: Some(self.endpoint),
+            client: carrying.client.0,
+            proxy_status: None,
+        });
+    }
+}
+
+impl Carrying<'_> {
+    /// Counts and logs a connection that is not carried.
+    pub fn refused(&self, upstream: &Arc<str>, error: &OpaqueError) {
+        let (reason, response) = error.reason();
+        let client_id = self.client_peer.map(|(id, _)| id);
+        let labels = TcpLabels {
+            direction: self.direction,
+            upstream,
+            tls: if client_id.is_some() { Tls::Mesh } else { Tls::Plain },
+            peer: client_id,
+        };
+        let open = self.recorder.tcp_opened(&labels);
+        self.recorder.tcp_closed(open, &TcpRecord {
+            labels,
+            reason,
+            duration: self.accepted.elapsed(),
+            received_bytes: 0,
+            sent_bytes: 0,
+            endpoint: None,
+            client: self.client.0,
+            proxy_status: Some(&response.proxy_status()),
+        });
+    }
+}
+
+async fn certificate_ends(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

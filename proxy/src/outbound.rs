@@ -1,0 +1,225 @@
+//! Outbound: from the workload to its peers.
+//!
+//! Accept, original destination, detect; then for opaque bytes: upstream, endpoint, connection, copy;
+//! for HTTP, request by request: destination, route, upstream, endpoint, connection, send, record.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use http::header::HOST;
+use http::{Request, Response, Version};
+use tokio::net::TcpStream;
+
+use crate::http::{
+    Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Recording, Served, Wire, forward, host_of,
+    serve_http1, serve_http2, to_origin_form, wants_own_connection,
+};
+use crate::net::{Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, resume_detection};
+use crate::opaque::{Carrying, OpaqueError, Way};
+use crate::telemetry::Direction;
+use crate::upstream::{Destination, Upstream};
+use crate::worker::{Worker, reset};
+
+const SIDE: Direction = Direction::Outbound;
+
+/// Carries one connection of the workload.
+pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress) {
+    let _open = worker.shared.metrics.connections_open.of(SIDE).hold();
+    let accepted = Instant::now();
+    let Some(destination) = destination_of(&worker, &stream) else {
+        return worker.refuse(stream, SIDE, "own_listener");
+    };
+    let carrying =
+        Carrying { recorder: &worker.recorder, direction: SIDE, client, accepted, client_peer: None };
+    let mut first_bytes = BytesMut::new();
+    let mut detected = if is_opaque(&worker, destination).await {
+        Detected::Opaque
+    } else {
+        match detect(&mut stream, &mut first_bytes).await {
+            Ok(detected) => detected,
+            Err(_) => return,
+        }
+    };
+    if detected == Detected::Silent {
+        // The client may wait for the server to speak: whoever speaks first decides.
+        let mut way = match open(&worker, destination).await {
+            Ok(way) => way,
+            Err((upstream, error)) => {
+                carrying.refused(&upstream, &error);
+                return reset(&stream);
+            }
+        };
+        if way.server_speaks_first(&stream).await {
+            if way.server_spoke() {
+                worker.remember_opaque(destination.0);
+            }
+            return way.carry(&carrying, Prefixed::new(first_bytes, stream)).await;
+        }
+        detected = match resume_detection(&mut stream, &mut first_bytes).await {
+            Ok(detected) => detected,
+            Err(_) => return,
+        };
+    }
+    let limits = Limits { draining: worker.shared.outbound_draining.clone(), expires: None };
+    let handler = Rc::new(Outbound { worker: worker.clone(), client, destination, last: RefCell::default() });
+    let served = match detected {
+        Detected::Http1 => serve_http1(Prefixed::new(first_bytes, stream), handler, limits).await,
+        Detected::Http2 => serve_http2(Prefixed::new(first_bytes, stream), handler, limits).await,
+        Detected::Closed => return,
+        Detected::Opaque | Detected::Tls { .. } | Detected::Silent => {
+            return match open(&worker, destination).await {
+                Ok(way) => way.carry(&carrying, Prefixed::new(first_bytes, stream)).await,
+                Err((upstream, error)) => {
+                    carrying.refused(&upstream, &error);
+                    reset(&stream);
+                }
+            };
+        }
+    };
+    if let Served::Refused(reason) = served {
+        worker.shared.metrics.connections_refused.inc([SIDE.as_str(), reason]);
+    }
+}
+
+/// Where the workload wanted to go; `None` when that is the proxy itself, which would be a loop.
+fn destination_of(worker: &Worker, stream: &TcpStream) -> Option<OriginalDestination> {
+    let destination =
+        OriginalDestination::of(stream).or_else(|_| stream.local_addr().map(OriginalDestination)).ok()?;
+    let own = worker.shared.own_ports.contains(&destination.port())
+        && worker.shared.local.contains(destination.ip());
+    (!own).then_some(destination)
+}
+
+/// Whether nothing is to be parsed: configured, remembered, or declared to the mesh's discovery.
+async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
+    let effective = worker.effective().clone();
+    if effective.config.outbound.is_opaque(destination.port()) || worker.is_remembered_opaque(destination.0) {
+        return true;
+    }
+    effective.config.dns.mesh_server.is_some()
+        && worker.locate(None, destination.0).await.is_ok_and(|located| {
+            let set = located.upstream.set();
+            !set.endpoints.is_empty() && set.endpoints.iter().all(|endpoint| endpoint.opaque)
+        })
+}
+
+/// Opens the way for opaque bytes; an error comes with the name of the upstream, as far as it is known.
+async fn open(
+    worker: &Rc<Worker>,
+    destination: OriginalDestination,
+) -> Result<Way, (Arc<str>, OpaqueError)> {
+    let located = worker
+        .locate(None, destination.0)
+        .await
+        .map_err(|error| (Arc::from(destination.to_string()), error.into()))?;
+    let upstream = located.upstream;
+    let Some(endpoint) = worker.random(|rng| upstream.choose(Instant::now(), rng)) else {
+        let name = upstream.name.clone();
+        return Err((name.clone(), OpaqueError::NoEndpoint(name)));
+    };
+    Way::open(&worker.peers, &upstream, &endpoint).await.map_err(|error| (upstream.name.clone(), error))
+}
+
+/// Answers the requests of one connection.
+struct Outbound {
+    worker: Rc<Worker>,
+    client: ClientAddress,
+    destination: OriginalDestination,
+    /// The last host's answer: the next request nearly always asks the same.
+    last: RefCell<Option<(Box<str>, u64, Destination)>>,
+}
+
+/// What was decided about a request.
+struct Decision {
+    upstream: Arc<Upstream>,
+    timeout: Option<Duration>,
+}
+
+impl Handler for Outbound {
+    async fn handle(self: Rc<Self>, mut request: Request<Body>) -> Response<Body> {
+        let worker = &self.worker;
+        let mut exchange = Exchange::begin(&worker.recorder, SIDE, self.client, &request, &worker.unnamed);
+        if request.headers().get_all(HOST).iter().nth(1).is_some() {
+            let response = LocalResponse::new(ProxyError::BAD_REQUEST, "more than one Host");
+            return exchange.record().answer_locally(&response, request.headers());
+        }
+        worker.panic_if_told(request.uri().path());
+        if request.version() < Version::HTTP_2 {
+            to_origin_form(&mut request);
+        }
+        let Decision { upstream, timeout } = match self.decide(&request, &mut exchange).await {
+            Ok(decision) => decision,
+            Err(response) => return exchange.record().answer_locally(&response, request.headers()),
+        };
+        exchange.upstream = upstream.name.clone();
+        let recording: Recording = exchange.record();
+        let Some(endpoint) = worker.random(|rng| upstream.choose(Instant::now(), rng)) else {
+            let response = no_endpoint(&upstream);
+            return recording.answer_locally(&response, request.headers());
+        };
+        let wire = match request.version() {
+            Version::HTTP_2 => Wire::Multiplexed,
+            _ if wants_own_connection(&request) => Wire::Own,
+            version => Wire::Http1(version),
+        };
+        let way = Forward { pools: &worker.peers, upstream: &upstream, endpoint: &endpoint, wire, timeout };
+        forward(&way, request, recording).await
+    }
+}
+
+impl Outbound {
+    /// Destination, then route, then upstream.
+    async fn decide(
+        &self,
+        request: &Request<Body>,
+        exchange: &mut Exchange,
+    ) -> Result<Decision, LocalResponse> {
+        let destination = self
+            .locate(host_of(request))
+            .await
+            .map_err(|error| LocalResponse::destination(&error))?;
+        let mut upstream = destination.upstream;
+        let mut timeout = upstream.policy.request_timeout.or(upstream.set().request_timeout);
+        if let Some(host) = &destination.routed_host {
+            let effective = self.worker.effective().clone();
+            let path = request.uri().path();
+            if let Some(route) = effective.routes.find(host, request.method(), path) {
+                exchange.route = route.name.clone();
+                timeout = route.timeout.or(timeout);
+                if let Some(name) = self.worker.random(|rng| route.choose(rng).cloned()) {
+                    upstream = self
+                        .worker
+                        .configured(&name, self.destination.port())
+                        .await
+                        .map_err(|error| LocalResponse::destination(&error))?;
+                }
+            }
+        }
+        Ok(Decision { upstream, timeout })
+    }
+
+    async fn locate(&self, host: Option<&str>) -> Result<Destination, crate::upstream::DestinationError> {
+        let key = host.unwrap_or_default();
+        let generation = self.worker.shared.directory.generation();
+        if let Some((known, of, destination)) = &*self.last.borrow()
+            && **known == *key
+            && *of == generation
+        {
+            return Ok(destination.clone());
+        }
+        let destination = self.worker.locate(host, self.destination.0).await?;
+        self.last.replace(Some((key.into(), generation, destination.clone())));
+        Ok(destination)
+    }
+}
+
+fn no_endpoint(upstream: &Upstream) -> LocalResponse {
+    let why = match &upstream.set().error {
+        Some(error) => format!("upstream {} has no endpoint: {error}", upstream.name),
+        None => format!("upstream {} has no endpoint", upstream.name),
+    };
+    LocalResponse { retry_after: Some(Duration::from_secs(1)), ..LocalResponse::new(ProxyError::NO_ENDPOINT, why) }
+}

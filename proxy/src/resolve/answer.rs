@@ -1,0 +1,119 @@
+//! What can be asked, and what comes back.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outrigger_ca::SpiffeId;
+
+/// What is followed.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Target {
+    /// A host as a client writes it, short or full, and the port that is dialled.
+    Name { host: Arc<str>, port: u16 },
+    /// A full SRV name, such as `_8080._tcp.api.shop.svc.cluster.local`.
+    Srv { name: Arc<str> },
+    /// Whose address is it? Only the mesh's discovery is asked (TXT at the reverse name); without one the answer is
+    /// [`LookupError::NotFound`].
+    Address(SocketAddr),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name { host, port } => write!(f, "{host}:{port}"),
+            Self::Srv { name } => f.write_str(name),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+/// What is known about a target at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The last good answer; it stays while lookups fail, and for 30 s after the first definite "no such name".
+    pub answer: Option<Arc<Answer>>,
+    /// Why the last lookup was not a full success; `None` after a good one. It may stand beside a fresh `answer` that
+    /// ordinary DNS gave while the mesh's discovery failed.
+    pub error: Option<Arc<LookupError>>,
+    /// When `answer` was last confirmed; without an answer, when the last lookup ended.
+    pub refreshed: Instant,
+}
+
+/// A good answer. Endpoints are sorted by address, each address once.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Answer {
+    /// The full name that answered, lower case, without a trailing dot. For [`Target::Address`]: the service's name when
+    /// the address is its VIP, else the address itself.
+    pub name: Arc<str>,
+    /// May be empty: the name exists and has nothing behind it that may be dialled.
+    pub endpoints: Vec<ResolvedEndpoint>,
+    /// The addresses under which the name itself is dialled, where they are not its endpoints.
+    pub vips: Vec<IpAddr>,
+    /// Addresses that were in the answer and are not believed: loopback, link-local, multicast, unspecified, this
+    /// machine's own. (Its own is an endpoint where authenticated discovery names no other.)
+    pub dropped: Vec<IpAddr>,
+    /// Who said so.
+    pub source: Source,
+    /// What the service's owner declared; only from authenticated discovery.
+    pub service: Option<ServiceInfo>,
+    /// How long it holds (TTL, clamped to 1-60 s).
+    pub valid_for: Duration,
+}
+
+/// One endpoint of an answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ResolvedEndpoint {
+    pub address: SocketAddr,
+    /// Relative share, at least 1.
+    pub weight: u32,
+    pub zone: Option<Arc<str>>,
+    /// Whether there is a sidecar on this port. `Some` only from authenticated discovery.
+    pub mesh: Option<bool>,
+    /// The account behind it, named by authenticated discovery.
+    pub identity: Option<SpiffeId>,
+    /// Declared as opaque bytes by authenticated discovery.
+    pub opaque: bool,
+}
+
+/// What a service's owner declared for all callers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceInfo {
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    /// Request timeout; `None`: not stated.
+    pub timeout: Option<Duration>,
+    /// Number of retries; `None`: not stated.
+    pub retries: Option<u32>,
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Source {
+    Hosts,
+    Mesh,
+    Dns,
+}
+
+impl Source {
+    /// A word for metrics and the admin port.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hosts => "hosts",
+            Self::Mesh => "mesh",
+            Self::Dns => "dns",
+        }
+    }
+}
+
+/// Why there is no (new) answer.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LookupError {
+    /// Whoever was asked said that it does not exist. A failure never turns into this.
+    #[error("{0} does not exist")]
+    NotFound(Arc<str>),
+    /// Nobody could say.
+    #[error("looking up {target} failed: {reason}")]
+    Failed { target: Arc<str>, reason: String },
+}

@@ -1,0 +1,280 @@
+//! Targets that are kept fresh in the background for as long as somebody looks at them.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep};
+
+use super::answer::{Snapshot, Target};
+use super::dns::Dns;
+use super::hosts::HostsFile;
+use super::lookup::Lookup;
+use super::mesh::{Directory, Server};
+use super::plain::Plain;
+use super::search::{self, ResolvConf, Search};
+use super::settings::{ResolveError, ResolveSettings};
+use super::state::State;
+use crate::telemetry::Metrics;
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The server that the C library asks where `resolv.conf` names none.
+const DEFAULT_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53);
+/// Lookups under way at once; the others wait their turn.
+const MOST_LOOKUPS: usize = 64;
+/// Half of what metrics are commonly scraped at.
+const AGE_REPORTED: Duration = Duration::from_secs(5);
+
+/// Finds endpoints and keeps them fresh. Clones share everything.
+#[derive(Clone)]
+pub struct Resolver {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    lookup: Lookup,
+    followed: Mutex<HashMap<Target, watch::Sender<Arc<Snapshot>>>>,
+    turns: Semaphore,
+    metrics: Option<Arc<Metrics>>,
+    runtime: Handle,
+}
+
+impl Resolver {
+    /// Must be called on the control thread's runtime, where all lookups then run, whichever thread asks for them.
+    ///
+    /// # Errors
+    /// [`ResolveError`] when the settings or `resolv.conf` can't be used, or the hosts file can't be watched.
+    pub fn new(
+        settings: ResolveSettings,
+        metrics: Option<Arc<Metrics>>,
+    ) -> Result<Self, ResolveError> {
+        let runtime = Handle::try_current().map_err(|_| ResolveError::NoRuntime)?;
+        let system = read_resolv_conf(&settings)?;
+        let servers = if settings.servers.is_empty() {
+            system.servers
+        } else {
+            settings.servers
+        };
+        let cluster_domain = search::name(&settings.cluster_domain)
+            .ok_or_else(|| ResolveError::Domain(settings.cluster_domain.clone()))?;
+        let plain = Arc::new(Plain {
+            hosts: HostsFile::follow(settings.hosts_file)?,
+            search: Search::new(
+                &settings.search.unwrap_or(system.search),
+                settings.ndots.unwrap_or(system.ndots),
+                &cluster_domain,
+            )?,
+            dns: Dns::new(&servers, settings.mark)?,
+        });
+        let directory = settings
+            .mesh
+            .map(|mesh| {
+                let server = Server::new(mesh, settings.mark, plain.clone())?;
+                Ok::<_, ResolveError>(Directory::new(server, cluster_domain.clone()))
+            })
+            .transpose()?;
+        let lookup = Lookup {
+            plain,
+            directory,
+            own_addresses: settings.own_addresses,
+            cluster_domain,
+        };
+        let shared = Arc::new(Shared {
+            lookup,
+            followed: Mutex::new(HashMap::new()),
+            turns: Semaphore::new(MOST_LOOKUPS),
+            metrics: metrics.clone(),
+            runtime,
+        });
+        if let Some(metrics) = metrics {
+            tokio::spawn(report_age(Arc::downgrade(&shared), metrics));
+        }
+        Ok(Self { shared })
+    }
+
+    /// Begins to follow a target, or joins those who follow it already. It is refreshed while any clone of what is
+    /// returned lives; how many are followed at once is the caller's to bound. May be called on any thread.
+    pub fn follow(&self, target: Target) -> Followed {
+        let target = lower_case(target);
+        let mut followed = self.shared.followed();
+        match followed.entry(target) {
+            Entry::Occupied(known) => Followed {
+                snapshot: known.get().subscribe(),
+            },
+            Entry::Vacant(new) => {
+                let (sender, snapshot) = watch::channel(Arc::new(Snapshot {
+                    answer: None,
+                    error: None,
+                    refreshed: Instant::now().into_std(),
+                }));
+                let target = new.key().clone();
+                new.insert(sender.clone());
+                let shared = self.shared.clone();
+                self.shared
+                    .runtime
+                    .spawn(keep_fresh(shared, target, sender));
+                Followed { snapshot }
+            }
+        }
+    }
+
+    /// The full names that a host may stand for by search domains and ndots, in the order in which they are asked for:
+    /// lower case, no trailing dot. None for an address or what is no host name.
+    pub fn qualify(&self, host: &str) -> Vec<String> {
+        self.shared.lookup.plain.search.candidates(host)
+    }
+
+    #[cfg(test)]
+    pub(super) fn followed_targets(&self) -> usize {
+        self.shared.followed().len()
+    }
+}
+
+/// A target that is kept fresh while any clone of this lives.
+#[derive(Clone)]
+pub struct Followed {
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+}
+
+impl Followed {
+    /// What is known now; neither an answer nor an error before the first lookup has ended.
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// Waits until the first lookup has ended, at most about 5 s.
+    pub async fn first(&self) -> Arc<Snapshot> {
+        let mut snapshot = self.snapshot.clone();
+        let known = snapshot
+            .wait_for(|known| known.answer.is_some() || known.error.is_some())
+            .await
+            .map(|known| known.clone());
+        known.unwrap_or_else(|_| self.current())
+    }
+
+    /// Waits until the answer or the error is another one than when this was last called; a refresh that confirms them
+    /// is no change. Never returns once the control thread has ended.
+    pub async fn changed(&mut self) {
+        if self.snapshot.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Shared {
+    fn followed(&self) -> std::sync::MutexGuard<'_, HashMap<Target, watch::Sender<Arc<Snapshot>>>> {
+        self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets a target that nobody follows any longer.
+    fn forget(&self, target: &Target, sender: &watch::Sender<Arc<Snapshot>>) -> bool {
+        let mut followed = self.followed();
+        // Under the lock nobody can begin to follow it.
+        let unwatched = sender.is_closed();
+        if unwatched {
+            followed.remove(target);
+        }
+        unwatched
+    }
+}
+
+/// Looks a target up again and again until nobody follows it.
+async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<Arc<Snapshot>>) {
+    let mut state = State::default();
+    let mut hosts_changed = shared.lookup.plain.hosts.changes();
+    loop {
+        let outcome = tokio::select! {
+            outcome = look_up(&shared, &target) => outcome,
+            () = sender.closed() => if shared.forget(&target, &sender) { return } else { continue },
+        };
+        hosts_changed.mark_unchanged();
+        let step = state.absorb(outcome, Instant::now().into_std());
+        if let Some(metrics) = &shared.metrics {
+            metrics.dns_lookups.inc([step.result]);
+        }
+        tracing::debug!(%target, result = step.result, error = ?step.snapshot.error, "looked up");
+        sender.send_if_modified(|known| {
+            let changed = differs(known, &step.snapshot);
+            *known = Arc::new(step.snapshot);
+            changed
+        });
+        tokio::select! {
+            () = sleep(step.again_in) => {}
+            Ok(()) = hosts_changed.changed() => {}
+            () = sender.closed() => if shared.forget(&target, &sender) { return },
+        }
+    }
+}
+
+/// Shows the age of the oldest answer in use.
+async fn report_age(shared: Weak<Shared>, metrics: Arc<Metrics>) {
+    while let Some(shared) = shared.upgrade() {
+        let oldest = shared
+            .followed()
+            .values()
+            .filter_map(|sender| {
+                let snapshot = sender.borrow();
+                snapshot.answer.as_ref().map(|_| snapshot.refreshed)
+            })
+            .min();
+        drop(shared);
+        let age = oldest.map_or(0, |oldest| oldest.elapsed().as_secs());
+        metrics.dns_age.set(age.try_into().unwrap_or(i64::MAX));
+        sleep(AGE_REPORTED).await;
+    }
+}
+
+async fn look_up(shared: &Shared, target: &Target) -> super::outcome::Outcome {
+    // The semaphore is never closed; without a permit the lookup is only less polite.
+    let _turn = shared.turns.acquire().await;
+    shared.lookup.run(target).await
+}
+
+fn differs(known: &Snapshot, new: &Snapshot) -> bool {
+    let same_answer = match (&known.answer, &new.answer) {
+        (Some(known), Some(new)) => Arc::ptr_eq(known, new),
+        (None, None) => true,
+        _ => false,
+    };
+    !same_answer || known.error != new.error
+}
+
+/// The file is read only where the settings leave something to it.
+fn read_resolv_conf(settings: &ResolveSettings) -> Result<ResolvConf, ResolveError> {
+    let complete =
+        !settings.servers.is_empty() && settings.search.is_some() && settings.ndots.is_some();
+    let text = match std::fs::read_to_string(RESOLV_CONF) {
+        _ if complete => String::new(),
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(ResolveError::ResolvConf(error.to_string())),
+    };
+    let mut conf = ResolvConf::parse(&text);
+    if conf.servers.is_empty() && settings.servers.is_empty() {
+        tracing::info!("{RESOLV_CONF} names no server: {DEFAULT_SERVER} is asked");
+        conf.servers.push(DEFAULT_SERVER);
+    }
+    Ok(conf)
+}
+
+fn lower_case(target: Target) -> Target {
+    let lower = |name: Arc<str>| {
+        if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            name.to_ascii_lowercase().into()
+        } else {
+            name
+        }
+    };
+    match target {
+        Target::Name { host, port } => Target::Name {
+            host: lower(host),
+            port,
+        },
+        Target::Srv { name } => Target::Srv { name: lower(name) },
+        address @ Target::Address(_) => address,
+    }
+}

@@ -1,0 +1,23 @@
+//! Names and addresses to endpoint sets, kept fresh in the background.
+//!
+//! Here live the hosts file, the client of the mesh's discovery (DNS over TLS), ordinary DNS, and the rules that say
+//! which of their answers are believed. What is done with the endpoints is decided further down, in `upstream`.
+
+mod answer;
+mod believe;
+mod dns;
+mod follow;
+mod hosts;
+mod lookup;
+mod mesh;
+mod outcome;
+mod plain;
+mod search;
+mod settings;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use answer::{Answer, LookupError, ResolvedEndpoint, ServiceInfo, Snapshot, Source, Target};
+pub use follow::{Followed, Resolver};
+pub use settings::{MeshServer, ResolveError, ResolveSettings};

@@ -1,0 +1,212 @@
+//! What the admin ports show, and the gauges that are read off rather than counted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use outrigger_ca::TrustBundle;
+use outrigger_ca::workload::Status;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::drain::Stop;
+use super::in_force::ConfigInForce;
+use crate::admin::Sources;
+use crate::telemetry::{Direction, Metrics};
+use crate::upstream::{Security, Upstream};
+use crate::worker::Shared;
+
+/// How often gauges are read off.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Whether the proxy may be sent traffic.
+#[derive(Clone)]
+pub(super) struct Readiness {
+    pub(super) shared: Arc<Shared>,
+    pub(super) status: Option<watch::Receiver<Arc<Status>>>,
+    pub(super) draining: Arc<AtomicBool>,
+}
+
+impl Readiness {
+    /// Why not.
+    fn check(&self) -> Result<(), String> {
+        if self.draining.load(Relaxed) {
+            return Err("draining".into());
+        }
+        let Some(status) = &self.status else { return Ok(()) };
+        let status = status.borrow();
+        match (&status.material, &status.last_error) {
+            (Some(material), error) if material.certificate.not_after() <= SystemTime::now() => {
+                let why = error.as_deref().unwrap_or("it was not renewed");
+                Err(format!("the certificate has expired: {why}"))
+            }
+            (Some(_), _) if self.shared.tls.is_certified() => Ok(()),
+            (_, Some(error)) => Err(format!("no certificate: {error}")),
+            (_, None) => Err("waiting for a certificate".into()),
+        }
+    }
+}
+
+pub(super) fn sources(
+    ready: &Readiness,
+    config: &ConfigInForce,
+    metrics: &Arc<Metrics>,
+    stop: &mpsc::Sender<Stop>,
+    version: &'static str,
+    set_log_level: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+) -> Sources {
+    let (shared, status) = (ready.shared.clone(), ready.status.clone());
+    let upstreams = shared.clone();
+    let connections = shared.clone();
+    let routes = shared.clone();
+    let config = config.clone();
+    let readiness = ready.clone();
+    let stopper = |stop: mpsc::Sender<Stop>, how: Stop| -> Arc<dyn Fn() + Send + Sync> {
+        // A full channel holds a stop already.
+        Arc::new(move || _ = stop.try_send(how))
+    };
+    Sources {
+        metrics: metrics.clone(),
+        version,
+        ready: Arc::new(move || readiness.check()),
+        config: Arc::new(move || config.describe()),
+        certificates: Arc::new(move || certificates(status.as_ref())),
+        upstreams: Arc::new(move || all_upstreams(&upstreams)),
+        connections: Arc::new(move || {
+            json!({
+                "inbound": connections.metrics.connections_open.of(Direction::Inbound).get(),
+                "outbound": connections.metrics.connections_open.of(Direction::Outbound).get(),
+            })
+        }),
+        routes: Arc::new(move || json!(routes.effective.load().config.routes)),
+        set_log_level,
+        drain: Some(stopper(stop.clone(), Stop::Drain)),
+        quit: Some(stopper(stop.clone(), Stop::Now)),
+    }
+}
+
+fn certificates(status: Option<&watch::Receiver<Arc<Status>>>) -> Value {
+    let Some(status) = status else { return json!({ "workload": null, "roots": [] }) };
+    let status = status.borrow().clone();
+    let material = status.material.as_ref();
+    let workload = material.map(|material| {
+        let certificate = &material.certificate;
+        json!({
+            "id": certificate.id().to_string(),
+            "serial": certificate.serial(),
+            "notBefore": seconds(certificate.not_before()),
+            "notAfter": seconds(certificate.not_after()),
+        })
+    });
+    let roots: Vec<Value> = material
+        .map(|material| roots(&material.bundle))
+        .into_iter()
+        .flatten()
+        .map(|(subject, not_after)| json!({ "subject": subject, "notAfter": not_after }))
+        .collect();
+    json!({
+        "workload": workload,
+        "roots": roots,
+        "renewals": status.renewals,
+        "failures": status.failures,
+        "caReachable": status.ca_reachable,
+        "nextRenewal": status.next_renewal.map(seconds),
+        "lastError": status.last_error,
+    })
+}
+
+/// Subject and end (Unix time) of each root; the bundle was parsed before, so that none is left out.
+fn roots(bundle: &TrustBundle) -> Vec<(String, i64)> {
+    bundle
+        .roots()
+        .iter()
+        .filter_map(|root| X509Certificate::from_der(root).ok())
+        .map(|(_, root)| (root.subject().to_string(), root.validity().not_after.timestamp()))
+        .collect()
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn all_upstreams(shared: &Shared) -> Value {
+    let now = Instant::now();
+    shared
+        .directory
+        .upstreams()
+        .iter()
+        .map(|(name, upstream)| (name.to_string(), one_upstream(upstream, now)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+fn one_upstream(upstream: &Upstream, now: Instant) -> Value {
+    let set = upstream.set();
+    let endpoints: Vec<Value> = set
+        .endpoints
+        .iter()
+        .map(|endpoint| {
+            json!({
+                "address": endpoint.address,
+                "weight": endpoint.weight,
+                "security": describe(&endpoint.security),
+                "opaque": endpoint.opaque,
+                "inFlight": endpoint.in_flight(),
+                "latencyMs": endpoint.latency().as_secs_f64() * 1e3,
+            })
+        })
+        .collect();
+    json!({
+        "endpoints": endpoints,
+        "vips": set.vips,
+        "source": set.source,
+        "ageSeconds": set.refreshed.map(|at| now.saturating_duration_since(at).as_secs_f64()),
+        "lastError": set.error.as_deref(),
+        "connections": upstream.open_connections(),
+        "pendingRequests": upstream.pending_requests(),
+    })
+}
+
+fn describe(security: &Security) -> String {
+    match security {
+        Security::Plain => "plaintext".into(),
+        Security::Mesh(expected) => format!("mesh TLS, expecting {expected}"),
+        Security::Try(expected) => format!("mesh TLS if it has a sidecar, expecting {expected}"),
+        Security::Server { .. } => "TLS to a server outside the mesh".into(),
+        Security::Refused(reason) => format!("refused: {reason}"),
+    }
+}
+
+/// Reads gauges off, for as long as the proxy runs.
+pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Receiver<Arc<Status>>>) {
+    let metrics = &shared.metrics;
+    loop {
+        if let Some(status) = &status {
+            let status = status.borrow().clone();
+            if let Some(material) = &status.material {
+                metrics.certificate_expiry_workload.set(seconds(material.certificate.not_after()) as i64);
+                if let Some(first) = roots(&material.bundle).into_iter().map(|(_, end)| end).min() {
+                    metrics.certificate_expiry_root.set(first);
+                }
+            }
+            metrics.certificate_renewals.raise_to(status.renewals);
+            metrics.certificate_failures.raise_to(status.failures);
+            if let Some(reachable) = status.ca_reachable {
+                metrics.ca_reachable.set(reachable.into());
+            }
+        }
+        let mut oldest = Duration::ZERO;
+        for (name, upstream) in shared.directory.upstreams() {
+            let set = upstream.set();
+            metrics.endpoints.with([&name, "available"]).set(set.endpoints.len() as i64);
+            metrics.pool_connections.with([&name]).set(upstream.open_connections() as i64);
+            metrics.pool_pending_requests.with([&name]).set(upstream.pending_requests() as i64);
+            if set.error.is_some() && !set.endpoints.is_empty() {
+                oldest = oldest.max(set.refreshed.map(|at| at.elapsed()).unwrap_or_default());
+            }
+        }
+        metrics.dns_age.set(oldest.as_secs() as i64);
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,119 @@
+//! One address of an upstream.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+
+use super::Security;
+use super::load::{Load, since_epoch};
+use crate::identity::HandshakeError;
+
+/// How long permissive mode believes that a peer has no sidecar.
+const PLAIN_FOR: Duration = Duration::from_secs(60);
+
+/// What permissive mode found out about an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not tried, or too long ago.
+    Unknown,
+    /// It has a sidecar, and is never again spoken to without.
+    Meshed,
+    /// It has none.
+    Plain,
+}
+
+/// Names an endpoint for as long as the process runs; a worker's pool is found by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointId(u64);
+
+/// One address of an upstream, and how it is spoken to.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Its name within this process.
+    pub id: EndpointId,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Share of the requests, relative to the other endpoints.
+    pub weight: u32,
+    /// The mesh's discovery declared the port opaque.
+    pub opaque: bool,
+    /// How the connection is secured.
+    pub security: Security,
+    /// SNI of mesh connections: the service's name, or the address where there is none.
+    pub server_name: ServerName<'static>,
+    pub(super) load: Load,
+    /// 0: unknown; `MESHED`; else the nanoseconds after the epoch until which it counts as plain.
+    verdict: AtomicU64,
+}
+
+const MESHED: u64 = u64::MAX;
+
+impl Endpoint {
+    /// An endpoint that has not been spoken to yet.
+    pub fn new(
+        address: SocketAddr,
+        weight: u32,
+        opaque: bool,
+        security: Security,
+        server_name: ServerName<'static>,
+    ) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self {
+            id: EndpointId(NEXT.fetch_add(1, Relaxed)),
+            address,
+            weight,
+            opaque,
+            security,
+            server_name,
+            load: Load::default(),
+            verdict: AtomicU64::new(0),
+        })
+    }
+
+    /// What permissive mode knows about it.
+    pub fn verdict(&self, now: Instant) -> Verdict {
+        match self.verdict.load(Relaxed) {
+            MESHED => Verdict::Meshed,
+            until if until > since_epoch(now) => Verdict::Plain,
+            _ => Verdict::Unknown,
+        }
+    }
+
+    /// Learns from a handshake that was tried. What a sidecar can't have answered means that there is
+    /// none; a sidecar that is somebody else stays a sidecar.
+    pub(super) fn learn<T>(&self, made: &Result<T, HandshakeError>) {
+        match made {
+            Ok(_) | Err(HandshakeError::Identity { .. }) => self.verdict.store(MESHED, Relaxed),
+            Err(HandshakeError::NotCertified) => {}
+            Err(_) if self.verdict.load(Relaxed) == MESHED => {}
+            Err(_) => self.verdict.store(since_epoch(Instant::now() + PLAIN_FOR), Relaxed),
+        }
+    }
+
+    /// Whether this is still the same endpoint, so that connections and averages may be kept.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.address == other.address
+            && self.opaque == other.opaque
+            && self.server_name == other.server_name
+            && self.security == other.security
+            && self.weight == other.weight
+    }
+
+    /// What a new request would meet here.
+    pub fn cost(&self, now: Instant) -> f64 {
+        self.load.cost(now)
+    }
+
+    /// Requests in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.load.in_flight()
+    }
+
+    /// The latency average.
+    pub fn latency(&self) -> Duration {
+        self.load.latency()
+    }
+}

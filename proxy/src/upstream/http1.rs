@@ -1,0 +1,137 @@
+//! HTTP/1.1 connections to one endpoint, kept while they are unused.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper_util::rt::TokioIo;
+use outrigger_ca::SpiffeId;
+
+use super::Upstream;
+use super::connect::{Connected, ConnectError, Counted};
+use super::pool::{EndpointPool, Pending};
+use crate::net::{Body, MeshProtocol};
+
+/// Fields a message may have (the design's section 8).
+pub(crate) const MAX_FIELDS: usize = 100;
+/// Bytes a header section may have.
+pub(crate) const MAX_HEADER_BYTES: usize = 64 << 10;
+
+/// Connections nobody uses, the one used last on top.
+#[derive(Default)]
+pub(super) struct Http1Idle {
+    idle: RefCell<Vec<(SendRequest<Body>, Instant)>>,
+}
+
+/// A connection for one request.
+pub struct Http1Lease {
+    /// Takes the request.
+    pub sender: SendRequest<Body>,
+    pool: Rc<EndpointPool>,
+    upstream: Arc<Upstream>,
+    /// It served a request before, so that it may have been closed just now.
+    pub reused: bool,
+    /// The verified peer; `None` outside the mesh.
+    pub peer: Option<SpiffeId>,
+}
+
+impl Http1Lease {
+    /// Keeps the connection for the next request; for after the end of the response.
+    pub fn give_back(self) {
+        if !self.sender.is_closed() {
+            self.pool.http1.idle.borrow_mut().push((self.sender, Instant::now()));
+        }
+        if self.upstream.pending_requests() > 0 {
+            self.upstream.connection_freed.notify_one();
+        }
+    }
+}
+
+impl EndpointPool {
+    /// A connection that no other request uses.
+    pub async fn http1(self: &Rc<Self>, upstream: &Arc<Upstream>) -> Result<Http1Lease, ConnectError> {
+        let mut pending: Option<Pending> = None;
+        loop {
+            while let Some((mut sender, _)) = self.pop_idle() {
+                // Closed in the meantime, or about to take the end of its last response in.
+                if sender.ready().await.is_ok() {
+                    return Ok(self.http1_lease(upstream, sender, None, true));
+                }
+            }
+            if let Some(counted) = Counted::take(upstream) {
+                let (sender, peer) = self.open_http1(upstream, counted).await?;
+                return Ok(self.http1_lease(upstream, sender, peer, false));
+            }
+            if pending.is_none() {
+                pending = Some(Pending::enter(upstream)?);
+            }
+            upstream.connection_freed.notified().await;
+        }
+    }
+
+    /// A connection of its own, for what may turn it into a tunnel.
+    pub async fn http1_dedicated(
+        self: &Rc<Self>,
+        upstream: &Arc<Upstream>,
+    ) -> Result<Http1Lease, ConnectError> {
+        let counted = Counted::take(upstream).ok_or_else(|| Pending::no_connection(upstream))?;
+        let (sender, peer) = self.open_http1(upstream, counted).await?;
+        Ok(self.http1_lease(upstream, sender, peer, false))
+    }
+
+    fn http1_lease(
+        self: &Rc<Self>,
+        upstream: &Arc<Upstream>,
+        sender: SendRequest<Body>,
+        peer: Option<SpiffeId>,
+        reused: bool,
+    ) -> Http1Lease {
+        Http1Lease { sender, pool: self.clone(), upstream: upstream.clone(), reused, peer }
+    }
+
+    fn pop_idle(&self) -> Option<(SendRequest<Body>, Instant)> {
+        self.http1.idle.borrow_mut().pop()
+    }
+
+    async fn open_http1(
+        &self,
+        upstream: &Upstream,
+        counted: Counted,
+    ) -> Result<(SendRequest<Body>, Option<SpiffeId>), ConnectError> {
+        let Connected { transport, peer, counted } =
+            self.connect(upstream, counted, MeshProtocol::H1).await?;
+        let (sender, connection) = Builder::new()
+            .max_headers(MAX_FIELDS)
+            .max_header_size(MAX_HEADER_BYTES)
+            .handshake(TokioIo::new(transport))
+            .await
+            .map_err(|error| ConnectError::Protocol(self.endpoint.address, error.to_string().into()))?;
+        let expires = peer.as_ref().map(|peer| tokio::time::Instant::from_std(peer.expires));
+        tokio::task::spawn_local(async move {
+            let _counted = counted;
+            let connection = connection.with_upgrades();
+            let ended = match expires {
+                // The connection ends with the peer's certificate.
+                Some(at) => tokio::time::timeout_at(at, connection).await.unwrap_or(Ok(())),
+                None => connection.await,
+            };
+            if let Err(error) = ended {
+                tracing::debug!("connection ended: {error}");
+            }
+        });
+        Ok((sender, peer.map(|peer| peer.id)))
+    }
+}
+
+impl Http1Idle {
+    /// Closes connections that were unused since `before`.
+    pub(super) fn sweep(&self, before: Instant) {
+        self.idle.borrow_mut().retain(|(sender, since)| *since >= before && !sender.is_closed());
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.idle.borrow().len()
+    }
+}

@@ -1,0 +1,29 @@
+//! Upstreams: their endpoints, how one is chosen, and the connections to it.
+//!
+//! What all workers must agree on lives in atomics on [`Upstream`] and [`Endpoint`]; connections
+//! belong to one worker and live in its [`Pools`]. Retries, ejection and breaker will stand here.
+
+mod balance;
+mod connect;
+mod directory;
+mod endpoint;
+mod http1;
+mod load;
+mod multiplexed;
+mod pool;
+mod recipe;
+mod security;
+mod set;
+
+pub use connect::{ConnectError, Transport};
+pub use directory::{Destination, DestinationError, Directory};
+pub use endpoint::{Endpoint, EndpointId, Verdict};
+pub use http1::Http1Lease;
+pub use load::InFlight;
+pub use multiplexed::StreamLease;
+pub use pool::{ConnectionPlace, EndpointPool, Pools, PoolsSettings};
+pub(crate) use http1::{MAX_FIELDS, MAX_HEADER_BYTES};
+pub(crate) use multiplexed::{CONNECTION_WINDOW, FRAME_SIZE, HEADER_LIST, SEND_BUFFER, STREAM_WINDOW};
+pub(crate) use pool::SWEEP;
+pub use security::{Security, SecurityRules};
+pub use set::{EndpointSet, Policy, Upstream};

@@ -1,0 +1,159 @@
+//! A worker's connections: one pool an endpoint, found by the endpoint's id.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::connect::{ConnectError, Connected, Counted, Transport};
+use super::http1::Http1Idle;
+use super::multiplexed::Multiplexed;
+use super::{Endpoint, EndpointId, Security, Upstream, Verdict};
+use crate::identity::{MeshTls, Peer, Sessions};
+use crate::net::{Dialler, MeshProtocol};
+use crate::telemetry::Recorder;
+
+/// How often unused connections are looked for.
+pub(crate) const SWEEP: Duration = Duration::from_secs(5);
+/// A pool without connections is forgotten after this, with its TLS tickets.
+const FORGET: Duration = Duration::from_secs(300);
+
+/// What all pools of one side of a worker share.
+pub struct PoolsSettings {
+    /// Opens connections.
+    pub dialler: Dialler,
+    /// The certificate in use.
+    pub tls: Arc<MeshTls>,
+    /// Counts handshakes.
+    pub recorder: Rc<Recorder>,
+}
+
+/// The connections of one side of a worker.
+pub struct Pools {
+    settings: Rc<PoolsSettings>,
+    pools: RefCell<HashMap<(EndpointId, bool), Rc<EndpointPool>>>,
+}
+
+/// The connections of a worker to one endpoint.
+pub struct EndpointPool {
+    pub(super) settings: Rc<PoolsSettings>,
+    pub(super) endpoint: Arc<Endpoint>,
+    meshed: bool,
+    pub(super) sessions: RefCell<Sessions>,
+    pub(super) multiplexed: Multiplexed,
+    pub(super) http1: Http1Idle,
+    idle_timeout: Duration,
+    last_used: std::cell::Cell<Instant>,
+}
+
+impl Pools {
+    /// No connections yet.
+    pub fn new(settings: PoolsSettings) -> Self {
+        Self { settings: Rc::new(settings), pools: RefCell::default() }
+    }
+
+    /// The pool of `endpoint`.
+    pub fn of(&self, upstream: &Upstream, endpoint: &Arc<Endpoint>) -> Rc<EndpointPool> {
+        // What permissive mode found out changes what is spoken: such connections are never mixed.
+        let meshed = match endpoint.security {
+            Security::Mesh(_) | Security::Refused(_) => true,
+            Security::Plain | Security::Server { .. } => false,
+            Security::Try(_) => endpoint.verdict(Instant::now()) != Verdict::Plain,
+        };
+        self.pools
+            .borrow_mut()
+            .entry((endpoint.id, meshed))
+            .or_insert_with(|| {
+                Rc::new(EndpointPool {
+                    settings: self.settings.clone(),
+                    endpoint: endpoint.clone(),
+                    meshed,
+                    sessions: RefCell::default(),
+                    multiplexed: Multiplexed::default(),
+                    http1: Http1Idle::default(),
+                    idle_timeout: upstream.policy.idle_timeout,
+                    last_used: std::cell::Cell::new(Instant::now()),
+                })
+            })
+            .clone()
+    }
+
+    /// Closes what was unused for too long. Call it every [`SWEEP`].
+    pub fn sweep(&self, now: Instant) {
+        self.pools.borrow_mut().retain(|_, pool| {
+            if let Some(before) = now.checked_sub(pool.idle_timeout) {
+                pool.http1.sweep(before);
+            }
+            let in_use = pool.http1.len() + pool.multiplexed.len() > 0 || Rc::strong_count(pool) > 1;
+            if in_use {
+                pool.last_used.set(now);
+            }
+            in_use || now.saturating_duration_since(pool.last_used.get()) < FORGET
+        });
+    }
+}
+
+impl EndpointPool {
+    /// Whether its connections are mesh TLS, as far as is known.
+    pub fn is_meshed(&self) -> bool {
+        self.meshed
+    }
+
+    /// Whether its connections are TLS to a server outside the mesh.
+    pub fn is_server_tls(&self) -> bool {
+        matches!(self.endpoint.security, Security::Server { .. })
+    }
+
+    /// Opens a connection for opaque bytes.
+    ///
+    /// # Errors
+    /// What kept it from opening.
+    pub async fn opaque(
+        &self,
+        upstream: &Arc<Upstream>,
+    ) -> Result<(Transport, Option<Peer>, ConnectionPlace), ConnectError> {
+        let counted = Counted::take(upstream).ok_or_else(|| Pending::no_connection(upstream))?;
+        let Connected { transport, peer, counted } = self.connect(upstream, counted, MeshProtocol::Tcp).await?;
+        Ok((transport, peer, ConnectionPlace(counted)))
+    }
+}
+
+/// An opaque connection's place in its upstream's count.
+#[derive(Debug)]
+pub struct ConnectionPlace(#[expect(dead_code, reason = "counted out when dropped")] Counted);
+
+/// A request that waits for a connection.
+pub(super) struct Pending(Arc<Upstream>);
+
+impl Pending {
+    /// Joins those who wait, if there is room.
+    pub(super) fn enter(upstream: &Arc<Upstream>) -> Result<Self, ConnectError> {
+        let limit = upstream.policy.max_pending_requests;
+        upstream
+            .pending
+            .fetch_update(Relaxed, Relaxed, |waiting| (waiting < limit).then_some(waiting + 1))
+            .map(|_| Self(upstream.clone()))
+            .map_err(|_| ConnectError::Full {
+                upstream: upstream.name.clone(),
+                limit,
+                what: "waiting requests",
+            })
+    }
+
+    /// The error of a request that can't wait for a connection.
+    pub(super) fn no_connection(upstream: &Upstream) -> ConnectError {
+        ConnectError::Full {
+            upstream: upstream.name.clone(),
+            limit: upstream.policy.max_connections,
+            what: "connections",
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Relaxed);
+    }
+}

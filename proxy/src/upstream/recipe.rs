@@ -1,0 +1,213 @@
+//! How an upstream is made: its policy from the config or the defaults, its endpoints from the latest answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_ca::SpiffeId;
+use rustls::pki_types::ServerName;
+use thiserror::Error;
+
+use super::security::{Claims, Pinned};
+use super::{Endpoint, EndpointSet, Policy, Security, SecurityRules};
+use crate::config::{self, Discovery, UpstreamTls, UpstreamTlsMode};
+use crate::identity::{TlsError, server_tls};
+use crate::resolve::{ResolvedEndpoint, Snapshot, Target};
+
+/// Why a configured upstream can't be made.
+#[derive(Debug, Error)]
+pub enum RecipeError {
+    /// Its TLS settings.
+    #[error("upstream {0}: {1}")]
+    Tls(String, TlsError),
+    /// The name that the server's certificate must carry.
+    #[error("upstream {0}: tls.serverName `{1}` is not a host name")]
+    ServerName(String, String),
+    /// The pinned identity.
+    #[error("upstream {0}: identity `{1}` is not a SPIFFE ID: {2}")]
+    Identity(String, String, String),
+}
+
+/// All that makes an upstream but the answers of discovery.
+#[derive(Debug)]
+pub(super) struct Recipe {
+    pub(super) name: Arc<str>,
+    pub(super) policy: Policy,
+    pub(super) any_destination: bool,
+    pub(super) source: Source,
+    tls: Option<Security>,
+    mesh: bool,
+    pinned: Pinned,
+}
+
+/// Where endpoints come from.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    /// The config, and the name they belong to if it states one.
+    Fixed(Vec<SocketAddr>, Option<Arc<str>>),
+    /// A name.
+    Name(Target),
+    /// The dialled address itself; discovery says whose it is.
+    Dialled(SocketAddr),
+}
+
+impl Recipe {
+    /// An upstream of the config. `port` is the one that was dialled.
+    pub(super) fn configured(name: &str, upstream: &config::Upstream, port: u16) -> Result<Self, RecipeError> {
+        let tls = match &upstream.tls {
+            None | Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh)) => None,
+            Some(UpstreamTls::Mode(UpstreamTlsMode::None)) => Some(Security::Plain),
+            Some(UpstreamTls::Server(server)) => Some(Security::Server {
+                config: server_tls(&server.ca_file).map_err(|error| RecipeError::Tls(name.into(), error))?,
+                name: ServerName::try_from(server.server_name.clone())
+                    .map_err(|_| RecipeError::ServerName(name.into(), server.server_name.clone()))?,
+            }),
+        };
+        let pinned = match upstream.identity.as_deref() {
+            None => Pinned::No,
+            Some("any") => Pinned::Any,
+            Some(id) => Pinned::Exactly(id.parse::<SpiffeId>().map_err(|error| {
+                RecipeError::Identity(name.into(), id.into(), error.to_string())
+            })?),
+        };
+        let host = upstream.hosts.first().map(|host| Arc::from(host.to_ascii_lowercase()));
+        let source = match &upstream.discovery {
+            Some(Discovery::Static(addresses)) => Source::Fixed(addresses.clone(), host),
+            Some(Discovery::Dns(dns)) if dns.name.starts_with('_') => {
+                Source::Name(Target::Srv { name: dns.name.to_ascii_lowercase().into() })
+            }
+            Some(Discovery::Dns(dns)) => Source::Name(Target::Name {
+                host: dns.name.to_ascii_lowercase().into(),
+                port: dns.port.unwrap_or(port),
+            }),
+            None => match host {
+                Some(host) => Source::Name(Target::Name { host, port }),
+                None => Source::Fixed(Vec::new(), None),
+            },
+        };
+        Ok(Self {
+            name: name.into(),
+            policy: Policy {
+                connect_timeout: upstream.connect_timeout(),
+                max_connections: upstream.pool.max_connections(),
+                max_pending_requests: upstream.pool.max_pending_requests(),
+                idle_timeout: upstream.pool.idle_timeout(),
+                protocol: upstream.protocol,
+                request_timeout: None,
+            },
+            any_destination: upstream.any_destination,
+            mesh: matches!(upstream.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))),
+            source,
+            tls,
+            pinned,
+        })
+    }
+
+    /// An upstream that nobody configured, with the defaults.
+    pub(super) fn on_demand(name: impl Into<Arc<str>>, source: Source) -> Self {
+        Self {
+            name: name.into(),
+            policy: Policy::default(),
+            any_destination: false,
+            source,
+            tls: None,
+            mesh: false,
+            pinned: Pinned::No,
+        }
+    }
+
+    /// The endpoints as the latest answer gives them.
+    pub(super) fn endpoint_set(&self, rules: &SecurityRules, snapshot: Option<&Snapshot>) -> EndpointSet {
+        let answer = snapshot.and_then(|snapshot| snapshot.answer.as_deref());
+        let named = |name: &Arc<str>| Some(strip_service_labels(name).to_owned());
+        let (resolved, name) = match &self.source {
+            Source::Fixed(addresses, host) => {
+                let resolved = addresses.iter().map(|address| unknown(*address)).collect();
+                (resolved, host.as_ref().and_then(named))
+            }
+            Source::Name(_) => match answer {
+                Some(answer) => (answer.endpoints.clone(), named(&answer.name)),
+                None => (Vec::new(), None),
+            },
+            Source::Dialled(address) => {
+                let known = answer.and_then(|answer| answer.endpoints.iter().find(|e| e.address == *address));
+                (vec![known.cloned().unwrap_or_else(|| unknown(*address))], None)
+            }
+        };
+        let service = answer.and_then(|answer| answer.service.as_ref());
+        let claims = Claims {
+            tls: self.tls.as_ref(),
+            mesh: self.mesh,
+            pinned: &self.pinned,
+            name: name.as_deref(),
+            namespace: service.map(|service| &*service.namespace),
+        };
+        let endpoints = resolved
+            .iter()
+            .map(|endpoint| {
+                let address = endpoint.address;
+                let server_name = name
+                    .as_ref()
+                    .and_then(|name| ServerName::try_from(name.clone()).ok())
+                    .unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
+                let security = rules.decide(&claims, endpoint);
+                Endpoint::new(address, endpoint.weight, endpoint.opaque, security, server_name)
+            })
+            .collect();
+        EndpointSet {
+            endpoints,
+            vips: answer.map(|answer| answer.vips.clone()).unwrap_or_default(),
+            source: match &self.source {
+                Source::Fixed(..) => "static",
+                Source::Dialled(_) if answer.is_none() => "dialled",
+                _ => answer.map_or("none", |answer| answer.source.as_str()),
+            },
+            refreshed: snapshot.map(|snapshot| snapshot.refreshed),
+            error: snapshot.and_then(|s| s.error.as_ref()).map(|error| error.to_string().into()),
+            request_timeout: service.and_then(|service| service.timeout),
+        }
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let pool = config::Pool::default();
+        Self {
+            connect_timeout: config::Upstream::default().connect_timeout(),
+            max_connections: pool.max_connections(),
+            max_pending_requests: pool.max_pending_requests(),
+            idle_timeout: pool.idle_timeout(),
+            protocol: config::Protocol::Auto,
+            request_timeout: None::<Duration>,
+        }
+    }
+}
+
+/// `_8080._tcp.api.shop…` is the service `api.shop…`.
+fn strip_service_labels(name: &str) -> &str {
+    let mut rest = name;
+    while let Some(("", _)) = rest.split_once('_') {
+        match rest.split_once('.') {
+            Some((_, tail)) => rest = tail,
+            None => break,
+        }
+    }
+    rest
+}
+
+/// An endpoint of which only the address is known.
+fn unknown(address: SocketAddr) -> ResolvedEndpoint {
+    ResolvedEndpoint { address, weight: 1, zone: None, mesh: None, identity: None, opaque: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_is_read_out_of_an_srv_name() {
+        assert_eq!(strip_service_labels("_8080._tcp.api.shop.svc.cluster.local"), "api.shop.svc.cluster.local");
+        assert_eq!(strip_service_labels("api.shop"), "api.shop");
+        assert_eq!(strip_service_labels("_x"), "_x");
+    }
+}

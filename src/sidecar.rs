@@ -1,0 +1,193 @@
+//! `outrigger sidecar`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use outrigger_proxy::config::{CaSource, Config, FileSource, Mtls, Network};
+use outrigger_proxy::net::handed_in_sockets;
+use outrigger_proxy::runtime::{self, Ended, Ports, Settings};
+
+use crate::{Failure, log, version};
+
+const EXAMPLES: &str = "\
+Examples:
+  With certificates in files, and peers of the mesh under svc.cluster.local:
+    outrigger sidecar --certificate tls.crt --key tls.key --trust-bundle ca.pem --mesh-domain svc.cluster.local
+
+  With the mesh's CA and discovery:
+    outrigger sidecar --ca ca.outrigger.svc:15012 --token-file token --trust-bundle ca.pem \\
+      --discovery discovery.outrigger.svc:15053 --mesh-domain svc.cluster.local
+
+  The rules that send a pod's traffic here are set by `outrigger iptables apply`.
+
+Exit codes: 0 drained, 1 could not start, 2 wrong usage, 3 connections were cut when the drain's time was over,
+130 stopped at once.";
+
+/// Run the proxy beside a workload.
+///
+/// Takes the workload's connections over (port 15001), carries them to the peers' sidecars by mutual TLS, and lets in
+/// what they send (port 15006). SIGTERM drains, SIGINT stops at once, SIGHUP opens the access log anew.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Config file (YAML); watched. Flags win over it.
+    #[arg(long, env = "OUTRIGGER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The CA that issues this workload's certificate.
+    #[arg(long, env = "OUTRIGGER_CA", value_name = "HOST:PORT", requires = "token_file", conflicts_with = "certificate")]
+    ca: Option<String>,
+    /// File with the bearer token for the CA; read again each time.
+    #[arg(long, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Certificate of this workload (PEM), instead of a CA; watched.
+    #[arg(long, env = "OUTRIGGER_CERTIFICATE", value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// Private key of the certificate (PEM).
+    #[arg(long, env = "OUTRIGGER_KEY", value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+    /// Roots that peers are verified by (PEM); watched. Without it, the CA's bundle is believed on first use.
+    #[arg(long, env = "OUTRIGGER_TRUST_BUNDLE", value_name = "FILE")]
+    trust_bundle: Option<PathBuf>,
+    /// Seconds between looks at the CA's bundle, where it is not a file.
+    #[arg(long, env = "OUTRIGGER_BUNDLE_POLL", value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    bundle_poll: u64,
+    /// Trust domain of the mesh's identities [default: cluster.local]
+    #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", value_name = "NAME")]
+    trust_domain: Option<String>,
+    /// How strictly mutual TLS is demanded [default: strict]
+    #[arg(long, env = "OUTRIGGER_MTLS", value_enum, value_name = "MODE")]
+    mtls: Option<MtlsMode>,
+    /// Domain whose names are peers of the mesh; repeatable.
+    #[arg(long, env = "OUTRIGGER_MESH_DOMAIN", value_name = "DOMAIN", value_delimiter = ',')]
+    mesh_domain: Vec<String>,
+    /// Network whose addresses are peers of the mesh; repeatable.
+    #[arg(long, env = "OUTRIGGER_MESH_NETWORK", value_name = "CIDR", value_delimiter = ',')]
+    mesh_network: Vec<Network>,
+    /// The mesh's discovery, asked over DNS over TLS.
+    #[arg(long, env = "OUTRIGGER_DISCOVERY", value_name = "HOST:PORT")]
+    discovery: Option<String>,
+    /// DNS server, instead of those of /etc/resolv.conf; repeatable.
+    #[arg(long, env = "OUTRIGGER_DNS_SERVER", value_name = "IP[:PORT]", value_delimiter = ',')]
+    dns_server: Vec<String>,
+    /// Hosts file [default: /etc/hosts]
+    #[arg(long, env = "OUTRIGGER_HOSTS_FILE", value_name = "FILE")]
+    hosts_file: Option<PathBuf>,
+    /// Threads that carry traffic [default: 1]
+    #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "N")]
+    workers: Option<usize>,
+    /// Access log: none, stdout, or a file's path [default: none]
+    #[arg(long, env = "OUTRIGGER_ACCESS_LOG", value_name = "OUTPUT")]
+    access_log: Option<String>,
+    /// Time that requests in flight have to finish when stopping [default: 25s]
+    #[arg(long, env = "OUTRIGGER_DRAIN_TIMEOUT", value_name = "DURATION")]
+    drain_timeout: Option<outrigger_proxy::config::Duration>,
+    /// Port of the workload's redirected connections, on loopback.
+    #[arg(long, env = "OUTRIGGER_OUTBOUND_PORT", value_name = "PORT", default_value_t = 15001)]
+    outbound_port: u16,
+    /// Port of peers' redirected connections.
+    #[arg(long, env = "OUTRIGGER_INBOUND_PORT", value_name = "PORT", default_value_t = 15006)]
+    inbound_port: u16,
+    /// Admin port, on loopback.
+    #[arg(long, env = "OUTRIGGER_ADMIN_PORT", value_name = "PORT", default_value_t = 15000)]
+    admin_port: u16,
+    /// Port of /metrics.
+    #[arg(long, env = "OUTRIGGER_METRICS_PORT", value_name = "PORT", default_value_t = 15020)]
+    metrics_port: u16,
+    /// Port of /readyz and /livez.
+    #[arg(long, env = "OUTRIGGER_HEALTH_PORT", value_name = "PORT", default_value_t = 15021)]
+    health_port: u16,
+    /// Exempt the proxy's own connections from the redirect by packet marks 1337 and 1338 instead of by uid; needs
+    /// CAP_NET_ADMIN. For places without uids to spare.
+    #[arg(long, env = "OUTRIGGER_MARK")]
+    mark: bool,
+    /// Level of the proxy's own log: error, warn, info, debug, trace.
+    #[arg(long, env = "OUTRIGGER_LOG", value_name = "LEVEL", default_value = "info")]
+    log: String,
+    /// How the proxy's own log looks.
+    #[arg(long, env = "OUTRIGGER_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value = "text")]
+    log_format: log::Format,
+    /// Panic on requests for this path: for tests of what a panic ends.
+    #[arg(long, env = "OUTRIGGER_PANIC_PATH", value_name = "PATH", hide = true)]
+    panic_path: Option<String>,
+}
+
+/// `--mtls`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum MtlsMode {
+    /// Only mesh TLS is let in.
+    Strict,
+    /// Plaintext is let in; unknown peers are tried with mesh TLS first.
+    Permissive,
+    /// Like permissive, and names whom strict would have refused.
+    Audit,
+}
+
+/// Packet mark of the proxy's own connections.
+const MARK: u32 = 1337;
+
+impl Args {
+    pub fn run(self) -> Result<ExitCode, Failure> {
+        // Before anything opens a file: the handed-in ones are known by their numbers.
+        let handed_in = handed_in_sockets()?;
+        let set_log_level = log::start(&self.log, self.log_format)?;
+        let settings = Settings {
+            config_file: self.config.clone(),
+            ports: Ports {
+                outbound: self.outbound_port,
+                inbound: self.inbound_port,
+                admin: self.admin_port,
+                metrics: self.metrics_port,
+                health: self.health_port,
+            },
+            handed_in,
+            mark: self.mark.then_some(MARK),
+            bundle_poll: std::time::Duration::from_secs(self.bundle_poll),
+            panic_path: self.panic_path.clone(),
+            set_log_level,
+            version: version::VERSION,
+            overlay: Box::new(move |config| self.overlay(config)),
+        };
+        Ok(match runtime::run(settings)? {
+            Ended::Drained => ExitCode::SUCCESS,
+            Ended::CutOff { inbound, outbound } => {
+                tracing::warn!("the drain's time was over: cut {inbound} connections of peers, {outbound} of the workload");
+                ExitCode::from(3)
+            }
+            Ended::Interrupted => ExitCode::from(130),
+        })
+    }
+
+    /// Puts the flags on top of a config.
+    fn overlay(&self, config: &mut Config) {
+        if let (Some(address), Some(token_file)) = (&self.ca, &self.token_file) {
+            config.identity.ca = Some(CaSource { address: address.clone(), token_file: token_file.clone() });
+            config.identity.files = None;
+        }
+        if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
+            config.identity.files = Some(FileSource { certificate: certificate.clone(), key: key.clone() });
+            config.identity.ca = None;
+        }
+        let identity = &mut config.identity;
+        identity.trust_bundle = self.trust_bundle.clone().or(identity.trust_bundle.take());
+        config.trust_domain = self.trust_domain.clone().or(config.trust_domain.take());
+        if let Some(mtls) = self.mtls {
+            config.mtls = match mtls {
+                MtlsMode::Strict => Mtls::Strict,
+                MtlsMode::Permissive => Mtls::Permissive,
+                MtlsMode::Audit => Mtls::Audit,
+            };
+        }
+        config.outbound.mesh_domains.extend_from_slice(&self.mesh_domain);
+        config.outbound.mesh_networks.extend_from_slice(&self.mesh_network);
+        let dns = &mut config.dns;
+        dns.mesh_server = self.discovery.clone().or(dns.mesh_server.take());
+        dns.hosts_file = self.hosts_file.clone().or(dns.hosts_file.take());
+        if !self.dns_server.is_empty() {
+            dns.servers = self.dns_server.clone();
+        }
+        config.workers = self.workers.or(config.workers);
+        config.access_log.output = self.access_log.clone().or(config.access_log.output.take());
+        config.drain_timeout = self.drain_timeout.or(config.drain_timeout);
+    }
+}

@@ -1,0 +1,93 @@
+//! The binary's own words: help, usage errors, `validate`, environment variables.
+
+use std::process::{Command, Output};
+
+use crate::support::{API, Mesh, wait};
+
+fn outrigger(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_outrigger")).args(arguments).output().expect("run outrigger")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn every_subcommand_has_a_help_that_names_its_flags_and_variables() {
+    for (subcommand, flag) in [
+        ("sidecar", "--trust-bundle"),
+        ("ca", "--directory"),
+        ("discovery", "--file"),
+        ("iptables", "apply"),
+        ("demo", "--binary"),
+        ("validate", "--schema"),
+    ] {
+        let output = outrigger(&[subcommand, "--help"]);
+        assert_eq!(output.status.code(), Some(0), "{subcommand}");
+        let help = text(&output.stdout);
+        assert!(help.contains(flag), "{subcommand} --help names {flag}: {help}");
+        if flag.starts_with("--") {
+            let variable = format!("OUTRIGGER_{}", flag[2..].to_uppercase().replace('-', "_"));
+            assert!(help.contains(&variable), "{subcommand} --help names {variable}: {help}");
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_two_and_says_what_is_allowed() {
+    for arguments in [&["sidecar", "--no-such-flag"][..], &["no-such-command"], &["sidecar", "--mtls", "sometimes"]] {
+        let output = outrigger(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(!output.stderr.is_empty());
+    }
+    assert!(text(&outrigger(&["sidecar", "--mtls", "sometimes"]).stderr).contains("permissive"));
+}
+
+#[test]
+fn version_is_the_package_s() {
+    assert!(text(&outrigger(&["version"]).stdout).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn validate_accepts_a_right_file_and_points_at_each_mistake_of_a_wrong_one() {
+    let directory = tempfile::tempdir().expect("make a directory");
+    let file = directory.path().join("sidecar.yaml");
+    let path = file.display().to_string();
+    std::fs::write(&file, crate::support::mesh::web_config()).expect("write a file");
+    let output = outrigger(&["validate", &path]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output.stdout), text(&output.stderr));
+    std::fs::write(&file, "routes:\n  - name: a\n    upstreams: [{name: nobody}]\n").expect("write a file");
+    let output = outrigger(&["validate", &path]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(said.contains("sidecar.yaml:3") && said.contains("nobody"), "{said}");
+    let schema: serde_json::Value = serde_json::from_slice(&outrigger(&["validate", "--schema"]).stdout).expect("a JSON schema");
+    assert!(schema["properties"]["outbound"].is_object(), "{schema}");
+}
+
+#[test]
+fn every_flag_can_come_from_the_environment() {
+    let mesh = Mesh::new();
+    let (web, api) = (mesh.pod("web"), mesh.pod("api"));
+    web.add_hosts(&format!("{} {API}", api.address));
+    mesh.pki.identity(&crate::support::pki::shop("api")).write(&api.directory);
+    let by_user = crate::support::mesh::users_can_be_taken_on();
+    let mut command = if by_user { api.proxy_command(&api.binary()) } else { api.command(&api.binary()) };
+    let file = |name: &str| api.directory.join(name).display().to_string();
+    command
+        .arg("sidecar")
+        .env("OUTRIGGER_CERTIFICATE", file("tls.crt"))
+        .env("OUTRIGGER_KEY", file("tls.key"))
+        .env("OUTRIGGER_TRUST_BUNDLE", mesh.bundle())
+        .env("OUTRIGGER_MTLS", "permissive")
+        .env("OUTRIGGER_HEALTH_PORT", "15031");
+    if !by_user {
+        command.env("OUTRIGGER_MARK", "true");
+    }
+    let mut sidecar = api.keep("outrigger-sidecar", command);
+    wait::until("the health port of the variable answers", || {
+        assert!(sidecar.running(), "{}", sidecar.output());
+        api.try_connect(([127, 0, 0, 1], 15031)).is_ok() && api.ask_own(15031, "/readyz").status() == 200
+    });
+    assert_eq!(api.admin("/config")["config"]["mtls"], "permissive", "{}", api.admin("/config"));
+}

@@ -1,0 +1,375 @@
+//! Where a request goes, and each way to lie about it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::support::dns::{Dns, Reply};
+use crate::support::pki::shop;
+use crate::support::pod::Pod;
+use crate::support::process::Process;
+use crate::support::serve::{Server, ok};
+use crate::support::wire::Ending;
+use crate::support::{API, Mesh, Message, Pair, wait};
+
+/// Serves HTTP that answers with the pod's name.
+fn serve_name(pod: &Pod, port: u16) -> Server {
+    let name = pod.name.clone();
+    pod.serve_http(port, move |_| ok(&name))
+}
+
+/// A client whose names are resolved by a DNS server of the test's.
+struct Named {
+    web_sidecar: Process,
+    dns: Dns,
+    web: Pod,
+    one: Pod,
+    two: Pod,
+    _sidecars: Vec<Process>,
+    mesh: Mesh,
+}
+
+impl Named {
+    /// Two servers with sidecars, both of service account `api`.
+    fn new(config: &str) -> Self {
+        let mesh = Mesh::new();
+        let (web, one, two, resolver) = (mesh.pod("web"), mesh.pod("one"), mesh.pod("two"), mesh.pod("resolver"));
+        let dns = Dns::serve(&resolver);
+        let start = |pod| mesh.sidecar(pod).identity(mesh.pki.identity(&shop("api"))).start();
+        let _sidecars = vec![start(&one), start(&two)];
+        let server = dns.address.to_string();
+        let web_sidecar = mesh.sidecar(&web).config(config).arguments(["--dns-server", &server]).start();
+        Self { web_sidecar, dns, web, one, two, _sidecars, mesh }
+    }
+
+    fn get(&self, to: &Pod, host: &str) -> Message {
+        self.web.connect(to.at(8080)).get(host, "/")
+    }
+}
+
+const MESH: &str = "outbound: {meshDomains: [svc.cluster.local], meshNetworks: [10.77.0.0/24]}\n";
+/// Nothing is said to be of the mesh, but for names of the cluster.
+const MESH_NAMES: &str = "outbound: {meshDomains: [svc.cluster.local]}\n";
+
+#[test]
+fn a_name_is_balanced_over_all_its_endpoints_whichever_was_dialled() {
+    let bed = Named::new(MESH);
+    let _servers = (serve_name(&bed.one, 8080), serve_name(&bed.two, 8080));
+    bed.dns.set(API, Reply::Addresses(vec![bed.one.address, bed.two.address]));
+    let (mut one, mut two) = (0, 0);
+    for _ in 0..60 {
+        let answer = bed.get(&bed.one, API);
+        assert_eq!(answer.status(), 200, "{answer:?} {}", answer.text());
+        match answer.text().as_str() {
+            "one" => one += 1,
+            "two" => two += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert!(one > 5 && two > 5, "{one} to one and {two} to the other");
+}
+
+#[test]
+fn a_name_is_qualified_by_the_search_domains() {
+    let bed = Named::new(&format!("{MESH}dns: {{search: [shop.svc.cluster.local, svc.cluster.local], ndots: 5}}\n"));
+    let _servers = (serve_name(&bed.one, 8080), serve_name(&bed.two, 8080));
+    bed.dns.set(API, Reply::Addresses(vec![bed.one.address]));
+    for host in ["api", "api.shop", API, "API.shop.SVC.cluster.local.", "api:8080"] {
+        let answer = bed.get(&bed.one, host);
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "one"), "{host}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_forged_host_does_not_carry_a_request_into_another_service() {
+    let bed = Named::new(&format!("{MESH_NAMES}upstreams: {{api: {{hosts: [{API}], identity: \"{}\"}}}}\n", shop("api")));
+    let (real, plain) = (serve_name(&bed.one, 8080), bed.mesh.pod("plain"));
+    let _plain = serve_name(&plain, 8080);
+    bed.dns.set(API, Reply::Addresses(vec![bed.one.address]));
+    assert_eq!(bed.get(&bed.one, API).text(), "one", "said rightly, the name works");
+    let before = real.accepted();
+    // Dialled is `plain`; the Host claims the configured upstream, and a name that resolves elsewhere.
+    bed.dns.set("other.shop.svc.cluster.local", Reply::Addresses(vec![bed.one.address]));
+    for host in [API, "other.shop.svc.cluster.local", "no-such-name.example"] {
+        let answer = bed.get(&plain, host);
+        assert_ne!(answer.text(), "one", "{host}: the request went to another service than was dialled");
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "plain"), "{host}: it goes where it was dialled");
+    }
+    assert_eq!(real.accepted(), before);
+}
+
+#[test]
+fn any_destination_lets_a_name_go_to_its_upstream_whatever_was_dialled() {
+    let bed = Named::new(&format!(
+        "{MESH_NAMES}upstreams: {{api: {{hosts: [{API}], identity: \"{}\", anyDestination: true, discovery: {{dns: {{name: {API}, port: 8080}}}}}}}}\n",
+        shop("api")
+    ));
+    let _real = serve_name(&bed.one, 8080);
+    bed.dns.set(API, Reply::Addresses(vec![bed.one.address]));
+    let answer = bed.get(&bed.two, API);
+    assert_eq!((answer.status(), answer.text().as_str()), (200, "one"), "{answer:?}");
+}
+
+#[test]
+fn a_name_that_resolves_to_loopback_or_metadata_addresses_leads_nowhere_but_where_it_was_dialled() {
+    let bed = Named::new(MESH_NAMES);
+    let plain = bed.mesh.pod("plain");
+    let _plain = serve_name(&plain, 8080);
+    // What an attacker wants to reach: a private port of the client's own pod.
+    let private = bed.web.serve_at(([127, 0, 0, 1], 8080).into(), |mut connection| connection.send("private"));
+    for (host, address) in [
+        ("loop.example", [127, 0, 0, 1]),
+        ("metadata.example", [169, 254, 169, 254]),
+        ("self.example", bed.web.address.octets()),
+        ("nowhere.example", [0, 0, 0, 0]),
+        ("group.example", [224, 0, 0, 1]),
+    ] {
+        bed.dns.set(host, Reply::Addresses(vec![address.into()]));
+        let answer = bed.get(&plain, host);
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "plain"), "{host}: {answer:?}");
+    }
+    assert_eq!(private.accepted(), 0);
+}
+
+#[test]
+fn a_text_record_of_ordinary_dns_cannot_talk_a_client_out_of_mtls() {
+    let bed = Named::new(MESH);
+    let fake = bed.mesh.pod("fake");
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&seen);
+    let _fake = fake.serve(8080, move |mut connection| {
+        // 22 begins a TLS record; anything else would be plaintext.
+        if connection.take(1) != [22] {
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let lie = format!("v=1 addr={}:8080 mesh=0 ns=shop sa=api zone=a weight=1 opaque=0", fake.address);
+    bed.dns.set(API, Reply::Addresses(vec![fake.address]));
+    bed.dns.set(&format!("_8080._tcp.{API}"), Reply::Text(lie.clone()));
+    let reversed: Vec<_> = fake.address.octets().iter().rev().map(u8::to_string).collect();
+    bed.dns.set(&format!("{}.in-addr.arpa", reversed.join(".")), Reply::Text(lie));
+    assert_eq!(bed.get(&fake, API).status(), 502);
+    assert_eq!(bed.get(&fake, &fake.address.to_string()).status(), 502);
+    assert_eq!(seen.load(Ordering::SeqCst), 0, "plaintext was sent");
+}
+
+#[test]
+fn names_that_do_not_exist_or_time_out_leave_the_request_where_it_was_dialled() {
+    let bed = Named::new(MESH_NAMES);
+    let plain = bed.mesh.pod("plain");
+    let _plain = serve_name(&plain, 8080);
+    bed.dns.set("silent.example", Reply::Silence);
+    for host in ["no-such-name.example", "silent.example"] {
+        let answer = bed.get(&plain, host);
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "plain"), "{host}: {answer:?} {}", answer.text());
+    }
+}
+
+#[test]
+fn a_mesh_name_that_dns_does_not_know_is_never_called_in_plaintext() {
+    let bed = Named::new(MESH_NAMES);
+    let plain = bed.mesh.pod("plain");
+    let server = serve_name(&plain, 8080);
+    bed.dns.set(API, Reply::Silence);
+    for host in [API, "unknown.shop.svc.cluster.local"] {
+        let answer = bed.get(&plain, host);
+        assert!([502, 503].contains(&answer.status()), "{host}: {answer:?}");
+        assert!(answer.proxy_error().is_some(), "{answer:?}");
+    }
+    let (text, _) = (server.accepted(), ());
+    assert!(text <= 4, "a TLS attempt may be made, no more");
+}
+
+#[test]
+fn the_last_good_answer_serves_while_dns_fails() {
+    let bed = Named::new(MESH);
+    let _server = serve_name(&bed.one, 8080);
+    bed.dns.set(API, Reply::Addresses(vec![bed.one.address]));
+    assert_eq!(bed.get(&bed.one, API).text(), "one");
+    bed.dns.set(API, Reply::Silence);
+    let asked = bed.dns.asked();
+    wait::until("the lifetime of the answer is over and DNS was asked again", || bed.dns.asked() > asked + 2);
+    for _ in 0..10 {
+        let answer = bed.get(&bed.one, API);
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "one"), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_change_of_dns_under_load_loses_no_request() {
+    let bed = Named::new(MESH);
+    let _servers = (serve_name(&bed.one, 8080), serve_name(&bed.two, 8080));
+    bed.dns.set(API, Reply::Addresses(vec![bed.one.address]));
+    let (mut last, mut changed, mut answers) = (String::new(), 0, 0);
+    let mut connection = bed.web.connect(bed.one.at(8080));
+    // The client holds its connection and dials an address that the name will not have any more.
+    wait::within(wait::PATIENCE * 2, "the requests follow the name there and back", || {
+        let answer = connection.get(API, "/");
+        assert_eq!(answer.status(), 200, "{answer:?} {}", answer.text());
+        answers += 1;
+        if answer.text() != last {
+            last = answer.text();
+            changed += 1;
+            let next = if last == "one" { bed.two.address } else { bed.one.address };
+            // Both are there for a while: only a name's own addresses are believed.
+            bed.dns.set(API, Reply::Addresses(vec![bed.one.address, next]));
+        }
+        (changed >= 4).then_some(())
+    });
+    assert!(answers >= 4);
+}
+
+#[test]
+fn a_workload_that_calls_itself_through_its_service_reaches_itself() {
+    let mesh = Mesh::new();
+    let api = mesh.pod("api");
+    api.add_hosts(&format!("{} {API}", api.address));
+    let _sidecar = mesh.sidecar(&api).config(MESH).start();
+    let _server = api.serve_echo(8080);
+    for host in [API, "127.0.0.1"] {
+        let address = if host == API { api.at(8080) } else { ([127, 0, 0, 1], 8080).into() };
+        let answer = api.connect(address).get(host, "/self");
+        assert_eq!(answer.status(), 200, "{host}: {answer:?} {}", answer.text());
+        assert!(answer.text().starts_with("GET /self "), "{}", answer.text());
+    }
+}
+
+#[test]
+fn a_workload_bound_to_loopback_only_stays_unreachable_and_one_bound_to_the_pod_s_address_is_reached() {
+    let pair = Pair::new();
+    let private = pair.api.serve_at(([127, 0, 0, 1], 8080).into(), |mut connection| connection.send("private"));
+    let address = pair.api.at(8081);
+    let _public = pair.api.serve_at(address, |mut connection| {
+        connection.request();
+        connection.send(ok("public"));
+    });
+    let answer = pair.get(8080, "/");
+    assert_eq!((answer.status(), answer.proxy_error().as_deref()), (502, Some("connection_refused")), "{answer:?}");
+    assert_eq!(private.accepted(), 0);
+    assert_eq!(pair.get(8081, "/").text(), "public");
+}
+
+#[test]
+fn ipv6_crosses_the_mesh_as_well() {
+    let pair = Pair::with(&"outbound: {meshDomains: [svc.cluster.local], meshNetworks: [\"fd77::/64\"]}\n".to_owned(), "");
+    pair.web.write("hosts", format!("127.0.0.1 localhost\n{} {API}\n", pair.api.address6));
+    let _server = pair.api.serve_at((std::net::Ipv6Addr::UNSPECIFIED, 8080).into(), |mut connection| {
+        while let Some(request) = connection.request() {
+            connection.send(ok(request.header("outrigger-client-id").unwrap_or("nobody")));
+        }
+    });
+    wait::until("the hosts file is read again", || {
+        pair.web.connect((pair.api.address6, 8080)).get(API, "/").text() == shop("web")
+    });
+}
+
+/// A mesh with the real discovery server, asked over DNS over TLS.
+struct Discovered {
+    _web_sidecar: Process,
+    _api_sidecar: Process,
+    _discovery: Process,
+    web: Pod,
+    api: Pod,
+    discovery: Pod,
+    mesh: Mesh,
+}
+
+impl Discovered {
+    fn new(services: impl FnOnce(&Pod) -> String) -> Self {
+        let mesh = Mesh::new();
+        let (web, api, discovery) = (mesh.pod("web"), mesh.pod("api"), mesh.pod("discovery"));
+        mesh.pki.identity("spiffe://cluster.local/ns/outrigger/sa/outrigger-discovery").write(&discovery.directory);
+        let file = discovery.write("services.yaml", services(&api)).display().to_string();
+        let own = |name: &str| discovery.directory.join(name).display().to_string();
+        let server = discovery.start(&[
+            &discovery.binary(), "discovery", "--file", &file, "--certificate", &own("tls.crt"), "--key", &own("tls.key"),
+            "--trust-bundle", &mesh.bundle().display().to_string(), "--plain", "0.0.0.0:53",
+        ]);
+        wait::until("discovery listens", || web.try_connect(discovery.at(15053)).is_ok());
+        let _api_sidecar = mesh.sidecar(&api).start();
+        let address = discovery.at(15053).to_string();
+        let dns = discovery.at(53).to_string();
+        let _web_sidecar = mesh.sidecar(&web).arguments(["--discovery", &address, "--dns-server", &dns]).start();
+        Self { _web_sidecar, _api_sidecar, _discovery: server, web, api, discovery, mesh }
+    }
+}
+
+fn services(address: &std::net::Ipv4Addr, account: &str) -> String {
+    format!(
+        "services:\n  - name: api\n    namespace: shop\n    vip: 10.96.0.7\n    ports: [{{port: 8080}}, {{port: 7000}}]\n    \
+         endpoints: [{{address: {address}, serviceAccount: {account}, mesh: true}}]\n"
+    )
+}
+
+#[test]
+fn discovery_leads_a_service_s_address_to_its_endpoints_over_mtls() {
+    let bed = Discovered::new(|api| services(&api.address, "api"));
+    let _http = bed.api.serve_echo(8080);
+    let _opaque = bed.api.serve(7000, |mut connection| {
+        let got = connection.take(3);
+        connection.send(got);
+    });
+    for address in [([10, 96, 0, 7], 8080).into(), bed.api.at(8080)] {
+        let answer = bed.web.connect(address).get(API, "/");
+        assert_eq!(answer.status(), 200, "{address}: {answer:?} {}", answer.text());
+        assert!(answer.text().contains(&format!("outrigger-client-id: {}", shop("web"))), "{}", answer.text());
+        let mut opaque = bed.web.connect(std::net::SocketAddr::new(address.ip(), 7000));
+        opaque.send("\0\x01\x02");
+        assert_eq!(opaque.take(3), b"\0\x01\x02");
+    }
+    bed.web.wait_for_metric("outrigger_tcp_connections_opened_total", &[("direction", "outbound"), ("tls", "mesh")], 2.0);
+}
+
+#[test]
+fn discovery_says_which_account_is_expected_and_any_other_is_refused() {
+    let bed = Discovered::new(|api| services(&api.address, "somebody-else"));
+    let workload = bed.api.serve_echo(8080);
+    let answer = bed.web.connect(bed.api.at(8080)).get(API, "/");
+    assert_eq!((answer.status(), answer.proxy_error().as_deref()), (502, Some("tls_certificate_error")), "{answer:?}");
+    let mut opaque = bed.web.connect(([10, 96, 0, 7], 7000));
+    opaque.send("\0\x01\x02");
+    assert_eq!(opaque.take_all(), (Vec::new(), Ending::Reset));
+    assert_eq!(workload.accepted(), 0);
+}
+
+#[test]
+fn a_discovery_with_a_workload_s_certificate_is_not_believed() {
+    let bed = Discovered::new(|api| services(&api.address, "api").replace("mesh: true", "mesh: false"));
+    // The impostor says that the endpoint has no sidecar, to get the traffic in plaintext.
+    bed.mesh.pki.identity(&shop("mallory")).write(&bed.discovery.directory);
+    let plain = bed.mesh.pod("impostor");
+    bed.mesh.pki.identity(&shop("mallory")).write(&plain.directory);
+    let own = |name: &str| plain.directory.join(name).display().to_string();
+    let file = plain.write("services.yaml", services(&bed.api.address, "api").replace("mesh: true", "mesh: false"));
+    let _impostor = plain.start(&[
+        &plain.binary(), "discovery", "--file", &file.display().to_string(), "--certificate", &own("tls.crt"),
+        "--key", &own("tls.key"), "--trust-bundle", &bed.mesh.bundle().display().to_string(),
+    ]);
+    wait::until("the impostor listens", || bed.web.try_connect(plain.at(15053)).is_ok());
+    let victim = bed.mesh.pod("victim");
+    victim.add_hosts(&format!("{} {API}", bed.api.address));
+    let address = plain.at(15053).to_string();
+    let _sidecar = bed
+        .mesh
+        .sidecar(&victim)
+        .arguments(["--discovery", &address, "--mesh-network", "10.77.0.0/24", "--mesh-domain", "svc.cluster.local"])
+        .start();
+    let _workload = bed.api.serve_echo(8080);
+    let answer = victim.connect(bed.api.at(8080)).get(API, "/");
+    // By the hosts file the name leads there over mesh TLS; plaintext would have got 403 from the strict port.
+    assert_ne!(answer.status(), 403, "the request was sent in plaintext");
+    let mut opaque = victim.connect(bed.api.at(7000));
+    opaque.send("\0\x01\x02");
+    assert!(opaque.take_all().0.is_empty());
+}
+
+#[test]
+fn a_change_of_discovery_s_file_is_followed() {
+    let bed = Discovered::new(|api| services(&api.address, "somebody-else"));
+    let _workload = bed.api.serve_echo(8080);
+    assert_eq!(bed.web.connect(bed.api.at(8080)).get(API, "/").status(), 502);
+    let fresh = bed.discovery.write("services.new", services(&bed.api.address, "api"));
+    std::fs::rename(fresh, bed.discovery.directory.join("services.yaml")).expect("replace a file");
+    wait::within(wait::PATIENCE * 2, "the new account is expected", || {
+        (bed.web.connect(bed.api.at(8080)).get(API, "/").status() == 200).then_some(())
+    });
+}

@@ -1,0 +1,25 @@
+//! The real binary in network namespaces, between unmodified programs and hostile ones.
+//!
+//! Run by `tests/run`, which installs what is needed. Each test makes its own pods, so that tests
+//! run side by side and a failed one leaves nothing behind.
+
+mod support;
+
+mod authority;
+mod authorization;
+mod command_line;
+mod configuration;
+mod destination;
+mod faults;
+mod grpc;
+mod headers;
+mod http1;
+mod http2;
+mod lifecycle;
+mod modes;
+mod observation;
+mod opaque;
+mod pods;
+mod rotation;
+mod streams;
+mod verification;
