@@ -11,6 +11,8 @@ use outrigger_ca::server::{Options, Server};
 use outrigger_ca::tokens::{KeySetOptions, TokenOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::{Failure, log};
+
 const EXAMPLE: &str = "\
 Example, one machine:
   head -c 32 /dev/urandom | base64 > web.token
@@ -23,7 +25,7 @@ And every few years, or at once when a key may have leaked:
 
 /// Run the certificate authority: gives workloads their certificates, over gRPC with TLS (Istio's
 /// certificate API), and the trust bundle at `GET /bundle`.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
     #[command(subcommand)]
@@ -32,7 +34,7 @@ pub struct Args {
     serve: Serve,
 }
 
-#[derive(clap::Subcommand)]
+#[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Start replacing the root: the new one is handed out at once, signs after --spread, and the old one
     /// is dropped when the last certificate below it has ended. Running CAs follow by themselves.
@@ -46,7 +48,7 @@ enum Command {
     HashToken(HashToken),
 }
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 struct KeyDirectory {
     /// The directory of the CA's keys, as given to `outrigger ca`.
     #[arg(
@@ -57,7 +59,7 @@ struct KeyDirectory {
     directory: PathBuf,
 }
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 struct Serve {
     /// Where to listen; without IPv6, [::] means 0.0.0.0.
     #[arg(long, env = "OUTRIGGER_LISTEN", default_value = "[::]:15012")]
@@ -134,9 +136,15 @@ struct Serve {
     /// Serve /metrics in plain text at this address, for example 127.0.0.1:15020. Nowhere unless given.
     #[arg(long, env = "OUTRIGGER_METRICS", value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
+    /// Level of the log: error, warn, info, debug, trace.
+    #[arg(long, env = "OUTRIGGER_LOG", value_name = "LEVEL", default_value = "info")]
+    log: String,
+    /// How the log looks.
+    #[arg(long, env = "OUTRIGGER_LOG_FORMAT", value_enum, default_value_t)]
+    log_format: log::Format,
 }
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 struct Rotate {
     #[command(flatten)]
     keys: KeyDirectory,
@@ -152,7 +160,7 @@ struct Rotate {
     output: Output,
 }
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 struct Show {
     #[command(flatten)]
     keys: KeyDirectory,
@@ -161,21 +169,21 @@ struct Show {
     output: Output,
 }
 
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 struct HashToken {
     /// The file that holds the token; standard input unless given.
     #[arg(long, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Output {
     Text,
     Json,
 }
 
 impl Args {
-    pub fn run(self) -> Result<ExitCode, crate::Failure> {
+    pub fn run(self) -> Result<ExitCode, Failure> {
         match self.command {
             None => self.serve.run(),
             Some(Command::Rotate(rotate)) => rotate.run(),
@@ -194,7 +202,8 @@ impl Args {
 }
 
 impl Serve {
-    fn run(self) -> Result<ExitCode, crate::Failure> {
+    fn run(self) -> Result<ExitCode, Failure> {
+        log::start(&self.log, self.log_format)?;
         let options = self.options();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -250,7 +259,7 @@ impl Serve {
 }
 
 impl Rotate {
-    fn run(self) -> Result<ExitCode, crate::Failure> {
+    fn run(self) -> Result<ExitCode, Failure> {
         let now = SystemTime::now();
         let roots =
             authority::rotate(&self.keys.directory, self.spread, self.root_lifetime, now)?;
@@ -259,7 +268,7 @@ impl Rotate {
 }
 
 impl HashToken {
-    fn run(self) -> Result<ExitCode, crate::Failure> {
+    fn run(self) -> Result<ExitCode, Failure> {
         let token = match &self.token_file {
             Some(path) => std::fs::read_to_string(path)
                 .map_err(|error| format!("the token file `{}` can't be read: {error}", path.display()))?,
@@ -277,7 +286,7 @@ impl HashToken {
     }
 }
 
-fn print_roots(roots: &[RootReport], output: Output) -> Result<ExitCode, crate::Failure> {
+fn print_roots(roots: &[RootReport], output: Output) -> Result<ExitCode, Failure> {
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(roots)?),
         Output::Text => {

@@ -3,22 +3,24 @@
 use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
-use outrigger_iptables::{Change, Cidr, Family, Ipv6, Owner, Settings, Tools, apply, clean, render, verify::verify};
+use outrigger_iptables::{
+    Change, Cidr, Family, Ipv6, Owner, Settings, Tools, apply, clean, render, verify::verify,
+};
 
 use crate::Failure;
 
 /// Redirect a pod's TCP traffic to the sidecar, see that it works, or undo it.
-///
-/// Acts on the network namespace that it is run in, through the programs of iptables, and needs the capability
-/// NET_ADMIN. In a pod, `apply` runs before the workload starts. What goes where:
-///
-/// From outside to the pod: to the inbound port, but for the metrics, health and skipped ports.
-/// From the workload to others: to the outbound port, but for skipped ports, skipped blocks and metadata services.
-/// From the workload to itself, and from the sidecar: as it is.
-///
-/// UDP, and so QUIC, is not intercepted.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = "\
+Acts on the network namespace that it is run in, through the programs of iptables, and needs
+the capability NET_ADMIN. In a pod, `apply` runs before the workload starts. What goes where:
+
+  from outside to the pod      to the inbound port, but for metrics, health and skipped ports
+  from the workload to others  to the outbound port, but for what is skipped
+  from the workload to itself  as it is
+  from the sidecar             as it is, but to the pod's own address: to the inbound port
+
+UDP, and so QUIC, is not intercepted.")]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
@@ -54,33 +56,68 @@ enum Action {
 #[derive(Debug, clap::Args)]
 struct Rules {
     /// Port of the sidecar for what the workload sends.
-    #[arg(long, env = "OUTRIGGER_OUTBOUND_PORT", value_name = "PORT", default_value_t = 15001)]
+    #[arg(
+        long,
+        env = "OUTRIGGER_OUTBOUND_PORT",
+        value_name = "PORT",
+        default_value_t = 15001
+    )]
     outbound_port: u16,
 
     /// Port of the sidecar for what comes to the workload.
-    #[arg(long, env = "OUTRIGGER_INBOUND_PORT", value_name = "PORT", default_value_t = 15006)]
+    #[arg(
+        long,
+        env = "OUTRIGGER_INBOUND_PORT",
+        value_name = "PORT",
+        default_value_t = 15006
+    )]
     inbound_port: u16,
 
     /// Port of metrics and rewritten probes, reached from outside as it is.
-    #[arg(long, env = "OUTRIGGER_METRICS_PORT", value_name = "PORT", default_value_t = 15020)]
+    #[arg(
+        long,
+        env = "OUTRIGGER_METRICS_PORT",
+        value_name = "PORT",
+        default_value_t = 15020
+    )]
     metrics_port: u16,
 
     /// Port of the sidecar's own readiness and liveness, reached from outside as it is.
-    #[arg(long, env = "OUTRIGGER_HEALTH_PORT", value_name = "PORT", default_value_t = 15021)]
+    #[arg(
+        long,
+        env = "OUTRIGGER_HEALTH_PORT",
+        value_name = "PORT",
+        default_value_t = 15021
+    )]
     health_port: u16,
 
     /// Ports of the workload that are reached without the sidecar, as in 22,9100.
-    #[arg(long, env = "OUTRIGGER_SKIP_INBOUND_PORTS", value_name = "PORTS", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "OUTRIGGER_SKIP_INBOUND_PORTS",
+        value_name = "PORTS",
+        value_delimiter = ','
+    )]
     skip_inbound_ports: Vec<u16>,
 
     /// Ports of others that the workload reaches without the sidecar, as in 53,123.
-    #[arg(long, env = "OUTRIGGER_SKIP_OUTBOUND_PORTS", value_name = "PORTS", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "OUTRIGGER_SKIP_OUTBOUND_PORTS",
+        value_name = "PORTS",
+        value_delimiter = ','
+    )]
     skip_outbound_ports: Vec<u16>,
 
     /// Blocks of addresses that the workload reaches without the sidecar, as in 10.0.0.0/8,fd00::/8.
     ///
     /// The metadata services of clouds are always reached so: 169.254.0.0/16 and fd00:ec2::/32.
-    #[arg(long, env = "OUTRIGGER_SKIP_OUTBOUND_CIDRS", value_name = "BLOCKS", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "OUTRIGGER_SKIP_OUTBOUND_CIDRS",
+        value_name = "BLOCKS",
+        value_delimiter = ','
+    )]
     skip_outbound_cidrs: Vec<Cidr>,
 
     /// The directions to redirect.
@@ -100,11 +137,21 @@ struct Rules {
     gid: u32,
 
     /// Packet mark of the sidecar's connections, with --exempt mark.
-    #[arg(long, env = "OUTRIGGER_MARK", value_name = "MARK", default_value_t = 1337)]
+    #[arg(
+        long,
+        env = "OUTRIGGER_MARK",
+        value_name = "MARK",
+        default_value_t = 1337
+    )]
     mark: u32,
 
     /// Packet mark of the sidecar's connections to its own workload, with --exempt mark.
-    #[arg(long, env = "OUTRIGGER_INBOUND_MARK", value_name = "MARK", default_value_t = 1338)]
+    #[arg(
+        long,
+        env = "OUTRIGGER_INBOUND_MARK",
+        value_name = "MARK",
+        default_value_t = 1338
+    )]
     inbound_mark: u32,
 
     /// Whether IPv6 gets rules too.
@@ -163,7 +210,9 @@ impl Args {
             }
             Action::Clean => {
                 let cleaned = clean(&Tools::find())?;
-                for (family, removed) in [(Family::Ipv4, cleaned.ipv4), (Family::Ipv6, cleaned.ipv6)] {
+                for (family, removed) in
+                    [(Family::Ipv4, cleaned.ipv4), (Family::Ipv6, cleaned.ipv6)]
+                {
                     println!("{family}: {}", if removed { "removed" } else { "no rules" });
                 }
             }

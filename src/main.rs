@@ -24,14 +24,14 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// A sidecar beside every workload takes its traffic over, secures it with mutual TLS and carries it to its peer's
 /// sidecar. A small CA issues the identities, discovery says where the peers are.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "outrigger", version, max_term_width = 110, after_help = "To see a whole mesh run on this machine: outrigger demo")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Run the proxy beside a workload.
     Sidecar(sidecar::Args),
@@ -50,6 +50,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Huge pages make a small proxy large: 20 MiB idle with them, 9 MiB without. Where the kernel can't be told,
+    // only memory is lost.
+    let _ = nix::sys::prctl::set_thp_disable(true);
     let result = match Arguments::parse().command {
         Command::Sidecar(args) => args.run(),
         Command::Ca(args) => args.run(),

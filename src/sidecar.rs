@@ -97,10 +97,10 @@ pub struct Args {
     /// Port of /readyz and /livez.
     #[arg(long, env = "OUTRIGGER_HEALTH_PORT", value_name = "PORT", default_value_t = 15021)]
     health_port: u16,
-    /// Exempt the proxy's own connections from the redirect by packet marks 1337 and 1338 instead of by uid; needs
-    /// CAP_NET_ADMIN. For places without uids to spare.
-    #[arg(long, env = "OUTRIGGER_MARK")]
-    mark: bool,
+    /// Exempt the proxy's own connections from the redirect by packet marks, this one and the next, instead of by uid;
+    /// needs CAP_NET_ADMIN. For places without uids to spare. Without a value: 1337.
+    #[arg(long, env = "OUTRIGGER_MARK", value_name = "MARK", num_args = 0..=1, default_missing_value = "1337")]
+    mark: Option<u32>,
     /// Level of the proxy's own log: error, warn, info, debug, trace.
     #[arg(long, env = "OUTRIGGER_LOG", value_name = "LEVEL", default_value = "info")]
     log: String,
@@ -123,9 +123,6 @@ enum MtlsMode {
     Audit,
 }
 
-/// Packet mark of the proxy's own connections.
-const MARK: u32 = 1337;
-
 impl Args {
     pub fn run(self) -> Result<ExitCode, Failure> {
         // Before anything opens a file: the handed-in ones are known by their numbers.
@@ -141,7 +138,7 @@ impl Args {
                 health: self.health_port,
             },
             handed_in,
-            mark: self.mark.then_some(MARK),
+            mark: self.mark,
             bundle_poll: std::time::Duration::from_secs(self.bundle_poll),
             panic_path: self.panic_path.clone(),
             set_log_level,

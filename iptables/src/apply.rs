@@ -33,7 +33,7 @@ pub struct Applied {
 pub enum Change {
     /// The rules were there.
     Unchanged,
-    /// They were written, by the program with this name.
+    /// They were written, with the backend of this name: `iptables-nft`, `ip6tables-legacy`.
     Written(String),
 }
 

@@ -197,19 +197,31 @@ fn directories(searched: &[PathBuf]) -> String {
     names.join(":")
 }
 
+/// What each backend said; a remedy that fits several is given once.
 fn told(attempts: &[Attempt]) -> String {
-    let texts: Vec<String> = attempts
-        .iter()
-        .map(|attempt| {
-            let words = attempt
-                .output
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" ");
-            format!("{}: {} (it said: {words})", attempt.program, attempt.cause)
-        })
-        .collect();
-    texts.join("; ")
+    let mut text = String::new();
+    for (
+        index,
+        Attempt {
+            program,
+            cause,
+            output,
+        },
+    ) in attempts.iter().enumerate()
+    {
+        let separator = if index == 0 { "" } else { "; " };
+        let cause = if attempts[..index]
+            .iter()
+            .any(|earlier| earlier.cause == *cause)
+        {
+            "the same".to_owned()
+        } else {
+            cause.to_string()
+        };
+        let words = output.split_whitespace().collect::<Vec<_>>().join(" ");
+        text.push_str(&format!("{separator}{program}: {cause} (it said: {words})"));
+    }
+    text
 }
 
 #[cfg(test)]

@@ -3,9 +3,8 @@
 //! They are written exactly as `iptables-save` prints them, so that what is installed can be compared with
 //! what is meant.
 //!
-//! No rule asks for `--syn`. The nat table decides on a connection's first packet, and a rule that let other
-//! first packets by would let an outsider in: an ACK would make connection tracking remember the connection
-//! as not redirected, and a SYN of the same ports would then reach the workload past the proxy.
+//! No rule asks for `--syn`. The nat table decides once, on whatever packet connection tracking takes for a
+//! connection's first; a crafted one that no rule decided on would stand as a connection that is not redirected.
 
 use std::fmt::Write as _;
 

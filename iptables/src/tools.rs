@@ -113,8 +113,9 @@ impl Backend {
             || fs::read_to_string(names).is_ok_and(|names| names.lines().any(|name| name == "nat"))
     }
 
+    /// As a user knows it: `iptables-nft`.
     pub(crate) fn name(&self) -> String {
-        name(&self.restore)
+        name(&self.restore).trim_end_matches("-restore").to_owned()
     }
 
     fn run(&self, program: &Path, arguments: &[&str], input: &str) -> Result<String, Attempt> {

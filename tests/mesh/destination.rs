@@ -19,7 +19,7 @@ fn serve_name(pod: &Pod, port: u16) -> Server {
 
 /// A client whose names are resolved by a DNS server of the test's.
 struct Named {
-    web_sidecar: Process,
+    _web_sidecar: Process,
     dns: Dns,
     web: Pod,
     one: Pod,
@@ -37,8 +37,8 @@ impl Named {
         let start = |pod| mesh.sidecar(pod).identity(mesh.pki.identity(&shop("api"))).start();
         let _sidecars = vec![start(&one), start(&two)];
         let server = dns.address.to_string();
-        let web_sidecar = mesh.sidecar(&web).config(config).arguments(["--dns-server", &server]).start();
-        Self { web_sidecar, dns, web, one, two, _sidecars, mesh }
+        let _web_sidecar = mesh.sidecar(&web).config(config).arguments(["--dns-server", &server]).start();
+        Self { _web_sidecar, dns, web, one, two, _sidecars, mesh }
     }
 
     fn get(&self, to: &Pod, host: &str) -> Message {

@@ -161,3 +161,111 @@ fn expiry(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
         x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
     Ok(system_time(parsed.validity().not_after.timestamp()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::Command;
+
+    use super::super::{Authority, Lifetimes, Storage};
+    use super::*;
+
+    const SCRIPT: &str = r#"
+        set -e
+        make() { # name, key options, issuer or nothing
+            name=$1; shift
+            openssl genpkey $1 -out $name.key
+            openssl req -new -key $name.key -subj "/CN=$name" -out $name.csr
+            if [ -n "$2" ]; then
+                openssl x509 -req -in $name.csr -CA $2.pem -CAkey $2.key -days 30 -extfile ca.cnf -out $name.pem
+            else
+                openssl x509 -req -in $name.csr -signkey $name.key -days 30 -extfile ca.cnf -out $name.pem
+            fi
+        }
+        printf 'basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\n' > ca.cnf
+        make root "-algorithm RSA -pkeyopt rsa_keygen_bits:2048"
+        make between "-algorithm EC -pkeyopt ec_paramgen_curve:P-384" root
+        make issuer "-algorithm RSA -pkeyopt rsa_keygen_bits:2048" between
+        make other "-algorithm ED25519"
+        cat issuer.pem between.pem > chain.pem
+        cat root.pem other.pem > both.pem
+    "#;
+
+    fn made_by_openssl() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let output = Command::new("sh")
+            .args(["-c", SCRIPT])
+            .current_dir(directory.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        directory
+    }
+
+    fn files(directory: &Path, certificate: &str, key: &str, root: &str) -> MountedIssuer {
+        MountedIssuer {
+            certificate: directory.join(certificate),
+            key: directory.join(key),
+            root: directory.join(root),
+        }
+    }
+
+    #[test]
+    fn an_issuer_of_any_kind_signs_when_chain_key_and_root_belong_together() {
+        let directory = made_by_openssl();
+        let minute = Duration::from_secs(60);
+        let now = SystemTime::now();
+        let table = [
+            ("chain.pem", "issuer.key", "root.pem", ""),
+            ("chain.pem", "issuer.key", "both.pem", ""),
+            ("other.pem", "other.key", "other.pem", ""),
+            ("root.pem", "root.key", "root.pem", ""),
+            ("chain.pem", "between.key", "root.pem", "belong together"),
+            ("chain.pem", "issuer.key", "other.pem", "belong together"),
+            ("issuer.pem", "issuer.key", "root.pem", "belong together"),
+            ("chain.pem", "chain.pem", "root.pem", "issuing key"),
+            ("chain.pem", "missing", "root.pem", "can't be read"),
+            ("chain.pem", "issuer.key", "ca.cnf", "holds no certificate"),
+        ];
+        for (certificate, key, root, problem) in table {
+            let files = files(directory.path(), certificate, key, root);
+            match files.load("cluster.local", minute, now) {
+                Ok(snapshot) => {
+                    assert_eq!(problem, "", "{certificate} {key} {root}");
+                    let own = snapshot.signer.own_certificate(minute, now).unwrap();
+                    own.verify(&snapshot.bundle, now).unwrap();
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    assert!(
+                        !problem.is_empty() && error.contains(problem),
+                        "{certificate} {key} {root}: {error}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn replaced_files_are_taken_into_use_and_wrong_ones_are_not() {
+        let directory = made_by_openssl();
+        let path = |name: &str| directory.path().join(name);
+        let storage = Storage::Mounted(files(
+            directory.path(),
+            "chain.pem",
+            "issuer.key",
+            "both.pem",
+        ));
+        let now = SystemTime::now();
+        let authority =
+            Authority::open(&storage, "cluster.local", Lifetimes::default(), now).unwrap();
+        let first = authority.snapshot(now);
+        fs::copy(path("other.pem"), path("chain.pem")).unwrap();
+        assert!(
+            authority.snapshot(now).signer.same_key(&first.signer),
+            "half replaced"
+        );
+        fs::copy(path("other.key"), path("issuer.key")).unwrap();
+        assert!(!authority.snapshot(now).signer.same_key(&first.signer));
+    }
+}

@@ -178,7 +178,7 @@ impl Directory {
     /// Only with the lock held.
     fn write(&self, state: &State) -> Result<(), StorageError> {
         let json = state.to_json().map_err(|source| self.bad_state(source))?;
-        let unfinished = self.state_file();
+        let unfinished = self.0.join(UNFINISHED);
         // A leftover of somebody killed here; made anew so that its mode is ours.
         match fs::remove_file(&unfinished) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -196,7 +196,8 @@ impl Directory {
                 file.sync_all()
             });
         written.map_err(|source| failed(&unfinished, "writing", source))?;
-        File::open(&self.0).and_then(|f| f.sync_all())
+        fs::rename(&unfinished, self.state_file())
+            .and_then(|()| File::open(&self.0)?.sync_all())
             .map_err(|source| failed(&self.state_file(), "taking the new state into use", source))
     }
 

@@ -69,7 +69,13 @@ async fn run_on(
     directory: &std::path::Path,
     address: SocketAddr,
 ) -> (SocketAddr, tokio::task::JoinHandle<()>) {
-    let server = Server::bind(Options {
+    let server = Server::bind(options(directory, address)).await.unwrap();
+    let address = server.local_address().unwrap();
+    (address, tokio::spawn(server.serve(std::future::pending())))
+}
+
+fn options(directory: &std::path::Path, address: SocketAddr) -> Options {
+    Options {
         listen: address,
         storage: Storage::Directory(directory.join("ca")),
         trust_domain: "cluster.local".into(),
@@ -84,11 +90,7 @@ async fn run_on(
                 .map(signed::options),
         },
         metrics: None,
-    })
-    .await
-    .unwrap();
-    let address = server.local_address().unwrap();
-    (address, tokio::spawn(server.serve(std::future::pending())))
+    }
 }
 
 fn ca_id() -> SpiffeId {
@@ -395,4 +397,49 @@ async fn the_bundle_is_served_to_anybody_and_other_paths_say_what_there_is() {
             assert!(answer.starts_with(&expected), "{version} {path}: {answer}");
         }
     }
+}
+
+#[tokio::test]
+async fn metrics_count_what_was_given_and_refused() {
+    let ca = TestCa::start().await;
+    let server = Server::bind(Options {
+        metrics: Some("127.0.0.1:0".parse().unwrap()),
+        ..options(ca.directory.path(), "127.0.0.1:0".parse().unwrap())
+    })
+    .await
+    .unwrap();
+    let metrics = server
+        .metrics_listener
+        .as_ref()
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let mut asked = ca.options();
+    asked.address = server.local_address().unwrap().to_string();
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let serving = tokio::spawn(server.serve(async { drop(stopped.await) }));
+    let (_, csr) = greedy_request();
+    let ask = async || client::certify(&asked, &ca.bundle(), &ca_id(), csr.clone()).await;
+    ask().await.unwrap();
+    fs::write(ca.directory.path().join("token"), "wrong").unwrap();
+    ask().await.unwrap_err();
+    let output = tokio::process::Command::new("curl")
+        .args(["--silent", &format!("http://{metrics}/metrics")])
+        .output()
+        .await
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for line in [
+        "outrigger_ca_certificates_issued_total 1",
+        "outrigger_ca_requests_refused_total{reason=\"token_unknown\"} 1",
+        "outrigger_ca_root_expiry_timestamp_seconds{fingerprint=",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    stop.send(()).unwrap();
+    timeout(Duration::from_secs(30), serving)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(TcpStream::connect(&asked.address).await.is_err());
 }

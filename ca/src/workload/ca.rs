@@ -17,6 +17,8 @@ use crate::{
 
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// An interval of zero would keep the CA busy and nobody served.
+const SHORTEST_POLL: Duration = Duration::from_millis(100);
 /// Timers stand still while a machine sleeps; certificates age on. So due times are wall-clock times,
 /// looked at this often.
 const LONGEST_NAP: Duration = Duration::from_secs(30);
@@ -124,7 +126,8 @@ async fn poll(keeper: &Keeper, polled: Instant) {
     if keeper.options.trust_bundle.is_some() || keeper.publisher.material().is_none() {
         pending().await
     }
-    tokio::time::sleep_until(polled + keeper.options.bundle_poll).await;
+    let interval = keeper.options.bundle_poll.max(SHORTEST_POLL);
+    tokio::time::sleep_until(polled + interval).await;
 }
 
 /// The certificate in use does not chain to the new bundle, so a new one is needed first.

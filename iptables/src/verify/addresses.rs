@@ -85,13 +85,14 @@ fn has_route(destination: SocketAddr) -> bool {
         .is_ok()
 }
 
-/// The first or the second address of a network, whichever is not the given one.
+/// Another address of the same network. The last bit is changed only in a network of two: the address that ends
+/// in zeros is the network's own, or that of any router.
 fn neighbour(address: IpAddr, prefix: u8) -> Option<IpAddr> {
     let network = Cidr::new(address, prefix)?;
     let nearby: [IpAddr; 2] = match address {
-        IpAddr::V4(address) => [address.to_bits() ^ 1, address.to_bits() ^ 2]
+        IpAddr::V4(address) => [address.to_bits() ^ 2, address.to_bits() ^ 1]
             .map(|bits| Ipv4Addr::from_bits(bits).into()),
-        IpAddr::V6(address) => [address.to_bits() ^ 1, address.to_bits() ^ 2]
+        IpAddr::V6(address) => [address.to_bits() ^ 2, address.to_bits() ^ 1]
             .map(|bits| Ipv6Addr::from_bits(bits).into()),
     };
     nearby.into_iter().find(|other| network.contains(*other))

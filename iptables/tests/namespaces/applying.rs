@@ -173,7 +173,7 @@ namespace_tests! {
         let (legacy_directory, pod) = (tempfile::tempdir().unwrap(), pod());
         let legacy = only("legacy", legacy_directory.path());
         let applied = pod.run(|| apply(&settings(), Ipv6::Auto, &legacy).expect("applying"));
-        assert_eq!(applied.ipv4, Change::Written("iptables-legacy-restore".to_owned()));
+        assert_eq!(applied.ipv4, Change::Written("iptables-legacy".to_owned()));
         let of_legacy = rules(&pod, "legacy");
         let again = pod.run(|| apply(&settings(), Ipv6::Auto, &legacy).expect("applying"));
         assert_eq!(again, Applied { ipv4: Change::Unchanged, ipv6: Some(Change::Unchanged) });

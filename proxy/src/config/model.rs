@@ -197,8 +197,9 @@ pub struct Upstream {
     pub discovery: Option<Discovery>,
     /// What is spoken with it. Default: `auto`.
     pub protocol: Protocol,
-    /// How the connection is secured. Default: mesh TLS for peers of the mesh (`outbound` and discovery say
-    /// which those are), plaintext for others.
+    /// How the connection is secured: `mesh` (mutual TLS between sidecars), `none` (plaintext), or TLS to a
+    /// server outside the mesh by the fields below. Default: mesh TLS for peers of the mesh (`outbound` and
+    /// discovery say which those are), plaintext for others.
     pub tls: Option<UpstreamTls>,
     /// The SPIFFE ID the peer must have, or `any` for every identity of the trust domain.
     pub identity: Option<String>,
@@ -250,7 +251,10 @@ fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAdd
         }
     }
 
-    Ok(Vec::<Address>::deserialize(deserializer)?.into_iter().map(|address| address.0).collect())
+    Ok(Vec::<Address>::deserialize(deserializer)?
+        .into_iter()
+        .map(|address| address.0)
+        .collect())
 }
 
 /// Endpoints by DNS.

@@ -6,8 +6,8 @@ use std::fmt;
 use serde::Deserialize as _;
 use serde::de::value::StrDeserializer;
 use serde::de::{
-    self, DeserializeSeed, EnumAccess, Expected, IntoDeserializer as _, MapAccess, SeqAccess, Unexpected,
-    VariantAccess, Visitor,
+    self, DeserializeSeed, EnumAccess, Expected, IntoDeserializer as _, MapAccess, SeqAccess,
+    Unexpected, VariantAccess, Visitor,
 };
 use serde::forward_to_deserialize_any;
 
@@ -18,13 +18,19 @@ use super::tree::{Node, Value};
 /// Problems after which no more are looked for.
 const MAX_PROBLEMS: usize = 50;
 
+/// Alternatives that are fields with a value rather than words; serde does not say which are.
+const WITH_CONTENT: [&str; 2] = ["PathMatch", "Discovery"];
+
 /// Reads the whole config. A value that does not fit is reported and left out, and the rest read again,
 /// so that all of them are found at once.
 pub(super) fn read(root: &Node) -> Result<Config, Vec<Problem>> {
     let mut skipped = HashSet::new();
     let mut problems = Vec::new();
     while problems.len() < MAX_PROBLEMS {
-        let error = match Config::deserialize(Reader { node: root, skipped: &skipped }) {
+        let error = match Config::deserialize(Reader {
+            node: root,
+            skipped: &skipped,
+        }) {
             Ok(config) if problems.is_empty() => return Ok(config),
             Ok(_) => break,
             Err(error) => error,
@@ -44,7 +50,8 @@ pub(super) fn read(root: &Node) -> Result<Config, Vec<Problem>> {
                 remedy: error.remedy,
             });
         }
-        if !skipped.insert(place.path.as_str().to_owned()) {
+        // Without the whole file there is nothing left to read.
+        if place.path.as_str().is_empty() || !skipped.insert(place.path.as_str().to_owned()) {
             break;
         }
     }
@@ -80,13 +87,23 @@ impl Place {
                 .collect(),
             _ => Vec::new(),
         };
-        Box::new(Self { path: node.path.clone(), position: node.shown_at(), skipped_fields })
+        Box::new(Self {
+            path: node.path.clone(),
+            position: node.shown_at(),
+            skipped_fields,
+        })
     }
 }
 
 impl ReadError {
     fn new(message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { message: message.into(), remedy: remedy.into(), missing: None, reported: false, place: None }
+        Self {
+            message: message.into(),
+            remedy: remedy.into(),
+            missing: None,
+            reported: false,
+            place: None,
+        }
     }
 
     /// The innermost place counts.
@@ -97,7 +114,11 @@ impl ReadError {
 
     /// At a key rather than its value.
     fn at_key(mut self, node: &Node) -> Self {
-        let place = Place { path: node.path.clone(), position: node.named_at, skipped_fields: Vec::new() };
+        let place = Place {
+            path: node.path.clone(),
+            position: node.named_at,
+            skipped_fields: Vec::new(),
+        };
         self.place.get_or_insert(Box::new(place));
         self
     }
@@ -166,15 +187,24 @@ impl de::Error for ReadError {
     }
 
     fn unknown_field(field: &str, known: &'static [&'static str]) -> Self {
-        Self::new(format!("there is no field `{field}` here"), allowed(field, known))
+        Self::new(
+            format!("there is no field `{field}` here"),
+            allowed(field, known),
+        )
     }
 
     fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {
-        Self::new(format!("`{variant}` is not known here"), allowed(variant, known))
+        Self::new(
+            format!("`{variant}` is not known here"),
+            allowed(variant, known),
+        )
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self { missing: Some(field), ..Self::new("this field is missing and required", "") }
+        Self {
+            missing: Some(field),
+            ..Self::new("this field is missing and required", "")
+        }
     }
 }
 
@@ -216,8 +246,15 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
             },
             Value::Fraction(value) => visitor.visit_f64(*value),
             Value::Text(value) => visitor.visit_str(value),
-            Value::List(items) => visitor.visit_seq(Items { reader: self, items: items.iter() }),
-            Value::Map(entries) => visitor.visit_map(Entries { reader: self, entries: entries.iter(), value: None }),
+            Value::List(items) => visitor.visit_seq(Items {
+                reader: self,
+                items: items.iter(),
+            }),
+            Value::Map(entries) => visitor.visit_map(Entries {
+                reader: self,
+                entries: entries.iter(),
+                value: None,
+            }),
         }
     }
 
@@ -238,7 +275,10 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.node.value {
-            Value::Nothing => visitor.visit_seq(Items { reader: self, items: [].iter() }),
+            Value::Nothing => visitor.visit_seq(Items {
+                reader: self,
+                items: [].iter(),
+            }),
             _ => self.deserialize_any(visitor),
         }
     }
@@ -246,7 +286,11 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.node.value {
             // A section whose lines are all commented out.
-            Value::Nothing => visitor.visit_map(Entries { reader: self, entries: [].iter(), value: None }),
+            Value::Nothing => visitor.visit_map(Entries {
+                reader: self,
+                entries: [].iter(),
+                value: None,
+            }),
             _ => self.deserialize_any(visitor),
         }
     }
@@ -266,23 +310,49 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
 
     fn deserialize_enum<V: Visitor<'de>>(
         self,
-        _: &'static str,
+        name: &'static str,
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ReadError> {
+        let has_content = WITH_CONTENT.contains(&name);
         let wrong = |found: &str| {
-            let message = format!("expected one of {}, found {found}", listed(variants.iter().copied()));
-            Err(ReadError::new(message, ""))
+            let what = if has_content {
+                "one of the fields"
+            } else {
+                "one of"
+            };
+            let all = listed(variants.iter().copied());
+            let written: Vec<String> = variants
+                .iter()
+                .map(|name| format!("{{{name}: …}}"))
+                .collect();
+            let remedy = if has_content {
+                format!("write {}", written.join(" or "))
+            } else {
+                String::new()
+            };
+            Err(ReadError::new(
+                format!("expected {what} {all}, found {found}"),
+                remedy,
+            ))
         };
         match &self.node.value {
-            Value::Text(name) => visitor.visit_enum(Variant { reader: self, name, content: None }),
+            Value::Text(text) if has_content => wrong(&format!("the text {text:?}")),
+            Value::Text(name) => visitor.visit_enum(Variant {
+                reader: self,
+                name,
+                content: None,
+            }),
             Value::Map(entries) => match entries.as_slice() {
-                [(_, content)] if !self.is_read(content) => {
-                    Err(ReadError { reported: true, ..ReadError::new("", "") })
-                }
-                [(name, content)] => {
-                    visitor.visit_enum(Variant { reader: self, name, content: Some(content) })
-                }
+                [(_, content)] if !self.is_read(content) => Err(ReadError {
+                    reported: true,
+                    ..ReadError::new("", "")
+                }),
+                [(name, content)] => visitor.visit_enum(Variant {
+                    reader: self,
+                    name,
+                    content: Some(content),
+                }),
                 [] => wrong("no field"),
                 _ => {
                     let both = listed(entries.iter().map(|(name, _)| name.as_str()));
@@ -314,10 +384,17 @@ struct Items<'a> {
 impl<'de> SeqAccess<'de> for Items<'_> {
     type Error = ReadError;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, ReadError> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, ReadError> {
         let reader = self.reader;
-        let Some(node) = self.items.find(|node| reader.is_read(node)) else { return Ok(None) };
-        seed.deserialize(reader.of(node)).map(Some).map_err(|error| error.at(node, reader.skipped))
+        let Some(node) = self.items.find(|node| reader.is_read(node)) else {
+            return Ok(None);
+        };
+        seed.deserialize(reader.of(node))
+            .map(Some)
+            .map_err(|error| error.at(node, reader.skipped))
     }
 }
 
@@ -330,18 +407,26 @@ struct Entries<'a> {
 impl<'de> MapAccess<'de> for Entries<'_> {
     type Error = ReadError;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ReadError> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, ReadError> {
         let reader = self.reader;
-        let Some((key, node)) = self.entries.find(|(_, node)| reader.is_read(node)) else { return Ok(None) };
+        let Some((key, node)) = self.entries.find(|(_, node)| reader.is_read(node)) else {
+            return Ok(None);
+        };
         self.value = Some(node);
-        seed.deserialize(Key(key)).map(Some).map_err(|error| error.at_key(node))
+        seed.deserialize(Key(key))
+            .map(Some)
+            .map_err(|error| error.at_key(node))
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, ReadError> {
         let Some(node) = self.value.take() else {
             return Err(ReadError::new("a value was asked for before its key", ""));
         };
-        seed.deserialize(self.reader.of(node)).map_err(|error| error.at(node, self.reader.skipped))
+        seed.deserialize(self.reader.of(node))
+            .map_err(|error| error.at(node, self.reader.skipped))
     }
 }
 
@@ -358,7 +443,10 @@ impl<'de> de::Deserializer<'de> for Key<'_> {
     fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.0.parse() {
             Ok(number) => visitor.visit_u16(number),
-            Err(_) => Err(ReadError::mismatch(&format!("{:?}", self.0), &"a port, 1 to 65535")),
+            Err(_) => Err(ReadError::mismatch(
+                &format!("{:?}", self.0),
+                &"a port, 1 to 65535",
+            )),
         }
     }
 
@@ -395,7 +483,10 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
         match self.content {
             None => Ok(()),
             Some(content) => {
-                let error = ReadError::new(format!("`{}` has no fields", self.name), format!("write `{}` alone", self.name));
+                let error = ReadError::new(
+                    format!("`{}` has no fields", self.name),
+                    format!("write `{}` alone", self.name),
+                );
                 Err(error.at_key(content))
             }
         }
@@ -403,10 +494,14 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, ReadError> {
         let Some(content) = self.content else {
-            return Err(ReadError::new(format!("`{}` needs a value", self.name), format!("write `{{{}: …}}`", self.name)));
+            return Err(ReadError::new(
+                format!("`{}` needs a value", self.name),
+                format!("write `{{{}: …}}`", self.name),
+            ));
         };
         let reader = self.reader.of(content);
-        seed.deserialize(reader).map_err(|error| error.at(content, reader.skipped))
+        seed.deserialize(reader)
+            .map_err(|error| error.at(content, reader.skipped))
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, ReadError> {
@@ -418,6 +513,10 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ReadError> {
-        de::Deserializer::deserialize_any(self.content.map_or(self.reader, |content| self.reader.of(content)), visitor)
+        de::Deserializer::deserialize_any(
+            self.content
+                .map_or(self.reader, |content| self.reader.of(content)),
+            visitor,
+        )
     }
 }

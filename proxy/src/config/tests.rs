@@ -1,74 +1,149 @@
-//! Whole files, right and wrong.
+//! Whole files, right and wrong. The tables are in `testdata`: cases end with a line `----`, and a case's
+//! last lines, from `=> ` on, are what is said of it.
 
-use super::model::{PathMatch, Protocol, UpstreamTls, UpstreamTlsMode};
-use super::{ConfigError, Mtls, parse};
+use super::model::{Discovery, Mtls, Pool, Protocol, UpstreamTls, UpstreamTlsMode};
+use super::{Config, ConfigError, Problem, load, parse};
 
-/// Every problem as `line:column: field: message; remedy`.
+const EXAMPLE: &str = include_str!("testdata/sidecar.yaml");
+
+fn lines(problems: &[Problem]) -> Vec<String> {
+    let line = |problem: &Problem| {
+        format!(
+            "{}:{}: {problem}",
+            problem.position.line, problem.position.column
+        )
+    };
+    problems.iter().map(line).collect()
+}
+
 fn errors(text: &str) -> Vec<String> {
     match parse(text, "file") {
         Ok(_) => Vec::new(),
-        Err(ConfigError::Invalid { problems, .. }) => problems
-            .iter()
-            .map(|problem| format!("{}:{}: {problem}", problem.position.line, problem.position.column))
-            .collect(),
+        Err(ConfigError::Invalid { problems, .. }) => lines(&problems),
         Err(other) => vec![other.to_string()],
     }
 }
 
-#[test]
-fn dump() {
-    for text in CASES {
-        println!("----\n{text}");
-        for error in errors(text) {
-            println!("  => {error}");
-        }
+fn warnings(text: &str) -> Vec<String> {
+    match parse(text, "file") {
+        Ok(loaded) => lines(&loaded.warnings),
+        Err(error) => vec![error.to_string()],
     }
-    let loaded = parse(include_str!("testdata/sidecar.yaml"), "sidecar.yaml").unwrap();
-    for w in &loaded.warnings { println!("{}:{} {w}", w.position.line, w.position.column); }
-    let _ = (Mtls::Audit, Protocol::Auto, PathMatch::Exact("".into()), UpstreamTls::Mode(UpstreamTlsMode::Mesh));
-    println!("{}", super::reference());
-    println!("{}", serde_json::to_string_pretty(&super::schema()).unwrap());
 }
 
-const CASES: &[&str] = &[
-    "", "# nothing\n", "---\n", "42", "[]", "mtls:", "inbound:\n",
-    "mtls: strict\nmtls: audit\n",
-    "a: 1\n---\nb: 2\n",
-    "mtls: [strict\n",
-    "inbound:\n\tports: {}\n",
-    "trustDomian: x\nupstreams:\n  api: {host: [a.b], colour: blue}\n",
-    "mtls: strikt\n",
-    "mtls: {strict: 1}\n",
-    "drainTimeout: 15\nworkers: many\naccessLog: stdout\n",
-    "trustDomain: true\n",
-    "upstreams:\n  api:\n    hosts: api.shop\n    connectTimeout: 1 second\n    anyDestination: yes\n",
-    "upstreams:\n  api:\n    hosts: [1.5]\n    tls: mash\n",
-    "upstreams:\n  api:\n    hosts: [a.b]\n    tls: {serverName: a.b}\n",
-    "upstreams:\n  api:\n    hosts: [a.b]\n    tls: {serverName: a.b, caFile: /x, name: 1}\n",
-    "upstreams:\n  api:\n    discovery: {static: [10.0.0.7, \"10.0.0.8:99999\"]}\n",
-    "upstreams:\n  api:\n    discovery: {static: [], dns: {name: a}}\n",
-    "upstreams:\n  api:\n    discovery: {file: x}\n",
-    "upstreams:\n  api:\n    discovery: dns\n",
-    "identity: {ca: {address: \"ca:15012\"}}\n",
-    "identity: {ca: {address: 1, tokenFile: 2}}\n",
-    "inbound: {ports: {99999: {}, http: {}, 80: {protocol: http3}}}\n",
-    "inbound: {opaquePorts: [0, 70000, -1, 1.5]}\n",
-    "inbound: {allow: [{paths: [{regex: x}]}]}\n",
-    "inbound: {allow: [{paths: [/x]}]}\n",
-    "outbound: {meshNetworks: [10.0.0.1/8, x]}\n",
-    "routes:\n  - match: [{host: a.b}]\n    upstreams: [{name: api, weight: -1}]\n",
-    "routes: {name: x}\n",
-    "upstreams: &a\n  x: *a\n",
-    "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]\n",
-    // rules
-    "trustDomain: Cluster.Local\nidentity:\n  ca: {address: ca, tokenFile: /t}\n  files: {certificate: /c, key: /k}\ndns: {servers: [ns.x, 10.0.0.10], meshServer: x, search: [\"a b\"], ndots: 99}\naccessLog: {output: stderr}\nworkers: 0\ndrainTimeout: 2h\n",
-    "outbound:\n  meshDomains: [\"*.svc.cluster.local\", 10.0.0.0/8]\n  unmeshed: [\"a:b\", \"10.0.0.1:80\"]\n  opaquePorts: [0]\n",
-    "inbound:\n  opaquePorts: [6000]\n  ports: {6000: {protocol: http1}, 0: {}}\n  allow:\n    - identities: [web, \"spiffe://cluster.local/ns/shop/*\", \"spiffe://cluster.local/*/x\"]\n      methods: [get, \"B AD\"]\n      paths: [{prefix: orders}, {exact: /a?b}, {exact: /a/../b}]\n    - {identities: [], ports: [6000, 3306, 0], methods: [GET]}\n",
-    "inbound:\n  allow:\n    # - ports: [1]\n",
-    "upstreams:\n  a: {}\n  b: {hosts: [x.y, X.Y.]}\n  c: {hosts: [x.y, 10.0.0.1, \"*.x\", \"a.b:80\", \"a b\"]}\n  \"d e\": {hosts: [q.r]}\n",
-    "upstreams:\n  a: {discovery: {static: []}}\n  b: {discovery: {static: [\"0.0.0.0:1\", \"10.0.0.1:0\", \"10.0.0.2:1\", \"10.0.0.2:1\"]}}\n  c: {discovery: {dns: {name: _x.y}}}\n  d: {discovery: {dns: {name: _80._tcp.y, port: 8}}}\n  e: {discovery: {dns: {name: 10.0.0.1, port: 0}}}\n",
-    "upstreams:\n  a: {hosts: [a], identity: web}\n  b: {hosts: [b], identity: \"spiffe://cluster.local/ns/shop/*\"}\n  c: {hosts: [c], tls: none, identity: any}\n  d: {hosts: [d], tls: {serverName: \"a b\", caFile: /x}}\n  e: {tls: mesh, discovery: {static: [\"10.0.0.2:1\"]}}\n",
-    "upstreams:\n  a:\n    hosts: [a]\n    connectTimeout: 0s\n    pool: {maxConnections: 0, idleTimeout: 0s}\n    healthCheck: {http: {path: x}, interval: 1s, timeout: 2s, unhealthyAfter: 0, healthyAfter: 0}\n    outlier: {consecutiveFailures: 0, ejection: 0s, maxEjectedPercent: 101}\n    breaker: {consecutiveFailures: 0, window: 0s, openFor: 0s}\n    fallback: {status: 99}\n",
-    "upstreams:\n  api: {hosts: [a]}\n  db: {hosts: [b], protocol: tcp}\nroutes:\n  - name: r\n    upstreams: []\n  - name: r\n    match: [{host: a, path: {prefix: x}}, {methods: [post]}]\n    upstreams: [{name: apii, weight: 0}, {name: db, weight: 0}, {name: db, weight: 0}]\n    timeout: 1s\n    retry: {attempts: 99, on: [\"503\", \"404\", 5xx], perTryTimeout: 2s}\n  - name: \"\"\n    match: [{host: a}]\n    upstreams: [{name: zzz, weight: 4000000000}]\n    timeout: 0s\n",
-    "tracing: {otlp: {endpoint: collector}, sampleRatio: 2}\n",
-];
+/// Compares what is said of each case with the table.
+fn check(table: &str, said: fn(&str) -> Vec<String>) {
+    let mut differences = String::new();
+    for case in table.split("----\n").filter(|case| !case.is_empty()) {
+        let (expected, text): (Vec<&str>, Vec<&str>) =
+            case.lines().partition(|line| line.starts_with("=> "));
+        let text = text.join("\n");
+        let said: Vec<String> = said(&text)
+            .iter()
+            .map(|line| format!("=> {line}"))
+            .collect();
+        if said != expected || expected.is_empty() {
+            differences += &format!("{text}\n{}\n----\n", said.join("\n"));
+        }
+    }
+    assert!(
+        differences.is_empty(),
+        "other than in the table:\n{differences}"
+    );
+}
+
+#[test]
+fn a_wrong_file_is_refused_with_every_line_field_and_remedy() {
+    check(include_str!("testdata/wrong.txt"), errors);
+}
+
+#[test]
+fn an_unwise_file_is_accepted_with_warnings() {
+    check(include_str!("testdata/unwise.txt"), warnings);
+}
+
+#[test]
+fn the_example_is_accepted() {
+    let config = parse(EXAMPLE, "sidecar.yaml").unwrap().config;
+    assert_eq!(config.mtls, Mtls::Strict);
+    assert_eq!(
+        config.identity.ca.as_ref().unwrap().address,
+        "ca.outrigger.svc:15012"
+    );
+    assert_eq!(config.inbound_mtls(9090), Mtls::Permissive);
+    assert!(config.inbound.is_opaque(6000));
+    assert_eq!(
+        config.inbound.allow.as_ref().unwrap()[0].methods,
+        ["GET", "POST"]
+    );
+    let api = &config.upstreams["api"];
+    assert_eq!(api.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh)));
+    assert_eq!(api.pool.idle_timeout(), Pool::default().idle_timeout());
+    let store = &config.upstreams["store"];
+    assert_eq!(store.protocol, Protocol::Tcp);
+    assert_eq!(
+        store.discovery,
+        Some(Discovery::Static(vec!["10.0.0.7:6379".parse().unwrap()]))
+    );
+    assert_eq!(config.routes[0].upstreams[0].weight, 100);
+}
+
+#[test]
+fn what_is_not_stated_has_its_default() {
+    for text in [
+        "",
+        "\n",
+        "# only a comment\n",
+        "---\n",
+        "inbound:\noutbound:\n  # nothing\nroutes:\n",
+        "{}",
+    ] {
+        let loaded = parse(text, "file").unwrap();
+        assert_eq!(loaded.config, Config::default(), "{text}");
+        assert_eq!(loaded.warnings, [], "{text}");
+    }
+}
+
+#[test]
+fn anchors_and_merge_keys_save_repeating() {
+    let text = "upstreams:\n  a: &a {hosts: [a.shop], connectTimeout: 2s}\n  b: {<<: *a, hosts: [b.shop]}\n";
+    let config = parse(text, "file").unwrap().config;
+    assert_eq!(config.upstreams["b"].hosts, ["b.shop"]);
+    assert_eq!(config.upstreams["b"].connect_timeout().as_secs(), 2);
+}
+
+#[test]
+fn a_config_written_out_is_read_back_as_it_was() {
+    let config = parse(EXAMPLE, "sidecar.yaml").unwrap().config;
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(
+        parse(&json, "json").unwrap().config.upstreams,
+        config.upstreams
+    );
+}
+
+#[test]
+fn a_file_cut_off_anywhere_is_answered_and_never_a_panic() {
+    for end in (0..EXAMPLE.len()).filter(|end| EXAMPLE.is_char_boundary(*end)) {
+        errors(&EXAMPLE[..end]);
+    }
+}
+
+#[test]
+fn a_file_that_can_not_be_read_is_named_in_the_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("sidecar.yaml");
+    let error = load(&file).unwrap_err().to_string();
+    assert!(
+        error.contains("sidecar.yaml") && error.contains("No such file"),
+        "{error}"
+    );
+    std::fs::write(&file, [0xff, 0xfe, 0x00]).unwrap();
+    let error = load(&file).unwrap_err().to_string();
+    assert!(error.contains("UTF-8"), "{error}");
+    std::fs::write(&file, " ".repeat(9 * 1024 * 1024)).unwrap();
+    assert!(matches!(load(&file), Err(ConfigError::TooLarge(_))));
+    std::fs::write(&file, "mtls: off\n").unwrap();
+    let error = load(&file).unwrap_err().to_string();
+    assert!(error.ends_with("sidecar.yaml:1:7: mtls: `off` is not known here; allowed: `strict`, `permissive`, `audit`"), "{error}");
+}

@@ -14,12 +14,14 @@ use tokio::sync::Notify;
 use super::headers::is_grpc;
 use super::hop::PumpGuard;
 use super::local_response::LocalResponse;
-use crate::net::{Body, BodyWatch, ClientAddress, Copied};
+use crate::net::{Body, BodyEnd, BodyWatch, ClientAddress, Copied};
 use crate::telemetry::{Direction, Recorder, RequestRecord, Tls};
 use crate::upstream::{Http1Lease, InFlight, StreamLease};
 
 /// The client left before there was a response; nginx's status for it.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
+/// For the access log: the response's headers had gone out when it broke off.
+const RESPONSE_INCOMPLETE: &str = "outrigger; error=http_response_incomplete";
 const GRPC_STATUS: &str = "grpc-status";
 
 /// A request as it came in, and where it goes.
@@ -258,10 +260,22 @@ impl BodyWatch for Recording {
         }
     }
 
-    fn end(&mut self, complete: bool) {
+    fn end(&mut self, how: BodyEnd) {
+        let incomplete = match how {
+            BodyEnd::Complete => None,
+            BodyEnd::Broken => Some("upstream"),
+            BodyEnd::Abandoned => Some("client"),
+        };
+        if let Some(by) = incomplete {
+            let metrics = self.exchange.recorder.metrics();
+            metrics.responses_incomplete.inc([self.exchange.direction.as_str(), by]);
+        }
+        if how == BodyEnd::Broken && self.proxy_status.is_none() {
+            self.proxy_status = Some(RESPONSE_INCOMPLETE.into());
+        }
         self.record();
         if let Some(lease) = self.http1.take()
-            && complete
+            && how == BodyEnd::Complete
         {
             lease.give_back();
         }
@@ -285,7 +299,7 @@ impl BodyWatch for RequestWatch {
 
     fn trailers(&mut self, _: &HeaderMap) {}
 
-    fn end(&mut self, _complete: bool) {
+    fn end(&mut self, _: BodyEnd) {
         self.0.ended.set(true);
         self.0.end.notify_waiters();
     }

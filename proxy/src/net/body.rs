@@ -17,8 +17,19 @@ pub trait BodyWatch {
     fn waiting(&mut self);
     /// Trailers passed.
     fn trailers(&mut self, trailers: &HeaderMap);
-    /// The body ended; `complete` is false when it broke off. Called once.
-    fn end(&mut self, complete: bool);
+    /// The body ended. Called once.
+    fn end(&mut self, how: BodyEnd);
+}
+
+/// How a body ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyEnd {
+    /// Whole.
+    Complete,
+    /// Its sender broke off.
+    Broken,
+    /// Its reader lost interest.
+    Abandoned,
 }
 
 /// Why a body broke off.
@@ -172,7 +183,7 @@ impl http_body::Body for Body {
             }
             Some(Err(_)) => {
                 if let Some(mut watch) = self.watch.take() {
-                    watch.end(false);
+                    watch.end(BodyEnd::Broken);
                 }
             }
             None => self.ended = true,
@@ -197,7 +208,7 @@ impl http_body::Body for Body {
 impl Drop for Body {
     fn drop(&mut self) {
         if let Some(mut watch) = self.watch.take() {
-            watch.end(self.is_end());
+            watch.end(if self.is_end() { BodyEnd::Complete } else { BodyEnd::Abandoned });
         }
     }
 }

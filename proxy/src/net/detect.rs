@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client_hello::{self, Hello};
 
@@ -67,6 +67,8 @@ pub async fn detect(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result
 /// # Errors
 /// The socket's.
 pub async fn resume_detection(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Detected> {
+    // One deadline for all of it: a client that sends a byte now and then gains nothing.
+    let deadline = Instant::now() + PARTIAL;
     loop {
         match classify(buffer) {
             Verdict::Is(detected) => return Ok(detected),
@@ -76,7 +78,7 @@ pub async fn resume_detection(stream: &mut TcpStream, buffer: &mut BytesMut) -> 
         let read = if buffer.is_empty() {
             stream.read_buf(buffer).await?
         } else {
-            match timeout(PARTIAL, stream.read_buf(buffer)).await {
+            match timeout_at(deadline, stream.read_buf(buffer)).await {
                 Ok(read) => read?,
                 Err(_) => return Ok(decide(buffer)),
             }

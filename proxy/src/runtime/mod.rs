@@ -285,6 +285,7 @@ fn rules(config: &Config) -> Arc<SecurityRules> {
         cluster_domain: CLUSTER_DOMAIN.into(),
         outbound: Arc::new(config.outbound.clone()),
         permissive: config.mtls != Mtls::Strict,
+        discovery: config.dns.mesh_server.is_some(),
     })
 }
 

@@ -13,6 +13,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::drain::Stop;
 use super::in_force::ConfigInForce;
 use crate::admin::Sources;
+use crate::resolve::Snapshot;
 use crate::telemetry::{Direction, Metrics};
 use crate::upstream::{Security, Upstream};
 use crate::worker::Shared;
@@ -136,12 +137,12 @@ fn all_upstreams(shared: &Shared) -> Value {
         .directory
         .upstreams()
         .iter()
-        .map(|(name, upstream)| (name.to_string(), one_upstream(upstream, now)))
+        .map(|(name, (upstream, snapshot))| (name.to_string(), one_upstream(upstream, snapshot.as_deref(), now)))
         .collect::<serde_json::Map<_, _>>()
         .into()
 }
 
-fn one_upstream(upstream: &Upstream, now: Instant) -> Value {
+fn one_upstream(upstream: &Upstream, snapshot: Option<&Snapshot>, now: Instant) -> Value {
     let set = upstream.set();
     let endpoints: Vec<Value> = set
         .endpoints
@@ -161,8 +162,8 @@ fn one_upstream(upstream: &Upstream, now: Instant) -> Value {
         "endpoints": endpoints,
         "vips": set.vips,
         "source": set.source,
-        "ageSeconds": set.refreshed.map(|at| now.saturating_duration_since(at).as_secs_f64()),
-        "lastError": set.error.as_deref(),
+        "ageSeconds": snapshot.map(|s| now.saturating_duration_since(s.refreshed).as_secs_f64()),
+        "lastError": snapshot.and_then(|s| s.error.as_ref()).map(ToString::to_string),
         "connections": upstream.open_connections(),
         "pendingRequests": upstream.pending_requests(),
     })
@@ -196,17 +197,12 @@ pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Recei
                 metrics.ca_reachable.set(reachable.into());
             }
         }
-        let mut oldest = Duration::ZERO;
-        for (name, upstream) in shared.directory.upstreams() {
+        for (name, (upstream, _)) in shared.directory.upstreams() {
             let set = upstream.set();
             metrics.endpoints.with([&name, "available"]).set(set.endpoints.len() as i64);
             metrics.pool_connections.with([&name]).set(upstream.open_connections() as i64);
             metrics.pool_pending_requests.with([&name]).set(upstream.pending_requests() as i64);
-            if set.error.is_some() && !set.endpoints.is_empty() {
-                oldest = oldest.max(set.refreshed.map(|at| at.elapsed()).unwrap_or_default());
-            }
         }
-        metrics.dns_age.set(oldest.as_secs() as i64);
         tokio::time::sleep(LOOK).await;
     }
 }

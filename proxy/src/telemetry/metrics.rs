@@ -50,6 +50,8 @@ pub struct Metrics {
     /// Connections and requests that strict mode would have refused, let in by `audit`; by `direction`
     /// and `reason`.
     pub audit_would_refuse: CounterFamily<2>,
+    /// Responses that ended before they were whole: `by` says whether the upstream broke off or the client left.
+    pub responses_incomplete: CounterFamily<2>,
     /// Endpoints by `upstream` and `state`.
     pub endpoints: GaugeFamily<2>,
     /// Connections in the pools by `upstream`.
@@ -109,6 +111,7 @@ impl Metrics {
             connections_open: PerDirection::default(),
             connections_refused: CounterFamily::new(["direction", "reason"]),
             audit_would_refuse: CounterFamily::new(["direction", "reason"]),
+            responses_incomplete: CounterFamily::new(["direction", "by"]),
             endpoints: GaugeFamily::new(["upstream", "state"]),
             pool_connections: GaugeFamily::new(["upstream"]),
             pool_pending_requests: GaugeFamily::new(["upstream"]),

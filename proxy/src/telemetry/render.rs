@@ -125,6 +125,9 @@ impl Metrics {
         let help = "What strict mode would have refused and audit mode let in, by reason.";
         self.audit_would_refuse
             .render("outrigger_audit_would_refuse_total", help, text);
+        let help = "Responses that ended before they were whole, by who ended them: upstream or client.";
+        self.responses_incomplete
+            .render("outrigger_responses_incomplete_total", help, text);
         let help = "TLS handshakes by result, and by the reason of a failure.";
         self.tls_handshakes
             .render("outrigger_tls_handshakes_total", help, text);

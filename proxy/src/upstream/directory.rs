@@ -180,9 +180,14 @@ impl Directory {
         answer.await.unwrap_or(Err(DestinationError::Stopping))
     }
 
-    /// Every upstream in use, by name, for the admin port and the metrics.
-    pub fn upstreams(&self) -> BTreeMap<Arc<str>, Arc<Upstream>> {
-        self.shared.made().values().map(|made| (made.upstream.name.clone(), made.upstream.clone())).collect()
+    /// Every upstream in use, by name, and what discovery last said of it, for the admin port and the metrics.
+    pub fn upstreams(&self) -> BTreeMap<Arc<str>, (Arc<Upstream>, Option<Arc<Snapshot>>)> {
+        let snapshot = |made: &Made| made.followed.as_ref().map(Followed::current);
+        self.shared
+            .made()
+            .values()
+            .map(|made| (made.upstream.name.clone(), (made.upstream.clone(), snapshot(made))))
+            .collect()
     }
 }
 
@@ -243,7 +248,15 @@ impl Shared {
         let candidates = || std::iter::once(host).chain(candidates.iter().map(String::as_str));
         let routes = candidates().find_map(|name| configured.routes.get_key_value(name));
         let named = candidates().find_map(|name| configured.hosts.get(name));
-        let by_dns = self.named(host.into(), dialled.port()).await;
+        let by_dns = match self.named(host.into(), dialled.port()).await {
+            Ok(upstream) => upstream,
+            // Without an answer a name of the mesh can't be told from a forged one, and its address from
+            // one outside the mesh.
+            Err(error) if candidates().any(|name| configured.rules.is_of_the_mesh_by_name(name)) => {
+                return Err(DestinationError::Lookup(error));
+            }
+            Err(_) => None,
+        };
         let is_its_address = by_dns.as_ref().is_some_and(|upstream| upstream.holds(dialled));
         if named.is_some() || routes.is_some() {
             let mut believed = is_its_address;
@@ -279,10 +292,9 @@ impl Shared {
         let Some(snapshot) = snapshot else { return Ok(Destination { upstream, routed_host: None }) };
         match (&snapshot.answer, &snapshot.error) {
             (Some(answer), _) if answer.vips.contains(&dialled.ip()) => {
-                match self.named(answer.name.clone(), dialled.port()).await {
-                    Some(upstream) => Ok(Destination { upstream, routed_host: None }),
-                    None => Ok(Destination { upstream, routed_host: None }),
-                }
+                let named = self.named(answer.name.clone(), dialled.port()).await;
+                let upstream = named.map_err(DestinationError::Lookup)?.unwrap_or(upstream);
+                Ok(Destination { upstream, routed_host: None })
             }
             (None, Some(error)) if !matches!(**error, LookupError::NotFound(_)) => {
                 Err(DestinationError::Lookup(error.clone()))
@@ -291,13 +303,19 @@ impl Shared {
         }
     }
 
-    /// The on-demand upstream of a name; `None` when the name is not known to anybody.
-    async fn named(&self, host: Arc<str>, port: u16) -> Option<Arc<Upstream>> {
+    /// The on-demand upstream of a name; `None` when there is no such name.
+    async fn named(&self, host: Arc<str>, port: u16) -> Result<Option<Arc<Upstream>>, Arc<LookupError>> {
         let target = Target::Name { host: host.clone(), port };
         let key = Key::Name(host.clone(), port);
         let recipe = || Ok(Recipe::on_demand(format!("{host}:{port}"), Source::Name(target.clone())));
-        let (upstream, snapshot) = self.make(key, Some(target.clone()), recipe).await.ok()?;
-        snapshot.is_some_and(|snapshot| snapshot.answer.is_some()).then_some(upstream)
+        let made = self.make(key, Some(target.clone()), recipe).await;
+        // An on-demand upstream has no config that could be wrong.
+        let Ok((upstream, Some(snapshot))) = made else { return Ok(None) };
+        match (&snapshot.answer, &snapshot.error) {
+            (Some(_), _) => Ok(Some(upstream)),
+            (None, Some(error)) if matches!(**error, LookupError::Failed { .. }) => Err(error.clone()),
+            (None, _) => Ok(None),
+        }
     }
 
     async fn configured(&self, name: &Arc<str>, port: u16) -> Result<Arc<Upstream>, DestinationError> {

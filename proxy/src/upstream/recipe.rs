@@ -12,7 +12,7 @@ use super::security::{Claims, Pinned};
 use super::{Endpoint, EndpointSet, Policy, Security, SecurityRules};
 use crate::config::{self, Discovery, UpstreamTls, UpstreamTlsMode};
 use crate::identity::{TlsError, server_tls};
-use crate::resolve::{ResolvedEndpoint, Snapshot, Target};
+use crate::resolve::{LookupError, ResolvedEndpoint, Snapshot, Target};
 
 /// Why a configured upstream can't be made.
 #[derive(Debug, Error)]
@@ -135,7 +135,11 @@ impl Recipe {
             }
         };
         let service = answer.and_then(|answer| answer.service.as_ref());
+        let failed = snapshot
+            .and_then(|snapshot| snapshot.error.as_deref())
+            .is_some_and(|error| matches!(error, LookupError::Failed { .. }));
         let claims = Claims {
+            undiscovered: failed && name.as_deref().is_some_and(|name| rules.is_discoverys(name)),
             tls: self.tls.as_ref(),
             mesh: self.mesh,
             pinned: &self.pinned,

@@ -68,6 +68,8 @@ pub(super) struct Claims<'a> {
     pub(super) name: Option<&'a str>,
     /// The service's namespace, as authenticated discovery says.
     pub(super) namespace: Option<&'a str>,
+    /// The mesh's discovery, which would know, failed to answer.
+    pub(super) undiscovered: bool,
 }
 
 /// The rules of the whole proxy.
@@ -81,9 +83,21 @@ pub struct SecurityRules {
     pub outbound: Arc<Outbound>,
     /// Permissive or audit mode.
     pub permissive: bool,
+    /// There is a discovery that knows the services under the cluster domain.
+    pub discovery: bool,
 }
 
 impl SecurityRules {
+    /// Whether the mesh's discovery is who knows this name.
+    pub(super) fn is_discoverys(&self, name: &str) -> bool {
+        self.discovery && name.strip_suffix(&*self.cluster_domain).is_some_and(|rest| rest.ends_with(".svc."))
+    }
+
+    /// Whether a name's peers are of the mesh, as far as the name tells.
+    pub(super) fn is_of_the_mesh_by_name(&self, name: &str) -> bool {
+        self.outbound.is_mesh_name(name) || self.is_discoverys(name)
+    }
+
     /// Decides about one endpoint. What is not known to be outside the mesh counts as inside.
     pub(super) fn decide(&self, claims: &Claims<'_>, endpoint: &ResolvedEndpoint) -> Security {
         if let Some(own) = claims.tls {
@@ -95,7 +109,7 @@ impl SecurityRules {
         }
         let meshed = match endpoint.mesh {
             Some(authenticated) => authenticated,
-            None => claims.mesh || self.is_of_the_mesh(claims.name, address.ip()),
+            None => claims.mesh || claims.undiscovered || self.is_of_the_mesh(claims.name, address.ip()),
         };
         let expected = self.expected(claims, endpoint);
         match (meshed, expected) {
@@ -155,6 +169,7 @@ mod tests {
                 ..Default::default()
             }),
             permissive,
+            discovery: true,
         }
     }
 
@@ -170,7 +185,16 @@ mod tests {
     }
 
     fn decide(rules: &SecurityRules, name: Option<&str>, endpoint: &ResolvedEndpoint) -> String {
-        let claims = Claims { tls: None, mesh: false, pinned: &Pinned::No, name, namespace: None };
+        decide_when(rules, name, endpoint, false)
+    }
+
+    fn decide_when(
+        rules: &SecurityRules,
+        name: Option<&str>,
+        endpoint: &ResolvedEndpoint,
+        undiscovered: bool,
+    ) -> String {
+        let claims = Claims { tls: None, mesh: false, pinned: &Pinned::No, name, namespace: None, undiscovered };
         match rules.decide(&claims, endpoint) {
             Security::Plain => "plain".into(),
             Security::Mesh(expected) => format!("mesh {expected}"),
@@ -207,6 +231,18 @@ mod tests {
         for (name, address, mesh, account, want) in cases {
             assert_eq!(decide(&rules, name, &endpoint(address, mesh, account)), want, "{name:?} {address}");
         }
+    }
+
+    #[test]
+    fn a_failed_lookup_is_no_downgrade() {
+        let mut rules = rules(false);
+        rules.outbound = Arc::default();
+        let api = Some("api.shop.svc.cluster.local");
+        let unknown = endpoint("10.1.0.1:80", None, None);
+        assert_eq!(decide_when(&rules, api, &unknown, false), "plain");
+        assert_eq!(decide_when(&rules, api, &unknown, true), "mesh spiffe://cluster.local/ns/shop/*");
+        assert!(rules.is_discoverys("api.shop.svc.cluster.local"));
+        assert!(!rules.is_discoverys("example.com"));
     }
 
     #[test]

@@ -34,12 +34,12 @@ pub struct Mesh {
 
 /// How a sidecar is started.
 pub struct Setup<'mesh> {
-    mesh: &'mesh Mesh,
     pod: &'mesh Pod,
     config: Option<String>,
     identity: Option<Identity>,
     arguments: Vec<String>,
     prefix: Vec<String>,
+    trust_bundle: Option<PathBuf>,
     rules: bool,
     wait_until_ready: bool,
 }
@@ -84,12 +84,12 @@ impl Mesh {
     /// A sidecar beside `pod`, not started yet: strict, with a certificate for the pod's name.
     pub fn sidecar<'mesh>(&'mesh self, pod: &'mesh Pod) -> Setup<'mesh> {
         Setup {
-            mesh: self,
             pod,
             config: None,
             identity: Some(self.pki.identity(&shop(&pod.name))),
             arguments: Vec::new(),
             prefix: Vec::new(),
+            trust_bundle: Some(self.bundle()),
             rules: true,
             wait_until_ready: true,
         }
@@ -128,6 +128,12 @@ impl Setup<'_> {
         self
     }
 
+    /// Another trust bundle, or none where the CA's is believed on first use.
+    pub fn trust_bundle(mut self, file: Option<PathBuf>) -> Self {
+        self.trust_bundle = file;
+        self
+    }
+
     /// No certificate files: the arguments name another source.
     pub fn without_certificate_files(mut self) -> Self {
         self.identity = None;
@@ -163,7 +169,9 @@ impl Setup<'_> {
         let mut command = if by_user { pod.proxy_command(&line[0]) } else { pod.command(&line[0]) };
         command.args(&line[1..]);
         command.arg("sidecar").args(["--hosts-file", &pod.hosts_file().display().to_string()]);
-        command.args(["--trust-bundle", &self.mesh.bundle().display().to_string()]);
+        if let Some(bundle) = &self.trust_bundle {
+            command.args(["--trust-bundle", &bundle.display().to_string()]);
+        }
         if !by_user {
             command.arg("--mark");
         }

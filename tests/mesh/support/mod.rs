@@ -11,5 +11,5 @@ pub mod tls;
 pub mod wait;
 pub mod wire;
 
-pub use mesh::{API, Mesh, Pair, WEB};
+pub use mesh::{API, Mesh, Pair, web_config};
 pub use wire::{Connection, Message, bytes};

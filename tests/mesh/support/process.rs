@@ -29,11 +29,6 @@ impl Process {
         Self { name: name.to_owned(), child, log }
     }
 
-    /// The program's own process id: the helpers that enter the pod replace themselves by it.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// What it has printed so far.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()

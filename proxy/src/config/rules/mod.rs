@@ -7,21 +7,33 @@ mod upstreams;
 
 use super::model::{Config, Route, Upstream};
 use super::problem::{Path, Problem};
-use super::tree::{Node, Positions};
 use super::syntax;
+use super::tree::{Node, Positions};
 use super::units::Duration;
 
 /// Every rule broken, else every warning; both in the order of the file.
 pub(super) fn check(config: &Config, root: &Node) -> Result<Vec<Problem>, Vec<Problem>> {
-    let mut report = Report { positions: root.positions(), errors: Vec::new(), warnings: Vec::new() };
+    let mut report = Report {
+        positions: root.positions(),
+        errors: Vec::new(),
+        warnings: Vec::new(),
+    };
     proxy::check(config, &mut report);
     inbound::check(config, &mut report);
     upstreams::check(config, &mut report);
     routes::check(config, &mut report);
-    let Report { mut errors, mut warnings, .. } = report;
+    let Report {
+        mut errors,
+        mut warnings,
+        ..
+    } = report;
     errors.sort_by_key(|problem| problem.position);
     warnings.sort_by_key(|problem| problem.position);
-    if errors.is_empty() { Ok(warnings) } else { Err(errors) }
+    if errors.is_empty() {
+        Ok(warnings)
+    } else {
+        Err(errors)
+    }
 }
 
 /// What was found so far.
@@ -43,7 +55,12 @@ impl Report {
     }
 
     fn problem(&self, at: &Path, message: String, remedy: String) -> Problem {
-        Problem { position: self.positions.of(at), field: at.as_str().into(), message, remedy }
+        Problem {
+            position: self.positions.of(at),
+            field: at.as_str().into(),
+            message,
+            remedy,
+        }
     }
 
     /// Whether the file states the field, be it empty.
@@ -53,7 +70,11 @@ impl Report {
 
     /// A field that is read and checked, and does nothing yet.
     fn later(&mut self, at: &Path) {
-        self.warn(at, "this takes effect with a later release; until then it is only checked", "");
+        self.warn(
+            at,
+            "this takes effect with a later release; until then it is only checked",
+            "",
+        );
     }
 
     fn ports(&mut self, at: &Path, ports: &[u16]) {
@@ -64,13 +85,21 @@ impl Report {
 
     fn above_zero(&mut self, at: &Path, duration: Option<Duration>) {
         if duration.is_some_and(|duration| duration.as_std().is_zero()) {
-            self.error(at, "a time of 0 would fail everything", "write a time above 0, or leave the field out");
+            self.error(
+                at,
+                "a time of 0 would fail everything",
+                "write a time above 0, or leave the field out",
+            );
         }
     }
 
     fn at_least_one(&mut self, at: &Path, number: Option<u32>) {
         if number == Some(0) {
-            self.error(at, "0 is not allowed", "write 1 or more, or leave the field out");
+            self.error(
+                at,
+                "0 is not allowed",
+                "write 1 or more, or leave the field out",
+            );
         }
     }
 
@@ -103,11 +132,18 @@ fn root() -> Path {
 /// All upstreams, each with its place.
 fn upstreams(config: &Config) -> impl Iterator<Item = (Path, &str, &Upstream)> {
     let at = root().field("upstreams");
-    config.upstreams.iter().map(move |(name, upstream)| (at.field(name), name.as_str(), upstream))
+    config
+        .upstreams
+        .iter()
+        .map(move |(name, upstream)| (at.field(name), name.as_str(), upstream))
 }
 
 /// All routes, each with its place.
 fn routes(config: &Config) -> impl Iterator<Item = (Path, &Route)> {
     let at = root().field("routes");
-    config.routes.iter().enumerate().map(move |(index, route)| (at.item(index), route))
+    config
+        .routes
+        .iter()
+        .enumerate()
+        .map(move |(index, route)| (at.item(index), route))
 }

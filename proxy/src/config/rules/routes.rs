@@ -18,9 +18,17 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     for (at, route) in routes(config) {
         let at_name = at.field("name");
         if route.name.is_empty() || route.name.contains(char::is_control) {
-            report.error(&at_name, format!("{:?} is not a name for a route", route.name), "write one to be seen in metrics");
+            report.error(
+                &at_name,
+                format!("{:?} is not a name for a route", route.name),
+                "write one to be seen in metrics",
+            );
         } else if !names.insert(&route.name) {
-            report.error(&at_name, format!("another route is called `{}`", route.name), "give each its own name");
+            report.error(
+                &at_name,
+                format!("another route is called `{}`", route.name),
+                "give each its own name",
+            );
         }
         matches(&at, route, report);
         destinations(config, &at, route, report);
@@ -45,7 +53,11 @@ pub(super) fn check(config: &Config, report: &mut Report) {
 fn matches(at: &Path, route: &Route, report: &mut Report) {
     let at = at.field("match");
     if route.matches.is_empty() {
-        report.error(&at, "a route without match would never be used", "write [{host: <name>}]");
+        report.error(
+            &at,
+            "a route without match would never be used",
+            "write [{host: <name>}]",
+        );
     }
     for (index, alternative) in route.matches.iter().enumerate() {
         one_match(&at.item(index), alternative, report);
@@ -72,7 +84,11 @@ fn one_match(at: &Path, alternative: &RouteMatch, report: &mut Report) {
 fn destinations(config: &Config, at: &Path, route: &Route, report: &mut Report) {
     let at = at.field("upstreams");
     if route.upstreams.is_empty() {
-        report.error(&at, "the route names no upstream", "write [{name: <upstream>}]");
+        report.error(
+            &at,
+            "the route names no upstream",
+            "write [{name: <upstream>}]",
+        );
         return;
     }
     let mut named = HashSet::new();
@@ -81,21 +97,40 @@ fn destinations(config: &Config, at: &Path, route: &Route, report: &mut Report) 
         let at_name = at.field("name");
         refer(config, &at_name, &upstream.name, report);
         if !named.insert(&upstream.name) {
-            report.error(&at_name, format!("`{}` is stated twice", upstream.name), "name it once, with the sum of the weights");
-        }
-        if config.upstreams.get(&upstream.name).is_some_and(|upstream| upstream.protocol == Protocol::Tcp) {
             report.error(
                 &at_name,
-                format!("`{}` speaks opaque bytes (`protocol: tcp`), and routes are for requests", upstream.name),
+                format!("`{}` is stated twice", upstream.name),
+                "name it once, with the sum of the weights",
+            );
+        }
+        if config
+            .upstreams
+            .get(&upstream.name)
+            .is_some_and(|upstream| upstream.protocol == Protocol::Tcp)
+        {
+            report.error(
+                &at_name,
+                format!(
+                    "`{}` speaks opaque bytes (`protocol: tcp`), and routes are for requests",
+                    upstream.name
+                ),
                 "remove it from the route, or change its `protocol`",
             );
         }
         if upstream.weight > MAX_WEIGHT {
-            report.error(&at.field("weight"), "the weight is too large", format!("write 0 to {MAX_WEIGHT}"));
+            report.error(
+                &at.field("weight"),
+                "the weight is too large",
+                format!("write 0 to {MAX_WEIGHT}"),
+            );
         }
     }
     if route.upstreams.iter().all(|upstream| upstream.weight == 0) {
-        report.error(&at, "all weights are 0, so that no request could go anywhere", "give one of them a weight of 1 or more");
+        report.error(
+            &at,
+            "all weights are 0, so that no request could go anywhere",
+            "give one of them a weight of 1 or more",
+        );
     }
 }
 
@@ -111,8 +146,14 @@ fn retry(at: &Path, route: &Route, retry: &Retry, report: &mut Report) {
         );
     }
     for (index, condition) in retry.on.iter().enumerate() {
-        let is_named = matches!(condition.as_str(), "connectFailure" | "refusedStream" | "reset");
-        let is_status = condition.len() == 3 && condition.parse().is_ok_and(|status: u16| (500..=599).contains(&status));
+        let is_named = matches!(
+            condition.as_str(),
+            "connectFailure" | "refusedStream" | "reset"
+        );
+        let is_status = condition.len() == 3
+            && condition
+                .parse()
+                .is_ok_and(|status: u16| (500..=599).contains(&status));
         if !is_named && !is_status {
             report.error(
                 &at.field("on").item(index),

@@ -8,27 +8,41 @@ use outrigger_ca::SpiffeId;
 use rustls_pki_types::ServerName;
 
 use super::inbound::of_the_mesh;
-use crate::config::syntax::{DnsName, dns_name, normal};
-use super::{Report, root, upstreams};
+use super::{Report, upstreams};
 use crate::config::model::{
-    Breaker, Config, Discovery, DnsDiscovery, Fallback, HealthCheck, Outlier, Upstream, UpstreamTls,
-    UpstreamTlsMode,
+    Breaker, Config, Discovery, DnsDiscovery, Fallback, HealthCheck, Outlier, Upstream,
+    UpstreamTls, UpstreamTlsMode,
 };
-use crate::config::problem::Path;
+use crate::config::problem::{Path, listed, nearest};
+use crate::config::syntax::{DnsName, dns_name, normal};
 
 /// A peer that takes longer to connect to is as good as away, and its callers pile up meanwhile.
 const LONG_CONNECT: Duration = Duration::from_secs(10);
 
 pub(super) fn check(config: &Config, report: &mut Report) {
     hosts(config, report);
-    let routed: HashSet<&str> =
-        config.routes.iter().flat_map(|route| &route.upstreams).map(|upstream| &*upstream.name).collect();
+    let routed: HashSet<&str> = config
+        .routes
+        .iter()
+        .flat_map(|route| &route.upstreams)
+        .map(|upstream| &*upstream.name)
+        .collect();
     for (at, name, upstream) in upstreams(config) {
         if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            report.error(&at, format!("{name:?} is not a name for an upstream"), "write one without blanks");
+            report.error(
+                &at,
+                format!("{name:?} is not a name for an upstream"),
+                "write one without blanks",
+            );
         }
-        if upstream.hosts.is_empty() && !routed.contains(name) {
-            report.warn(&at, "nothing goes here", "state `hosts`, or name it in a route");
+        // Fixed endpoints are found by their addresses.
+        let has_addresses = matches!(upstream.discovery, Some(Discovery::Static(_)));
+        if upstream.hosts.is_empty() && !routed.contains(name) && !has_addresses {
+            report.warn(
+                &at,
+                "nothing goes here",
+                "state `hosts`, or name it in a route",
+            );
         }
         discovery(&at, upstream, report);
         security(config, &at, upstream, report);
@@ -77,7 +91,9 @@ fn discovery(at: &Path, upstream: &Upstream, report: &mut Report) {
         ),
         None => {}
         Some(Discovery::Dns(dns)) => by_dns(&at_discovery.field("dns"), dns, report),
-        Some(Discovery::Static(addresses)) => fixed(&at_discovery.field("static"), addresses, report),
+        Some(Discovery::Static(addresses)) => {
+            fixed(&at_discovery.field("static"), addresses, report)
+        }
     }
 }
 
@@ -98,7 +114,11 @@ fn by_dns(at: &Path, dns: &DnsDiscovery, report: &mut Report) {
 
 fn fixed(at: &Path, addresses: &[SocketAddr], report: &mut Report) {
     if addresses.is_empty() {
-        report.error(at, "the list of endpoints is empty", "write at least one ip:port");
+        report.error(
+            at,
+            "the list of endpoints is empty",
+            "write at least one ip:port",
+        );
     }
     for (index, address) in addresses.iter().enumerate() {
         let at = at.item(index);
@@ -106,9 +126,17 @@ fn fixed(at: &Path, addresses: &[SocketAddr], report: &mut Report) {
         if address.port() == 0 {
             report.error(&at, "0 is not a port", "write 1 to 65535");
         } else if ip.is_unspecified() || ip.is_multicast() {
-            report.error(&at, format!("nothing can be connected to at {ip}"), "write an endpoint's own address");
+            report.error(
+                &at,
+                format!("nothing can be connected to at {ip}"),
+                "write an endpoint's own address",
+            );
         } else if addresses[..index].contains(address) {
-            report.error(&at, format!("{address} is stated twice"), "name each endpoint once");
+            report.error(
+                &at,
+                format!("{address} is stated twice"),
+                "name each endpoint once",
+            );
         } else {
             report.warn(
                 &at,
@@ -134,7 +162,9 @@ fn security(config: &Config, at: &Path, upstream: &Upstream, report: &mut Report
     }
     let at_tls = at.field("tls");
     match &upstream.tls {
-        Some(UpstreamTls::Mode(UpstreamTlsMode::None) | UpstreamTls::Server(_)) if upstream.identity.is_some() => {
+        Some(UpstreamTls::Mode(UpstreamTlsMode::None) | UpstreamTls::Server(_))
+            if upstream.identity.is_some() =>
+        {
             report.error(
                 &at_identity,
                 "only mesh TLS proves an identity, and `tls` states something else",
@@ -142,7 +172,11 @@ fn security(config: &Config, at: &Path, upstream: &Upstream, report: &mut Report
             );
         }
         Some(UpstreamTls::Mode(UpstreamTlsMode::None)) => {
-            for host in upstream.hosts.iter().filter(|host| config.outbound.is_mesh_name(host)) {
+            for host in upstream
+                .hosts
+                .iter()
+                .filter(|host| config.outbound.is_mesh_name(host))
+            {
                 report.warn(
                     &at_tls,
                     format!("requests to {host}, which is under `outbound.meshDomains`, go out in plaintext"),
@@ -154,7 +188,10 @@ fn security(config: &Config, at: &Path, upstream: &Upstream, report: &mut Report
             if ServerName::try_from(server.server_name.as_str()).is_err() {
                 report.error(
                     &at_tls.field("serverName"),
-                    format!("`{}` is not a name that a certificate can carry", server.server_name),
+                    format!(
+                        "`{}` is not a name that a certificate can carry",
+                        server.server_name
+                    ),
                     "write a host name",
                 );
             }
@@ -186,7 +223,11 @@ fn limits(at: &Path, upstream: &Upstream, report: &mut Report) {
     let pool = at.field("pool");
     report.above_zero(&pool.field("idleTimeout"), upstream.pool.idle_timeout);
     if upstream.pool.max_connections == Some(0) {
-        report.error(&pool.field("maxConnections"), "without connections nothing can be sent", "write 1 or more");
+        report.error(
+            &pool.field("maxConnections"),
+            "without connections nothing can be sent",
+            "write 1 or more",
+        );
     }
 }
 
@@ -210,16 +251,29 @@ fn health_check(at: &Path, check: &HealthCheck, report: &mut Report) {
 
 fn outlier(at: &Path, outlier: &Outlier, report: &mut Report) {
     report.later(at);
-    report.at_least_one(&at.field("consecutiveFailures"), outlier.consecutive_failures);
+    report.at_least_one(
+        &at.field("consecutiveFailures"),
+        outlier.consecutive_failures,
+    );
     report.above_zero(&at.field("ejection"), outlier.ejection);
-    if outlier.max_ejected_percent.is_some_and(|percent| percent > 100) {
-        report.error(&at.field("maxEjectedPercent"), "there are no more than 100 percent", "write 0 to 100");
+    if outlier
+        .max_ejected_percent
+        .is_some_and(|percent| percent > 100)
+    {
+        report.error(
+            &at.field("maxEjectedPercent"),
+            "there are no more than 100 percent",
+            "write 0 to 100",
+        );
     }
 }
 
 fn breaker(at: &Path, breaker: &Breaker, report: &mut Report) {
     report.later(at);
-    report.at_least_one(&at.field("consecutiveFailures"), breaker.consecutive_failures);
+    report.at_least_one(
+        &at.field("consecutiveFailures"),
+        breaker.consecutive_failures,
+    );
     if breaker.consecutive_failures == Some(1) {
         report.warn(
             &at.field("consecutiveFailures"),
@@ -242,18 +296,19 @@ fn fallback(at: &Path, fallback: &Fallback, report: &mut Report) {
     }
 }
 
-/// The upstream names of the file, for whoever refers to one.
+/// What refers to an upstream names one of the file.
 pub(super) fn refer(config: &Config, at: &Path, name: &str, report: &mut Report) {
-    use crate::config::problem::{listed, nearest};
-
     if config.upstreams.contains_key(name) {
         return;
     }
     let names = || config.upstreams.keys().map(String::as_str);
     let remedy = match nearest(name, names()) {
         Some(meant) => format!("did you mean `{meant}`?"),
-        None if config.upstreams.is_empty() => format!("add it under `{}`", root().field("upstreams").as_str()),
-        None => format!("add it under `upstreams`, or name one of {}", listed(names())),
+        None if config.upstreams.is_empty() => "add it under `upstreams`".into(),
+        None => format!(
+            "add it under `upstreams`, or name one of {}",
+            listed(names())
+        ),
     };
     report.error(at, format!("there is no upstream `{name}`"), remedy);
 }
