@@ -92,11 +92,7 @@ struct Serve {
     )]
     root: Option<PathBuf>,
     /// The trust domain of all certificates.
-    #[arg(
-        long,
-        env = "OUTRIGGER_TRUST_DOMAIN",
-        default_value = "cluster.local"
-    )]
+    #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", default_value = "cluster.local")]
     trust_domain: String,
     /// A file of hashed tokens and whom they stand for: a YAML list of `{sha256: ..., identity: spiffe://...}`,
     /// or JSON with one such object a line. Read again when it changes.
@@ -114,11 +110,7 @@ struct Serve {
     #[arg(long, env = "OUTRIGGER_TOKEN_ISSUER", value_name = "ISSUER")]
     token_issuer: Option<String>,
     /// What `aud` of a signed token must be or contain.
-    #[arg(
-        long,
-        env = "OUTRIGGER_TOKEN_AUDIENCE",
-        default_value = "outrigger-ca"
-    )]
+    #[arg(long, env = "OUTRIGGER_TOKEN_AUDIENCE", default_value = "outrigger-ca")]
     token_audience: String,
     /// The claim of a signed token that names the workload: a SPIFFE ID, namespace/account, or as Kubernetes
     /// writes it, system:serviceaccount:namespace:account.
@@ -137,7 +129,12 @@ struct Serve {
     #[arg(long, env = "OUTRIGGER_METRICS", value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
     /// Level of the log: error, warn, info, debug, trace.
-    #[arg(long, env = "OUTRIGGER_LOG", value_name = "LEVEL", default_value = "info")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_LOG",
+        value_name = "LEVEL",
+        default_value = "info"
+    )]
     log: String,
     /// How the log looks.
     #[arg(long, env = "OUTRIGGER_LOG_FORMAT", value_enum, default_value_t)]
@@ -261,8 +258,7 @@ impl Serve {
 impl Rotate {
     fn run(self) -> Result<ExitCode, Failure> {
         let now = SystemTime::now();
-        let roots =
-            authority::rotate(&self.keys.directory, self.spread, self.root_lifetime, now)?;
+        let roots = authority::rotate(&self.keys.directory, self.spread, self.root_lifetime, now)?;
         print_roots(&roots, self.output)
     }
 }
@@ -270,8 +266,9 @@ impl Rotate {
 impl HashToken {
     fn run(self) -> Result<ExitCode, Failure> {
         let token = match &self.token_file {
-            Some(path) => std::fs::read_to_string(path)
-                .map_err(|error| format!("the token file `{}` can't be read: {error}", path.display()))?,
+            Some(path) => std::fs::read_to_string(path).map_err(|error| {
+                format!("the token file `{}` can't be read: {error}", path.display())
+            })?,
             None => {
                 let mut token = String::new();
                 std::io::stdin().read_to_string(&mut token)?;
@@ -311,7 +308,8 @@ fn print_roots(roots: &[RootReport], output: Output) -> Result<ExitCode, Failure
 
 /// A whole number with a unit: s, m, h, d or y (365 days).
 fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no duration: give a whole number with s, m, h, d or y, like 24h");
+    let wrong =
+        || format!("`{text}` is no duration: give a whole number with s, m, h, d or y, like 24h");
     let unit = match text.bytes().last() {
         Some(b's') => 1,
         Some(b'm') => 60,

@@ -101,7 +101,9 @@ pub struct Fault {
 /// A rule that is broken.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    #[error("`{0}` can't be part of a DNS name: use 1 to 63 of a-z, 0-9 and `-`, with a letter or digit at both ends")]
+    #[error(
+        "`{0}` can't be part of a DNS name: use 1 to 63 of a-z, 0-9 and `-`, with a letter or digit at both ends"
+    )]
     Label(String),
     #[error("service `{0}` is there twice: merge the two")]
     ServiceTwice(String),
@@ -109,7 +111,9 @@ pub enum Problem {
     PortZero(String),
     #[error("port {0} is there twice: keep one")]
     PortTwice(u16),
-    #[error("{0} is no address that a peer can be reached at: give one that is neither loopback, link-local, multicast nor unspecified")]
+    #[error(
+        "{0} is no address that a peer can be reached at: give one that is neither loopback, link-local, multicast nor unspecified"
+    )]
     Address(IpAddr),
     #[error("{0} is the address of two services: each needs its own")]
     VipTwice(IpAddr),
@@ -117,7 +121,9 @@ pub enum Problem {
     VipIsEndpoint(IpAddr),
     #[error("endpoint {0} is there twice: keep one")]
     EndpointTwice(IpAddr),
-    #[error("endpoint {0} has another service account, namespace, `mesh` or `unmeshedPorts` in another service: one address is one workload")]
+    #[error(
+        "endpoint {0} has another service account, namespace, `mesh` or `unmeshedPorts` in another service: one address is one workload"
+    )]
     TwoWorkloads(IpAddr),
     #[error("endpoint {0} has a sidecar (`mesh`), so `serviceAccount` is needed: callers check it")]
     NoAccount(IpAddr),
@@ -131,7 +137,9 @@ pub enum Problem {
     Retries(u32),
     #[error("a timeout must be at least a millisecond: leave it out for none")]
     Timeout,
-    #[error("what is told of this takes {0} bytes, and {LONGEST} fit: shorten names or give fewer addresses")]
+    #[error(
+        "what is told of this takes {0} bytes, and {LONGEST} fit: shorten names or give fewer addresses"
+    )]
     TooLong(usize),
 }
 
@@ -154,19 +162,33 @@ impl Services {
 fn check(services: &[Service]) -> Result<(), Fault> {
     let mut seen = Seen::default();
     for (index, service) in services.iter().enumerate() {
-        let fault = |endpoint, problem| Fault { service: index, endpoint, problem };
+        let fault = |endpoint, problem| Fault {
+            service: index,
+            endpoint,
+            problem,
+        };
         check_service(service, &mut seen).map_err(|problem| fault(None, problem))?;
         for (number, endpoint) in service.endpoints.iter().enumerate() {
             check_endpoint(service, endpoint, &mut seen)
                 .map_err(|problem| fault(Some(number), problem))?;
-            if service.endpoints[..number].iter().any(|other| other.address == endpoint.address) {
-                return Err(fault(Some(number), Problem::EndpointTwice(endpoint.address)));
+            if service.endpoints[..number]
+                .iter()
+                .any(|other| other.address == endpoint.address)
+            {
+                return Err(fault(
+                    Some(number),
+                    Problem::EndpointTwice(endpoint.address),
+                ));
             }
         }
     }
     // Only now are all endpoints known.
     for (index, service) in services.iter().enumerate() {
-        if let Some(vip) = service.vips.iter().find(|vip| seen.endpoints.contains_key(*vip)) {
+        if let Some(vip) = service
+            .vips
+            .iter()
+            .find(|vip| seen.endpoints.contains_key(*vip))
+        {
             return Err(Fault {
                 service: index,
                 endpoint: None,
@@ -190,7 +212,10 @@ fn check_service<'a>(service: &'a Service, seen: &mut Seen<'a>) -> Result<(), Pr
     check_label(&service.namespace)?;
     let key = (service.namespace.as_str(), service.name.as_str());
     if seen.services.insert(key, ()).is_some() {
-        return Err(Problem::ServiceTwice(format!("{}.{}", service.name, service.namespace)));
+        return Err(Problem::ServiceTwice(format!(
+            "{}.{}",
+            service.name, service.namespace
+        )));
     }
     for vip in &service.vips {
         check_address(*vip)?;
@@ -202,11 +227,17 @@ fn check_service<'a>(service: &'a Service, seen: &mut Seen<'a>) -> Result<(), Pr
         if port.port == 0 || port.target_port == 0 {
             return Err(Problem::PortZero(service.name.clone()));
         }
-        if service.ports[..index].iter().any(|other| other.port == port.port) {
+        if service.ports[..index]
+            .iter()
+            .any(|other| other.port == port.port)
+        {
             return Err(Problem::PortTwice(port.port));
         }
     }
-    if service.timeout.is_some_and(|timeout| timeout.as_millis() == 0) {
+    if service
+        .timeout
+        .is_some_and(|timeout| timeout.as_millis() == 0)
+    {
         return Err(Problem::Timeout);
     }
     if let Some(retries) = service.retries.filter(|retries| *retries > MOST_RETRIES) {
@@ -241,25 +272,46 @@ fn check_endpoint<'a>(
     if namespace != service.namespace || !first.same_workload(endpoint) {
         return Err(Problem::TwoWorkloads(endpoint.address));
     }
-    check_length(&endpoint.record(&service.namespace, u16::MAX, false).to_string())
+    check_length(
+        &endpoint
+            .record(&service.namespace, u16::MAX, false)
+            .to_string(),
+    )
 }
 
 fn check_label(label: &str) -> Result<(), Problem> {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = label.as_bytes();
     let valid = bytes.len() <= 63
-        && bytes.iter().all(|byte| alphanumeric(*byte) || *byte == b'-')
+        && bytes
+            .iter()
+            .all(|byte| alphanumeric(*byte) || *byte == b'-')
         && bytes.first().is_some_and(|byte| alphanumeric(*byte))
         && bytes.last().is_some_and(|byte| alphanumeric(*byte));
-    if valid { Ok(()) } else { Err(Problem::Label(label.to_owned())) }
+    if valid {
+        Ok(())
+    } else {
+        Err(Problem::Label(label.to_owned()))
+    }
 }
 
 /// Sidecars drop such addresses from answers, so that nothing leads to what listens on loopback only, or to a cloud's
 /// metadata service; said here, the reason is seen where it can be mended.
 fn check_address(address: IpAddr) -> Result<(), Problem> {
     let unreachable = match address.to_canonical() {
-        IpAddr::V4(ip) => ip.octets()[0] == 0 || ip.is_loopback() || ip.is_link_local() || ip.is_multicast() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unspecified() || ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast(),
+        IpAddr::V4(ip) => {
+            ip.octets()[0] == 0
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_multicast()
+                || ip.is_broadcast()
+        }
+        IpAddr::V6(ip) => {
+            ip.is_unspecified()
+                || ip.is_loopback()
+                || ip.is_unicast_link_local()
+                || ip.is_multicast()
+        }
     };
     // A mapped address would be asked for, and compared, as another one.
     if unreachable || address.to_canonical() != address {
@@ -294,29 +346,102 @@ mod tests {
         let ip = |text: &str| text.parse().unwrap();
         type Change = Box<dyn FnOnce(&mut Vec<Service>)>;
         let cases: Vec<(Change, &str)> = vec![
-            (Box::new(|s| s[0].name = "Api".into()), "`Api` can't be part of a DNS name"),
-            (Box::new(|s| s[0].namespace = "-a".into()), "`-a` can't be part of a DNS name"),
-            (Box::new(|s| s[0].name = "x".repeat(64)), "can't be part of a DNS name"),
-            (Box::new(|s| s[0].name = "web".into()), "`web.shop` is there twice"),
-            (Box::new(|s| s[0].ports[0].port = 0), "port 0 of service `api`"),
-            (Box::new(|s| s[0].ports[0].target_port = 0), "port 0 of service `api`"),
-            (Box::new(|s| { let port = s[0].ports[0].clone(); s[0].ports.push(port) }), "port 8080 is there twice"),
-            (Box::new(move |s| s[0].vips = vec![ip("127.0.0.1")]), "127.0.0.1 is no address"),
-            (Box::new(move |s| s[0].vips = vec![ip("10.96.0.8")]), "10.96.0.8 is the address of two services"),
-            (Box::new(move |s| s[0].vips = vec![ip("10.77.0.4")]), "10.77.0.4 is the address of a service and of an endpoint"),
-            (Box::new(move |s| s[0].endpoints[0].address = ip("169.254.169.254")), "169.254.169.254 is no address"),
-            (Box::new(move |s| s[0].endpoints[0].address = ip("::ffff:10.77.0.9")), "is no address"),
-            (Box::new(|s| s[1].endpoints[1] = endpoint("10.77.0.3")), "endpoint 10.77.0.3 is there twice"),
-            (Box::new(|s| s[1].endpoints[0].service_account = Some("other".into())), "one address is one workload"),
-            (Box::new(|s| s[1].endpoints[0].mesh = false), "one address is one workload"),
-            (Box::new(|s| s[1].namespace = "other".into()), "one address is one workload"),
-            (Box::new(|s| s[0].endpoints[0].service_account = None), "`serviceAccount` is needed"),
-            (Box::new(|s| s[0].endpoints[0].service_account = Some("a b".into())), "`a b` is no service account"),
-            (Box::new(|s| s[0].endpoints[0].zone = Some("a b".into())), "`a b` is no zone"),
+            (
+                Box::new(|s| s[0].name = "Api".into()),
+                "`Api` can't be part of a DNS name",
+            ),
+            (
+                Box::new(|s| s[0].namespace = "-a".into()),
+                "`-a` can't be part of a DNS name",
+            ),
+            (
+                Box::new(|s| s[0].name = "x".repeat(64)),
+                "can't be part of a DNS name",
+            ),
+            (
+                Box::new(|s| s[0].name = "web".into()),
+                "`web.shop` is there twice",
+            ),
+            (
+                Box::new(|s| s[0].ports[0].port = 0),
+                "port 0 of service `api`",
+            ),
+            (
+                Box::new(|s| s[0].ports[0].target_port = 0),
+                "port 0 of service `api`",
+            ),
+            (
+                Box::new(|s| {
+                    let port = s[0].ports[0].clone();
+                    s[0].ports.push(port)
+                }),
+                "port 8080 is there twice",
+            ),
+            (
+                Box::new(move |s| s[0].vips = vec![ip("127.0.0.1")]),
+                "127.0.0.1 is no address",
+            ),
+            (
+                Box::new(move |s| s[0].vips = vec![ip("10.96.0.8")]),
+                "10.96.0.8 is the address of two services",
+            ),
+            (
+                Box::new(move |s| s[0].vips = vec![ip("10.77.0.4")]),
+                "10.77.0.4 is the address of a service and of an endpoint",
+            ),
+            (
+                Box::new(move |s| s[0].endpoints[0].address = ip("169.254.169.254")),
+                "169.254.169.254 is no address",
+            ),
+            (
+                Box::new(move |s| s[0].endpoints[0].address = ip("::ffff:10.77.0.9")),
+                "is no address",
+            ),
+            (
+                Box::new(|s| s[1].endpoints[1] = endpoint("10.77.0.3")),
+                "endpoint 10.77.0.3 is there twice",
+            ),
+            (
+                Box::new(|s| s[1].endpoints[0].service_account = Some("other".into())),
+                "one address is one workload",
+            ),
+            (
+                Box::new(|s| s[1].endpoints[0].mesh = false),
+                "one address is one workload",
+            ),
+            (
+                Box::new(|s| s[1].namespace = "other".into()),
+                "one address is one workload",
+            ),
+            (
+                Box::new(|s| s[0].endpoints[0].service_account = None),
+                "`serviceAccount` is needed",
+            ),
+            (
+                Box::new(|s| s[0].endpoints[0].service_account = Some("a b".into())),
+                "`a b` is no service account",
+            ),
+            (
+                Box::new(|s| s[0].endpoints[0].zone = Some("a b".into())),
+                "`a b` is no zone",
+            ),
             (Box::new(|s| s[0].endpoints[0].weight = 0), "a weight of 0"),
-            (Box::new(|s| s[0].retries = Some(4)), "4 retries are too many"),
-            (Box::new(|s| s[0].timeout = Some(Duration::ZERO)), "a timeout must be at least a millisecond"),
-            (Box::new(|s| s[0].vips = (10..40).map(|last| IpAddr::from([10, 96, 100, last])).collect()), "255 fit"),
+            (
+                Box::new(|s| s[0].retries = Some(4)),
+                "4 retries are too many",
+            ),
+            (
+                Box::new(|s| s[0].timeout = Some(Duration::ZERO)),
+                "a timeout must be at least a millisecond",
+            ),
+            (
+                Box::new(|s| {
+                    s[0].vips = (10..40)
+                        .map(|last| IpAddr::from([10, 96, 100, last]))
+                        .collect()
+                }),
+                "255 fit",
+            ),
         ];
         for (change, expected) in cases {
             let text = refused(change);

@@ -169,7 +169,8 @@ impl Worker {
                 return Ok(destination.clone());
             }
         }
-        let destination = self.shared.directory.locate(host.map(Into::into), dialled).await?;
+        // Boxed: asked once a destination, and the future of every request would be as large as this one.
+        let destination = Box::pin(self.shared.directory.locate(host.map(Into::into), dialled)).await?;
         let mut known = self.known.borrow_mut();
         known.refresh(generation);
         known.count += 1;
@@ -191,7 +192,7 @@ impl Worker {
                 return Ok(upstream.clone());
             }
         }
-        let upstream = self.shared.directory.configured(name.clone(), port).await?;
+        let upstream = Box::pin(self.shared.directory.configured(name.clone(), port)).await?;
         let mut known = self.known.borrow_mut();
         known.refresh(generation);
         known.count += 1;

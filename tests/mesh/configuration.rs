@@ -22,7 +22,7 @@ fn a_changed_file_takes_effect_and_a_wrong_one_does_not() {
     replace(&pair.api, &only("somebody-else"));
     wait::until("the new rules hold", || pair.get(8080, "/").status() == 403);
     replace(&pair.api, &format!("{}inbond: {{}}\n", only("web")));
-    pair.api.wait_for_metric("outrigger_config_reloads_total", &[("result", "rejected")], 1.0);
+    pair.api.wait_for_metric("outrigger_config_reloads_total", &[("result", "failure")], 1.0);
     assert_eq!(pair.get(8080, "/").status(), 403, "the rules in force stay");
     wait::until("the log names the file and the field", || {
         let said = pair.api_sidecar.output();

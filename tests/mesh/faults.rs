@@ -254,7 +254,7 @@ fn a_slow_client_hello_is_cut_off() {
 fn ten_thousand_silent_connections_do_not_keep_others_out() {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("raise the limit of open files");
-    assert!(most > 21_000, "the test itself needs 10 000 open files; the limit is {most}");
+    assert!(most >= 14_000, "the test itself needs 10 000 open files, and others run; the limit is {most}");
     let pair = Pair::new();
     let outside = pair.mesh.pod("outside");
     let _workload = pair.api.serve_echo(8080);

@@ -163,7 +163,7 @@ fn listening_sockets_can_be_handed_in_and_serve_what_waited_in_them() {
     mesh.pki.identity(&crate::support::pki::shop("api")).write(&api.directory);
     let mark = if crate::support::mesh::users_can_be_taken_on() { "" } else { "--mark" };
     let script = format!(
-        "export LISTEN_PID=$$ LISTEN_FDS=1; exec {binary} sidecar --config {config} --hosts-file {hosts} {mark} \
+        "export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=inbound; exec {binary} sidecar --config {config} --hosts-file {hosts} {mark} \
          --certificate {d}/tls.crt --key {d}/tls.key --trust-bundle {bundle} 3<&{fd}",
         binary = api.binary(),
         hosts = api.hosts_file().display(),

@@ -168,7 +168,11 @@ fn certificate_files_are_read_again_when_they_change() {
     let _server = pair.api.serve_echo(8080);
     assert_eq!(pair.get(8080, "/").status(), 200);
     pair.mesh.pki.identity(&shop("renamed")).write(&pair.web.directory);
-    wait::until("the new certificate is used", || {
-        pair.get(8080, "/").text().contains(&format!("outrigger-client-id: {}", shop("renamed")))
+    wait::until("the new certificate is in use", || {
+        pair.web.admin("/certificates")["workload"]["id"] == shop("renamed")
     });
+    // Another port is another endpoint, and so a new connection.
+    let _another = pair.api.serve_echo(8081);
+    let text = pair.get(8081, "/").text();
+    assert!(text.contains(&format!("outrigger-client-id: {}", shop("renamed"))), "{text}");
 }

@@ -76,23 +76,23 @@ impl MountedIssuer {
             path: self.certificate.clone(),
             reason,
         };
-        let mut intermediates = CertificateDer::pem_slice_iter(&read(&self.certificate)?)
+        let chain = CertificateDer::pem_slice_iter(&read(&self.certificate)?)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| unusable(error.to_string()))?;
-        intermediates.retain(|certificate| !bundle.roots().contains(certificate));
+        let issuing = chain
+            .first()
+            .ok_or_else(|| unusable("it holds no certificate".into()))?;
         let bad_key = |source| MountedError::Key {
             path: self.key.clone(),
             source,
         };
         let key = String::from_utf8_lossy(&read(&self.key)?).into_owned();
         let key = KeyPair::from_pem(&key).map_err(bad_key)?;
-        // With no intermediate left the root itself was given as the issuer.
-        let issuing = match intermediates.first() {
-            Some(first) => first.clone(),
-            None => bundle.roots()[0].clone(),
-        };
-        let issuer = Issuer::from_ca_cert_der(&issuing, key).map_err(bad_key)?;
-        let root = self.root_of(&intermediates, &bundle);
+        let issuer = Issuer::from_ca_cert_der(issuing, key).map_err(bad_key)?;
+        let root = root_of(&chain, &bundle);
+        // Peers have the roots; sending them costs bytes in each handshake. A root may be the issuer itself.
+        let mut intermediates = chain;
+        intermediates.retain(|certificate| !bundle.roots().contains(certificate));
         let mut not_after = expiry(&root).map_err(unusable)?;
         for certificate in &intermediates {
             not_after = not_after.min(expiry(certificate).map_err(unusable)?);
@@ -130,23 +130,19 @@ impl MountedIssuer {
             next_change: None,
         })
     }
+}
 
-    /// The root that the last intermediate names as its issuer, or the first one.
-    fn root_of(
-        &self,
-        intermediates: &[CertificateDer<'static>],
-        bundle: &TrustBundle,
-    ) -> CertificateDer<'static> {
-        let wanted = intermediates
-            .last()
-            .and_then(|last| x509_parser::parse_x509_certificate(last).ok())
-            .map(|(_, parsed)| parsed.issuer().as_raw().to_vec());
-        let named = bundle.roots().iter().find(|root| {
-            x509_parser::parse_x509_certificate(root)
-                .is_ok_and(|(_, parsed)| Some(parsed.subject().as_raw()) == wanted.as_deref())
-        });
-        named.unwrap_or(&bundle.roots()[0]).clone()
-    }
+/// The root that the end of the chain names as its issuer, or the first one.
+fn root_of(chain: &[CertificateDer<'static>], bundle: &TrustBundle) -> CertificateDer<'static> {
+    let wanted = chain
+        .last()
+        .and_then(|last| x509_parser::parse_x509_certificate(last).ok())
+        .map(|(_, parsed)| parsed.issuer().as_raw().to_vec());
+    let named = bundle.roots().iter().find(|root| {
+        x509_parser::parse_x509_certificate(root)
+            .is_ok_and(|(_, parsed)| Some(parsed.subject().as_raw()) == wanted.as_deref())
+    });
+    named.unwrap_or(&bundle.roots()[0]).clone()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, MountedError> {

@@ -82,6 +82,6 @@ impl Signer {
     }
 
     pub fn same_key(&self, other: &Self) -> bool {
-        self.intermediates.first() == other.intermediates.first()
+        self.issuer.key().public_key_raw() == other.issuer.key().public_key_raw()
     }
 }

@@ -132,3 +132,33 @@ async fn dial_one(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStrea
     stream.set_nodelay(true)?;
     Ok(stream)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_mark_is_set_or_its_lack_of_privilege_is_named() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        match dial_one(address, Some(1337)).await {
+            Ok(stream) => assert_eq!(socket2::SockRef::from(&stream).mark().unwrap(), 1337),
+            Err(error) => assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_address_or_not_there_says_so() {
+        for (address, text) in [
+            ("ca.example", "host:port"),
+            ("ca example:1", "can't be used"),
+            ("127.0.0.1:1", "no connection to the CA at 127.0.0.1:1"),
+            ("[::1", "can't be used"),
+        ] {
+            let options = CaOptions::new(address, "token");
+            let error = connect(&options, None).await.err().expect(address);
+            assert!(error.to_string().contains(text), "{address}: {error}");
+            assert!(!error.reached());
+        }
+    }
+}

@@ -51,15 +51,21 @@ impl Commands<'_> {
 
     /// Prints the CA's trust bundle.
     pub fn show_trust_bundle(&self) -> Command {
-        let mut show = self.outrigger(&["ca", "show", "--output", "pem", "--directory"]);
+        let mut show = self.outrigger(&["ca", "bundle", "--directory"]);
         show.arg(self.files.path(CA_DIRECTORY));
         show
     }
 
     /// The mesh's discovery, which is the pods' DNS server too.
     pub fn discovery(&self) -> Command {
-        let mut discovery = self.outrigger(&["discovery", "--cluster-domain", plan::CLUSTER_DOMAIN]);
-        discovery.args(["--listen", &control_address(DISCOVERY_PORT), "--plain", &control_address(DNS_PORT)]);
+        let mut discovery =
+            self.outrigger(&["discovery", "--cluster-domain", plan::CLUSTER_DOMAIN]);
+        discovery.args([
+            "--listen",
+            &control_address(DISCOVERY_PORT),
+            "--plain",
+            &control_address(DNS_PORT),
+        ]);
         discovery.arg("--file").arg(self.files.path(SERVICES));
         self.identity(&mut discovery, "discovery");
         discovery
@@ -69,7 +75,7 @@ impl Commands<'_> {
     pub fn rules(&self) -> Command {
         let mut rules = self.outrigger(&["iptables", "apply"]);
         if self.exemption == Exemption::Mark {
-            rules.arg("--mark");
+            rules.args(["--exempt", "mark"]);
         }
         rules
     }
@@ -80,7 +86,12 @@ impl Commands<'_> {
         sidecar.arg(self.files.binary()).arg("sidecar");
         self.identity(&mut sidecar, pod.name);
         sidecar.args(["--discovery", &control_address(DISCOVERY_PORT)]);
-        sidecar.args(["--mesh-domain", &format!("svc.{}", plan::CLUSTER_DOMAIN), "--mesh-network", plan::NETWORK]);
+        sidecar.args([
+            "--mesh-domain",
+            &format!("svc.{}", plan::CLUSTER_DOMAIN),
+            "--mesh-network",
+            plan::NETWORK,
+        ]);
         if self.access_log {
             sidecar.args(["--access-log", "stdout"]);
         }
@@ -94,7 +105,12 @@ impl Commands<'_> {
 
     /// What runs beside a pod's sidecar. `redis` is the path of the real one; `entry` is the host's socket for the
     /// relay, which takes it.
-    pub fn workload(&self, pod: &Pod, redis: Option<&Path>, entry: &mut Option<TcpListener>) -> Command {
+    pub fn workload(
+        &self,
+        pod: &Pod,
+        redis: Option<&Path>,
+        entry: &mut Option<TcpListener>,
+    ) -> Command {
         let mut workload = match (pod.workload, redis) {
             (Workload::Entry, _) => {
                 let mut relay = self.service(&["relay", "--target", &WEB.authority()]);
@@ -105,13 +121,31 @@ impl Commands<'_> {
             }
             (Workload::Web, _) => {
                 let (api, store) = (API.authority(), STORE.authority());
-                self.service(&["web", "--listen", &any_address(WEB.port), "--api", &api, "--store", &store])
+                self.service(&[
+                    "web",
+                    "--listen",
+                    &any_address(WEB.port),
+                    "--api",
+                    &api,
+                    "--store",
+                    &store,
+                ])
             }
             (Workload::Api { slow, fail }, _) => self.service(&[
-                "api", "--listen", &any_address(API.port), "--name", pod.name, "--slow", slow, "--fail", fail,
+                "api",
+                "--listen",
+                &any_address(API.port),
+                "--name",
+                pod.name,
+                "--slow",
+                slow,
+                "--fail",
+                fail,
             ]),
             (Workload::Store, Some(program)) => self.redis(program),
-            (Workload::Store, None) => self.service(&["store", "--listen", &any_address(STORE.port)]),
+            (Workload::Store, None) => {
+                self.service(&["store", "--listen", &any_address(STORE.port)])
+            }
         };
         self.run_as(&mut workload, NOBODY);
         workload
@@ -119,8 +153,13 @@ impl Commands<'_> {
 
     /// The demo's own traffic.
     pub fn load(&self, requests_per_second: u32) -> Command {
-        let mut load =
-            self.service(&["load", "--target", &WEB.authority(), "--rate", &requests_per_second.to_string()]);
+        let mut load = self.service(&[
+            "load",
+            "--target",
+            &WEB.authority(),
+            "--rate",
+            &requests_per_second.to_string(),
+        ]);
         self.run_as(&mut load, NOBODY);
         load
     }
@@ -136,9 +175,18 @@ impl Commands<'_> {
 
     /// How a process proves to the CA who it is, and whom it believes.
     fn identity(&self, command: &mut Command, name: &str) {
-        command.args(["--trust-domain", plan::CLUSTER_DOMAIN, "--ca", &control_address(CA_PORT)]);
-        command.arg("--token-file").arg(self.files.path(&token_file(name)));
-        command.arg("--trust-bundle").arg(self.files.path(TRUST_BUNDLE));
+        command.args([
+            "--trust-domain",
+            plan::CLUSTER_DOMAIN,
+            "--ca",
+            &control_address(CA_PORT),
+        ]);
+        command
+            .arg("--token-file")
+            .arg(self.files.path(&token_file(name)));
+        command
+            .arg("--trust-bundle")
+            .arg(self.files.path(TRUST_BUNDLE));
     }
 
     fn service(&self, words: &[&str]) -> Command {
@@ -154,7 +202,11 @@ impl Commands<'_> {
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         // Nothing of the environment of whoever started the demo: settings for a sidecar may be in it.
-        command.env_clear().env("PATH", tools::search_path()).current_dir(self.files.path("")).stdin(Stdio::null());
+        command
+            .env_clear()
+            .env("PATH", tools::search_path())
+            .current_dir(self.files.path(""))
+            .stdin(Stdio::null());
         command
     }
 

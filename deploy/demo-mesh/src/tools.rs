@@ -37,7 +37,10 @@ pub fn search_path() -> String {
 
 /// Finds a program.
 pub fn find(name: &str) -> Option<PathBuf> {
-    search_path().split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
+    search_path()
+        .split(':')
+        .map(|directory| Path::new(directory).join(name))
+        .find(|path| path.is_file())
 }
 
 /// Sees that all needed programs are there. Root's missing ones are installed where apt-get is the package
@@ -46,11 +49,17 @@ pub fn find(name: &str) -> Option<PathBuf> {
 /// # Errors
 /// What is missing with the one command that installs it, or why installing failed.
 pub fn ensure() -> Result<(), DemoError> {
-    let missing: Vec<_> = NEEDED.into_iter().filter(|(program, _)| find(program).is_none()).collect();
+    let missing: Vec<_> = NEEDED
+        .into_iter()
+        .filter(|(program, _)| find(program).is_none())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let manager = MANAGERS.iter().find(|(program, _)| find(program).is_some()).map(|(_, install)| *install);
+    let manager = MANAGERS
+        .iter()
+        .find(|(program, _)| find(program).is_some())
+        .map(|(_, install)| *install);
     let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
     let root = geteuid().is_root();
     let command = install_command(&packages, manager, root);
@@ -60,9 +69,16 @@ pub fn ensure() -> Result<(), DemoError> {
             install(command)
         }
         _ => Err(DemoError::ToolMissing {
-            missing: missing.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", "),
+            missing: missing
+                .iter()
+                .map(|(program, _)| *program)
+                .collect::<Vec<_>>()
+                .join(", "),
             remedy: command.unwrap_or_else(|| {
-                format!("your system's package manager (packages: {})", packages.join(" "))
+                format!(
+                    "your system's package manager (packages: {})",
+                    packages.join(" ")
+                )
             }),
         }),
     }
@@ -93,7 +109,10 @@ fn run(command: &str) -> Result<(), DemoError> {
         Ok(status) => status.to_string(),
         Err(error) => error.to_string(),
     };
-    Err(DemoError::Install { command: command.into(), reason })
+    Err(DemoError::Install {
+        command: command.into(),
+        reason,
+    })
 }
 
 #[cfg(test)]
@@ -104,20 +123,41 @@ mod tests {
     fn the_remedy_is_one_command_of_the_systems_package_manager() {
         let apt = Some(MANAGERS[0].1);
         let table = [
-            (&["iptables"][..], apt, false, Some("sudo apt-get install --yes --no-install-recommends iptables")),
-            (&["iproute2", "iptables"], apt, true, Some("apt-get install --yes --no-install-recommends iproute2 iptables")),
-            (&["iptables"], Some(MANAGERS[2].1), false, Some("sudo apk add iptables")),
+            (
+                &["iptables"][..],
+                apt,
+                false,
+                Some("sudo apt-get install --yes --no-install-recommends iptables"),
+            ),
+            (
+                &["iproute2", "iptables"],
+                apt,
+                true,
+                Some("apt-get install --yes --no-install-recommends iproute2 iptables"),
+            ),
+            (
+                &["iptables"],
+                Some(MANAGERS[2].1),
+                false,
+                Some("sudo apk add iptables"),
+            ),
             (&["iptables"], None, false, None),
         ];
         for (packages, manager, root, expected) in table {
-            assert_eq!(install_command(packages, manager, root).as_deref(), expected);
+            assert_eq!(
+                install_command(packages, manager, root).as_deref(),
+                expected
+            );
         }
     }
 
     #[test]
     fn administration_programs_are_found_whatever_the_path() {
         for directory in ADMINISTRATION_PATHS {
-            assert!(search_path().split(':').any(|part| part == directory), "{directory}");
+            assert!(
+                search_path().split(':').any(|part| part == directory),
+                "{directory}"
+            );
         }
     }
 }

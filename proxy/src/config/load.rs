@@ -96,7 +96,7 @@ pub fn parse(text: &str, origin: &str) -> Result<Loaded, ConfigError> {
         problems,
     };
     let root = tree::parse(text).map_err(|problem| invalid(vec![problem]))?;
-    let config = read::read(&root).map_err(invalid)?;
-    let warnings = rules::check(&config, &root).map_err(invalid)?;
+    let (config, unread) = read::read(&root);
+    let warnings = rules::check(&config, &root, unread).map_err(invalid)?;
     Ok(Loaded { config, warnings })
 }

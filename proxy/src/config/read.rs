@@ -1,18 +1,21 @@
 //! Reads a config out of the tree, and says of every value that does not fit what would.
 
+mod error;
+
 use std::collections::HashSet;
-use std::fmt;
 
 use serde::Deserialize as _;
 use serde::de::value::StrDeserializer;
 use serde::de::{
-    self, DeserializeSeed, EnumAccess, Expected, IntoDeserializer as _, MapAccess, SeqAccess,
-    Unexpected, VariantAccess, Visitor,
+    self, DeserializeSeed, EnumAccess, IntoDeserializer as _, MapAccess, SeqAccess, VariantAccess,
+    Visitor,
 };
 use serde::forward_to_deserialize_any;
 
+use error::{Place, ReadError};
+
 use super::model::Config;
-use super::problem::{Path, Position, Problem, listed, nearest};
+use super::problem::{Problem, listed};
 use super::tree::{Node, Value};
 
 /// Problems after which no more are looked for.
@@ -23,7 +26,10 @@ const WITH_CONTENT: [&str; 2] = ["PathMatch", "Discovery"];
 
 /// Reads the whole config. A value that does not fit is reported and left out, and the rest read again,
 /// so that all of them are found at once.
-pub(super) fn read(root: &Node) -> Result<Config, Vec<Problem>> {
+///
+/// Returns what could be read, and what could not.
+pub(super) fn read(root: &Node) -> (Config, Vec<Problem>) {
+    let mut rest = Config::default();
     let mut skipped = HashSet::new();
     let mut problems = Vec::new();
     while problems.len() < MAX_PROBLEMS {
@@ -31,8 +37,10 @@ pub(super) fn read(root: &Node) -> Result<Config, Vec<Problem>> {
             node: root,
             skipped: &skipped,
         }) {
-            Ok(config) if problems.is_empty() => return Ok(config),
-            Ok(_) => break,
+            Ok(config) => {
+                rest = config;
+                break;
+            }
             Err(error) => error,
         };
         let place = error.place.unwrap_or_else(|| Place::of(root, &skipped));
@@ -55,165 +63,7 @@ pub(super) fn read(root: &Node) -> Result<Config, Vec<Problem>> {
             break;
         }
     }
-    problems.sort_by_key(|problem| problem.position);
-    Err(problems)
-}
-
-/// Why a value does not fit.
-#[derive(Debug)]
-struct ReadError {
-    message: String,
-    remedy: String,
-    missing: Option<&'static str>,
-    /// It follows from a problem that was reported before.
-    reported: bool,
-    place: Option<Box<Place>>,
-}
-
-#[derive(Debug)]
-struct Place {
-    path: Path,
-    position: Position,
-    skipped_fields: Vec<String>,
-}
-
-impl Place {
-    fn of(node: &Node, skipped: &HashSet<String>) -> Box<Self> {
-        let skipped_fields = match &node.value {
-            Value::Map(entries) => entries
-                .iter()
-                .filter(|(_, node)| skipped.contains(node.path.as_str()))
-                .map(|(key, _)| key.clone())
-                .collect(),
-            _ => Vec::new(),
-        };
-        Box::new(Self {
-            path: node.path.clone(),
-            position: node.shown_at(),
-            skipped_fields,
-        })
-    }
-}
-
-impl ReadError {
-    fn new(message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            remedy: remedy.into(),
-            missing: None,
-            reported: false,
-            place: None,
-        }
-    }
-
-    /// The innermost place counts.
-    fn at(mut self, node: &Node, skipped: &HashSet<String>) -> Self {
-        self.place.get_or_insert_with(|| Place::of(node, skipped));
-        self
-    }
-
-    /// At a key rather than its value.
-    fn at_key(mut self, node: &Node) -> Self {
-        let place = Place {
-            path: node.path.clone(),
-            position: node.named_at,
-            skipped_fields: Vec::new(),
-        };
-        self.place.get_or_insert(Box::new(place));
-        self
-    }
-
-    fn mismatch(found: &str, expected: &dyn Expected) -> Self {
-        let expected = match expected.to_string().as_str() {
-            "u8" => "a whole number from 0 to 255".into(),
-            "u16" => "a whole number from 0 to 65535".into(),
-            "u32" => "a whole number from 0 to 4294967295".into(),
-            "usize" | "u64" => "a whole number, 0 or more".into(),
-            "f64" => "a number".into(),
-            "a boolean" => "true or false".into(),
-            "a sequence" => "a list".into(),
-            "a string" | "path string" => "text".into(),
-            other if other.starts_with("struct ") || other == "a map" => {
-                "fields with values (`name: value`)".into()
-            }
-            other => other.to_owned(),
-        };
-        let remedy = match expected.as_str() {
-            "text" if found.contains('`') => "put it in quotes",
-            _ => "",
-        };
-        Self::new(format!("expected {expected}, found {found}"), remedy)
-    }
-}
-
-fn found(unexpected: &Unexpected<'_>) -> String {
-    match unexpected {
-        Unexpected::Unit | Unexpected::Option => "nothing".into(),
-        Unexpected::Bool(value) => format!("the boolean `{value}`"),
-        Unexpected::Unsigned(value) => format!("the number `{value}`"),
-        Unexpected::Signed(value) => format!("the number `{value}`"),
-        Unexpected::Float(value) => format!("the number `{value}`"),
-        Unexpected::Str(value) => format!("the text {value:?}"),
-        Unexpected::Seq => "a list".into(),
-        Unexpected::Map => "fields".into(),
-        other => other.to_string(),
-    }
-}
-
-impl fmt::Display for ReadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for ReadError {}
-
-impl de::Error for ReadError {
-    fn custom<T: fmt::Display>(message: T) -> Self {
-        let text = message.to_string();
-        // Texts of our own types read "what is wrong: what to do".
-        match text.rsplit_once(": ") {
-            Some((message, remedy)) => Self::new(message, remedy),
-            None => Self::new(text, ""),
-        }
-    }
-
-    fn invalid_type(unexpected: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::mismatch(&found(&unexpected), expected)
-    }
-
-    fn invalid_value(unexpected: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::mismatch(&found(&unexpected), expected)
-    }
-
-    fn unknown_field(field: &str, known: &'static [&'static str]) -> Self {
-        Self::new(
-            format!("there is no field `{field}` here"),
-            allowed(field, known),
-        )
-    }
-
-    fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {
-        Self::new(
-            format!("`{variant}` is not known here"),
-            allowed(variant, known),
-        )
-    }
-
-    fn missing_field(field: &'static str) -> Self {
-        Self {
-            missing: Some(field),
-            ..Self::new("this field is missing and required", "")
-        }
-    }
-}
-
-fn allowed(written: &str, known: &[&'static str]) -> String {
-    let all = listed(known.iter().copied());
-    match nearest(written, known.iter().copied()) {
-        Some(meant) => format!("did you mean `{meant}`? Allowed: {all}"),
-        None => format!("allowed: {all}"),
-    }
+    (rest, problems)
 }
 
 #[derive(Clone, Copy)]

@@ -39,24 +39,28 @@ pub struct Forward<'a> {
     pub wire: Wire,
     /// From the request's end to the response's headers.
     pub timeout: Option<Duration>,
+    /// Fields of the mesh's own that are in the request were put there by us.
+    pub keeps_mesh_headers: bool,
 }
 
 /// Sends `request` and gives its response, or the response that the proxy makes in its place.
 pub async fn forward(
     way: &Forward<'_>,
-    mut request: Request<Body>,
-    mut recording: Recording,
+    request: &mut Request<Body>,
+    mut recording: Box<Recording>,
 ) -> Response<Body> {
     recording.sent_to(InFlight::begin(way.endpoint, Instant::now()));
+    if !way.keeps_mesh_headers {
+        strip_mesh_headers(request.headers_mut());
+    }
     let content_type = request.headers().get(CONTENT_TYPE).cloned();
     let body = recording.watch_request(std::mem::take(request.body_mut()));
     *request.body_mut() = body;
-    let client_side = (way.wire == Wire::Own).then(|| ClientSide::prepare(&mut request));
+    let client_side = (way.wire == Wire::Own).then(|| ClientSide::prepare(request));
     let progress = recording.progress();
-    let sending = way.send(request, &mut recording);
     let result = match way.timeout {
-        None => sending.await,
-        Some(limit) => within(limit, progress, sending).await,
+        None => way.send(request, &mut recording).await,
+        Some(limit) => within(limit, progress, Box::pin(way.send(request, &mut recording))).await,
     };
     match result {
         Ok(mut response) => {
@@ -81,7 +85,7 @@ pub async fn forward(
 impl Forward<'_> {
     async fn send(
         &self,
-        request: Request<Body>,
+        request: &mut Request<Body>,
         recording: &mut Recording,
     ) -> Result<Response<Body>, HopError> {
         let pool = self.pools.of(self.upstream, self.endpoint);
@@ -90,23 +94,21 @@ impl Forward<'_> {
         }
         recording.exchange().tls = Tls::Mesh;
         if self.wire == Wire::Own {
-            return self.send_own(&pool, request, recording).await;
+            return Box::pin(self.send_own(&pool, request, recording)).await;
         }
         let stream = match pool.stream(self.upstream).await {
             Ok(stream) => stream,
             Err(ConnectError::NotMeshed(_)) => {
                 // Permissive mode found no sidecar there.
                 let pool = self.pools.of(self.upstream, self.endpoint);
-                return self.send_plain(&pool, request, recording).await;
+                return Box::pin(self.send_plain(&pool, request, recording)).await;
             }
             Err(error) => return Err(error.into()),
         };
-        let mut request = request;
         strip_hop_by_hop(request.headers_mut());
-        strip_mesh_headers(request.headers_mut());
         let version = version_to_mesh(request.version());
         request.headers_mut().insert(ORIGINAL_VERSION, version);
-        let (response, pump) = send_multiplexed(&stream, request).await?;
+        let (response, pump) = send_multiplexed(&stream, std::mem::take(request)).await?;
         recording.on_stream(stream, pump);
         let mut response = response.map(Body::from);
         strip_mesh_headers(response.headers_mut());
@@ -116,16 +118,16 @@ impl Forward<'_> {
     async fn send_plain(
         &self,
         pool: &Rc<EndpointPool>,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
         recording: &mut Recording,
     ) -> Result<Response<Body>, HopError> {
         recording.exchange().tls = if pool.is_server_tls() { Tls::Server } else { recording.exchange().tls };
         let version = match self.wire {
-            Wire::Own => return self.send_own(pool, request, recording).await,
+            Wire::Own => return Box::pin(self.send_own(pool, request, recording)).await,
             Wire::Multiplexed => {
                 strip_hop_by_hop(request.headers_mut());
                 let stream = pool.stream(self.upstream).await?;
-                let (response, pump) = send_multiplexed(&stream, request).await?;
+                let (response, pump) = send_multiplexed(&stream, std::mem::take(request)).await?;
                 recording.on_stream(stream, pump);
                 let mut response = response.map(Body::from);
                 strip_mesh_headers(response.headers_mut());
@@ -136,6 +138,7 @@ impl Forward<'_> {
         strip_hop_by_hop(request.headers_mut());
         *request.version_mut() = version;
         let mut lease = pool.http1(self.upstream).await?;
+        let mut request = std::mem::take(request);
         let response = loop {
             match lease.sender.try_send_request(request).await {
                 Ok(response) => break response,
@@ -158,7 +161,7 @@ impl Forward<'_> {
     async fn send_own(
         &self,
         pool: &Rc<EndpointPool>,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
         recording: &mut Recording,
     ) -> Result<Response<Body>, HopError> {
         strip_but_upgrade(request.headers_mut());
@@ -170,7 +173,7 @@ impl Forward<'_> {
             }
             lease => lease?,
         };
-        let response = lease.sender.send_request(request).await?;
+        let response = lease.sender.send_request(std::mem::take(request)).await?;
         recording.on_own_connection(lease);
         let mut response = response.map(Body::from);
         strip_mesh_headers(response.headers_mut());

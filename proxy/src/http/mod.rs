@@ -18,5 +18,7 @@ pub use headers::{
 pub use hop::{HopError, PumpGuard, send_multiplexed};
 pub use local_response::{LocalResponse, ProxyError};
 pub use record::{Exchange, Recording, RequestProgress};
+#[cfg(test)]
+pub(crate) use serve::serve_stream;
 pub use serve::{Handler, Limits, Served, serve_http1, serve_http2};
 pub use tunnel::{Interim, wants_own_connection};

@@ -78,8 +78,8 @@ impl Exchange {
         client: ClientAddress,
         request: &Request<Body>,
         unknown: &Arc<str>,
-    ) -> Self {
-        Self {
+    ) -> Box<Recording> {
+        Recording::of(Self {
             recorder: recorder.clone(),
             direction,
             started: Instant::now(),
@@ -93,18 +93,15 @@ impl Exchange {
             upstream: unknown.clone(),
             tls: Tls::Plain,
             peer: None,
-        }
+        })
     }
+}
 
-    /// When the request's head had come.
-    pub fn started(&self) -> Instant {
-        self.started
-    }
-
-    /// Follows the exchange from now on.
-    pub fn record(self) -> Recording {
-        Recording {
-            exchange: self,
+impl Recording {
+    /// Boxed at once: it ends as the watch of the response's body, and is moved often until then.
+    fn of(exchange: Exchange) -> Box<Self> {
+        Box::new(Self {
+            exchange,
             progress: None,
             code: CLIENT_CLOSED_REQUEST,
             grpc_status: None,
@@ -117,11 +114,9 @@ impl Exchange {
             http1: None,
             pump: None,
             recorded: false,
-        }
+        })
     }
-}
 
-impl Recording {
     /// The exchange.
     pub fn exchange(&mut self) -> &mut Exchange {
         &mut self.exchange
@@ -184,7 +179,7 @@ impl Recording {
     }
 
     /// Answers with a response of the proxy's own.
-    pub fn answer_locally(mut self, response: &LocalResponse, request: &HeaderMap) -> Response<Body> {
+    pub fn answer_locally(mut self: Box<Self>, response: &LocalResponse, request: &HeaderMap) -> Response<Body> {
         let made = response.to_response(request);
         self.code = made.status().as_u16();
         self.grpc_status = grpc_status(made.headers());
@@ -193,8 +188,8 @@ impl Recording {
     }
 
     /// Has the response's body followed to its end.
-    pub fn follow(self, response: Response<Body>) -> Response<Body> {
-        response.map(|body| body.watched(Box::new(self)))
+    pub fn follow(self: Box<Self>, response: Response<Body>) -> Response<Body> {
+        response.map(|body| body.watched(self))
     }
 
     /// The tunnel that the exchange became has ended.

@@ -293,7 +293,7 @@ async fn pong(ping_pong: &mut Option<PingPong>) -> bool {
     }
 }
 
-async fn serve_stream<H: Handler>(
+pub(crate) async fn serve_stream<H: Handler>(
     handler: Rc<H>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,

@@ -74,7 +74,7 @@ impl ClientSide {
     }
 
     /// Joins both sides of a granted tunnel; the exchange is recorded when it has ended.
-    pub(super) fn join(self, response: &mut Response<Body>, recording: Recording) {
+    pub(super) fn join(self, response: &mut Response<Body>, recording: Box<Recording>) {
         let server = hyper::upgrade::on(&mut *response);
         let client = self.upgrade;
         strip_but_upgrade(response.headers_mut());

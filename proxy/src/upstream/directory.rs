@@ -286,6 +286,9 @@ impl Shared {
 
     /// The destination by the address alone.
     async fn by_address(&self, dialled: SocketAddr) -> Result<Destination, DestinationError> {
+        if let Some(upstream) = self.configured_for(dialled).await? {
+            return Ok(Destination { upstream, routed_host: None });
+        }
         let key = Key::Dialled(dialled);
         let recipe = || Ok(Recipe::on_demand(dialled.to_string(), Source::Dialled(dialled)));
         let (upstream, snapshot) = self.make(key, Some(Target::Address(dialled)), recipe).await?;
@@ -301,6 +304,18 @@ impl Shared {
             }
             _ => Ok(Destination { upstream, routed_host: None }),
         }
+    }
+
+    /// The configured upstream that has this endpoint or VIP.
+    async fn configured_for(&self, dialled: SocketAddr) -> Result<Option<Arc<Upstream>>, DestinationError> {
+        let config = self.configured.load().config.clone();
+        for name in config.upstreams.keys() {
+            let upstream = self.configured(&name.as_str().into(), dialled.port()).await?;
+            if upstream.is_at(dialled) {
+                return Ok(Some(upstream));
+            }
+        }
+        Ok(None)
     }
 
     /// The on-demand upstream of a name; `None` when there is no such name.

@@ -52,14 +52,33 @@ impl Http1Lease {
 impl EndpointPool {
     /// A connection that no other request uses.
     pub async fn http1(self: &Rc<Self>, upstream: &Arc<Upstream>) -> Result<Http1Lease, ConnectError> {
+        while let Some((sender, _)) = self.pop_idle() {
+            if sender.is_ready() {
+                return Ok(self.http1_lease(upstream, sender, None, true));
+            }
+            if !sender.is_closed() {
+                // About to take the end of its last response in.
+                return Box::pin(self.http1_when_ready(upstream, sender)).await;
+            }
+        }
+        // Boxed: rare, and the future of every request would be as large as this one.
+        Box::pin(self.http1_opened(upstream)).await
+    }
+
+    async fn http1_when_ready(
+        self: &Rc<Self>,
+        upstream: &Arc<Upstream>,
+        mut sender: SendRequest<Body>,
+    ) -> Result<Http1Lease, ConnectError> {
+        if sender.ready().await.is_ok() {
+            return Ok(self.http1_lease(upstream, sender, None, true));
+        }
+        self.http1_opened(upstream).await
+    }
+
+    async fn http1_opened(self: &Rc<Self>, upstream: &Arc<Upstream>) -> Result<Http1Lease, ConnectError> {
         let mut pending: Option<Pending> = None;
         loop {
-            while let Some((mut sender, _)) = self.pop_idle() {
-                // Closed in the meantime, or about to take the end of its last response in.
-                if sender.ready().await.is_ok() {
-                    return Ok(self.http1_lease(upstream, sender, None, true));
-                }
-            }
             if let Some(counted) = Counted::take(upstream) {
                 let (sender, peer) = self.open_http1(upstream, counted).await?;
                 return Ok(self.http1_lease(upstream, sender, peer, false));
@@ -68,6 +87,11 @@ impl EndpointPool {
                 pending = Some(Pending::enter(upstream)?);
             }
             upstream.connection_freed.notified().await;
+            while let Some((mut sender, _)) = self.pop_idle() {
+                if sender.ready().await.is_ok() {
+                    return Ok(self.http1_lease(upstream, sender, None, true));
+                }
+            }
         }
     }
 

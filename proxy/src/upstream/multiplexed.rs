@@ -123,6 +123,11 @@ impl EndpointPool {
         if let Some(lease) = self.multiplexed.lease(upstream, ENOUGH_STREAMS) {
             return Ok(lease);
         }
+        // Boxed: rare, and the future of every request would be as large as this one.
+        Box::pin(self.stream_opened(upstream)).await
+    }
+
+    async fn stream_opened(self: &Rc<Self>, upstream: &Arc<Upstream>) -> Result<StreamLease, ConnectError> {
         let mut pending = None;
         loop {
             let attempt = self.attempt(upstream);

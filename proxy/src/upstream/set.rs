@@ -102,6 +102,12 @@ impl Upstream {
         set.vips.contains(&address.ip()) || set.endpoints.iter().any(|e| e.address.ip() == address.ip())
     }
 
+    /// Whether `address`, port included, is one of the endpoints, or its address stands for the service.
+    pub fn is_at(&self, address: SocketAddr) -> bool {
+        let set = self.set.load();
+        set.vips.contains(&address.ip()) || set.endpoints.iter().any(|e| e.address == address)
+    }
+
     /// Connections open, all workers together.
     pub fn open_connections(&self) -> usize {
         self.connections.load(Relaxed)

@@ -219,20 +219,25 @@ impl Pod {
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let answer = self.ask_own(15020, "/metrics");
         assert_eq!(answer.status(), 200);
-        let text = answer.text();
-        let series = text.lines().filter(|line| {
-            let matches = line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-            matches && labels.iter().all(|(key, value)| line.contains(&format!("{key}=\"{value}\"")))
-        });
-        series.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0)).sum()
+        sum(&answer.text(), name, labels)
     }
 
     /// Waits until the sum of a metric's series is at least `least`.
     pub fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], least: f64) {
         wait::until(&format!("{name} {labels:?} of {} reaches {least}", self.name), || {
-            self.metric(name, labels) >= least
+            // The sidecar may be starting still.
+            self.try_connect(([127, 0, 0, 1], 15020)).is_ok() && self.metric(name, labels) >= least
         });
     }
+}
+
+fn sum(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let series = text.lines().filter(|line| {
+        let matches = line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        matches && labels.iter().all(|(key, value)| line.contains(&format!("{key}=\"{value}\"")))
+    });
+    let value = |line: &str| line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok());
+    series.filter_map(value).fold(0.0, |sum, value| sum + value)
 }
 
 /// Two pods with a sidecar each: `web`, the client, and `api`, the server.

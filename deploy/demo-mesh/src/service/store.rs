@@ -46,11 +46,17 @@ async fn converse(stream: TcpStream, counters: &Counters) -> io::Result<()> {
 }
 
 /// Reads an array of bulk strings, as all Redis clients send; None at the end of the connection.
-async fn read_command(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<Vec<Vec<u8>>>> {
-    let Some(count) = read_length(stream, '*', MOST_ARGUMENTS).await? else { return Ok(None) };
+async fn read_command(
+    stream: &mut (impl AsyncBufRead + Unpin),
+) -> io::Result<Option<Vec<Vec<u8>>>> {
+    let Some(count) = read_length(stream, '*', MOST_ARGUMENTS).await? else {
+        return Ok(None);
+    };
     let mut command = Vec::with_capacity(count);
     for _ in 0..count {
-        let length = read_length(stream, '$', LONGEST_ARGUMENT).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let length = read_length(stream, '$', LONGEST_ARGUMENT)
+            .await?
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
         let mut argument = vec![0; length + 2];
         stream.read_exact(&mut argument).await?;
         argument.truncate(length);
@@ -59,22 +65,34 @@ async fn read_command(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Op
     Ok(Some(command))
 }
 
-async fn read_length(stream: &mut (impl AsyncBufRead + Unpin), kind: char, most: usize) -> io::Result<Option<usize>> {
+async fn read_length(
+    stream: &mut (impl AsyncBufRead + Unpin),
+    kind: char,
+    most: usize,
+) -> io::Result<Option<usize>> {
     let mut line = String::new();
     // A length has few digits; more is no Redis client.
     if (&mut *stream).take(16).read_line(&mut line).await? == 0 {
         return Ok(None);
     }
-    let length = line.strip_prefix(kind).and_then(|digits| digits.trim_end().parse().ok());
+    let length = line
+        .strip_prefix(kind)
+        .and_then(|digits| digits.trim_end().parse().ok());
     match length.filter(|length| *length <= most) {
         Some(length) => Ok(Some(length)),
-        None => Err(io::Error::new(io::ErrorKind::InvalidData, format!("expected {kind} and a length up to {most}"))),
+        None => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("expected {kind} and a length up to {most}"),
+        )),
     }
 }
 
 fn execute(command: &[Vec<u8>], counters: &Counters) -> String {
     let mut counters = counters.lock().unwrap_or_else(PoisonError::into_inner);
-    let name = command.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default();
+    let name = command
+        .first()
+        .map(|name| name.to_ascii_uppercase())
+        .unwrap_or_default();
     match (name.as_slice(), &command[command.len().min(1)..]) {
         (b"PING", []) => "+PONG\r\n".into(),
         (b"INCR", [key]) => {
@@ -104,7 +122,10 @@ mod tests {
         let counters = Counters::default();
         let mut stream = input;
         let mut answers = Vec::new();
-        while let Some(command) = read_command(&mut stream).await.map_err(|error| error.kind())? {
+        while let Some(command) = read_command(&mut stream)
+            .await
+            .map_err(|error| error.kind())?
+        {
             answers.push(execute(&command, &counters));
         }
         Ok(answers)

@@ -11,8 +11,13 @@ use super::syntax;
 use super::tree::{Node, Positions};
 use super::units::Duration;
 
-/// Every rule broken, else every warning; both in the order of the file.
-pub(super) fn check(config: &Config, root: &Node) -> Result<Vec<Problem>, Vec<Problem>> {
+/// Everything wrong, else every warning; both in the order of the file. Of sections that could not be
+/// read whole, only that is reported: what is missing from them would only make up mistakes.
+pub(super) fn check(
+    config: &Config,
+    root: &Node,
+    unread: Vec<Problem>,
+) -> Result<Vec<Problem>, Vec<Problem>> {
     let mut report = Report {
         positions: root.positions(),
         errors: Vec::new(),
@@ -22,11 +27,21 @@ pub(super) fn check(config: &Config, root: &Node) -> Result<Vec<Problem>, Vec<Pr
     inbound::check(config, &mut report);
     upstreams::check(config, &mut report);
     routes::check(config, &mut report);
+    let has_upstreams = report.states(&Path::default().field("upstreams"));
+    let is_whole = |name: &str| unread.iter().all(|problem| section(problem) != name);
+    report.errors.retain(|error| match section(error) {
+        // Routes refer to upstreams, whose very name may be what was misspelled.
+        "routes" => {
+            unread.is_empty() || has_upstreams && is_whole("routes") && is_whole("upstreams")
+        }
+        name => is_whole(name),
+    });
     let Report {
         mut errors,
         mut warnings,
         ..
     } = report;
+    errors.extend(unread);
     errors.sort_by_key(|problem| problem.position);
     warnings.sort_by_key(|problem| problem.position);
     if errors.is_empty() {
@@ -34,6 +49,11 @@ pub(super) fn check(config: &Config, root: &Node) -> Result<Vec<Problem>, Vec<Pr
     } else {
         Err(errors)
     }
+}
+
+/// The field of the file that a problem lies in.
+fn section(problem: &Problem) -> &str {
+    problem.field.split(['.', '[']).next().unwrap_or_default()
 }
 
 /// What was found so far.

@@ -184,17 +184,17 @@ fn security(config: &Config, at: &Path, upstream: &Upstream, report: &mut Report
                 );
             }
         }
-        Some(UpstreamTls::Server(server)) => {
-            if ServerName::try_from(server.server_name.as_str()).is_err() {
-                report.error(
-                    &at_tls.field("serverName"),
-                    format!(
-                        "`{}` is not a name that a certificate can carry",
-                        server.server_name
-                    ),
-                    "write a host name",
-                );
-            }
+        Some(UpstreamTls::Server(server))
+            if ServerName::try_from(server.server_name.as_str()).is_err() =>
+        {
+            report.error(
+                &at_tls.field("serverName"),
+                format!(
+                    "`{}` is not a name that a certificate can carry",
+                    server.server_name
+                ),
+                "write a host name",
+            );
         }
         Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))
             if upstream.hosts.is_empty()
