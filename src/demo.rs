@@ -27,9 +27,9 @@ Exit codes: 0 stopped by Ctrl-C, SIGTERM or SIGHUP; 1 could not start, or a side
 
 /// Run a mesh on this machine, to look at and play with.
 ///
-/// Starts a CA, a discovery server and six pods in network namespaces, each with redirect rules and a sidecar: an
-/// entry on 127.0.0.1, `web`, three of `api`, and `store` (Redis). Prints what to open, and a line a second of what
-/// flows.
+/// Starts a CA, a discovery server, an entry on 127.0.0.1 and five pods in network namespaces: `web`, three of `api`
+/// (one slow, one sometimes failing), and `store` (Redis); each with redirect rules and a sidecar. Prints what to open,
+/// and a line a second of what flows.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub struct Args {

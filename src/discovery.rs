@@ -72,7 +72,13 @@ pub struct Args {
     #[arg(long, env = "OUTRIGGER_FORWARD", value_name = "IP[:PORT]", value_delimiter = ',', value_parser = dns_server)]
     forward: Vec<SocketAddr>,
     /// The CA that issues this server's certificate, for ns/outrigger/sa/outrigger-discovery.
-    #[arg(long, env = "OUTRIGGER_CA", value_name = "HOST:PORT", requires = "token_file", conflicts_with = "certificate")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_CA",
+        value_name = "HOST:PORT",
+        requires = "token_file",
+        conflicts_with = "certificate"
+    )]
     ca: Option<String>,
     /// File with the bearer token for the CA; read again each time.
     #[arg(long, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
@@ -157,7 +163,9 @@ impl Args {
     }
 
     fn source(&self) -> Option<Source> {
-        if let (Some(certificate), Some(key), Some(trust_bundle)) = (&self.certificate, &self.key, &self.trust_bundle) {
+        if let (Some(certificate), Some(key), Some(trust_bundle)) =
+            (&self.certificate, &self.key, &self.trust_bundle)
+        {
             return Some(Source::Files {
                 certificate: certificate.clone(),
                 key: key.clone(),
@@ -187,9 +195,9 @@ async fn report_first(mut certificate: watch::Receiver<Arc<Status>>) {
 /// An address of a DNS server; port 53 unless it says otherwise.
 fn dns_server(text: &str) -> Result<SocketAddr, String> {
     let bare = text.trim_start_matches('[').trim_end_matches(']');
-    text.parse()
-        .or_else(|_| bare.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)))
-        .map_err(|_| format!("`{text}` is no address of a DNS server: give an IP address, or one with a port"))
+    text.parse().or_else(|_| bare.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53))).map_err(|_| {
+        format!("`{text}` is no address of a DNS server: give an IP address, or one with a port")
+    })
 }
 
 #[cfg(test)]

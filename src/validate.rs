@@ -76,11 +76,7 @@ impl Args {
             Output::Json => format!("{:#}\n", findings.to_json()),
         })?;
         let failed = !findings.errors.is_empty() || self.strict && !findings.warnings.is_empty();
-        Ok(if failed {
-            ExitCode::FAILURE
-        } else {
-            ExitCode::SUCCESS
-        })
+        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 }
 
@@ -106,12 +102,7 @@ impl Findings {
             Err(ConfigError::Invalid { problems, .. }) => (problems, Vec::new()),
             Err(other) => return Err(other.into()),
         };
-        Ok(Self {
-            origin,
-            text,
-            errors,
-            warnings,
-        })
+        Ok(Self { origin, text, errors, warnings })
     }
 
     fn to_json(&self) -> Value {
@@ -125,20 +116,12 @@ impl Findings {
 
     fn to_text(&self, colors: &Colors) -> String {
         let mut out = String::new();
-        let errors = self
-            .errors
-            .iter()
-            .map(|problem| ("error", colors.red, problem));
-        let warnings = self
-            .warnings
-            .iter()
-            .map(|problem| ("warning", colors.yellow, problem));
+        let errors = self.errors.iter().map(|problem| ("error", colors.red, problem));
+        let warnings = self.warnings.iter().map(|problem| ("warning", colors.yellow, problem));
         for (kind, color, problem) in errors.chain(warnings) {
             self.describe(&mut out, (kind, color), problem, colors);
         }
-        let Colors {
-            red, green, off, ..
-        } = colors;
+        let Colors { red, green, off, .. } = colors;
         let verdict = match (self.errors.len(), self.warnings.len()) {
             (0, 0) => format!("{green}valid{off}"),
             (0, warnings) => format!("{green}valid{off}, with {}", count(warnings, "warning")),
@@ -148,49 +131,23 @@ impl Findings {
         out
     }
 
-    fn describe(
-        &self,
-        out: &mut String,
-        (kind, color): (&str, &str),
-        problem: &Problem,
-        colors: &Colors,
-    ) {
-        let Colors {
-            bold, blue, off, ..
-        } = colors;
+    fn describe(&self, out: &mut String, (kind, color): (&str, &str), problem: &Problem, colors: &Colors) {
+        let Colors { bold, blue, off, .. } = colors;
         let (line, column) = (problem.position.line, problem.position.column);
-        let field = if problem.field.is_empty() {
-            String::new()
-        } else {
-            format!("{}: ", problem.field)
-        };
-        let _ = writeln!(
-            out,
-            "{color}{kind}{off}: {bold}{field}{}{off}",
-            problem.message
-        );
+        let field = if problem.field.is_empty() { String::new() } else { format!("{}: ", problem.field) };
+        let _ = writeln!(out, "{color}{kind}{off}: {bold}{field}{}{off}", problem.message);
         let _ = writeln!(out, "  {blue}-->{off} {}:{line}:{column}", self.origin);
-        let index = usize::try_from(line)
-            .unwrap_or(usize::MAX)
-            .saturating_sub(1);
+        let index = usize::try_from(line).unwrap_or(usize::MAX).saturating_sub(1);
         if let Some(source) = self.text.lines().nth(index) {
             let margin = " ".repeat(line.to_string().len());
-            let start = usize::try_from(column)
-                .unwrap_or(usize::MAX)
-                .saturating_sub(1);
+            let start = usize::try_from(column).unwrap_or(usize::MAX).saturating_sub(1);
             // Tabs keep their width below the line.
-            let pad: String = source
-                .chars()
-                .take(start)
-                .map(|c| if c == '\t' { '\t' } else { ' ' })
-                .collect();
+            let pad: String =
+                source.chars().take(start).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
             let _ = writeln!(out, "{margin} {blue}|{off}");
             let _ = writeln!(out, "{blue}{line} |{off} {source}");
-            let _ = writeln!(
-                out,
-                "{margin} {blue}|{off} {pad}{color}{}{off}",
-                "^".repeat(width(source, start))
-            );
+            let _ =
+                writeln!(out, "{margin} {blue}|{off} {pad}{color}{}{off}", "^".repeat(width(source, start)));
         }
         if !problem.remedy.is_empty() {
             let _ = writeln!(out, "  {blue}={off} {}", problem.remedy);
@@ -222,14 +179,7 @@ struct Colors {
 }
 
 impl Colors {
-    const NONE: Self = Self {
-        red: "",
-        yellow: "",
-        green: "",
-        blue: "",
-        bold: "",
-        off: "",
-    };
+    const NONE: Self = Self { red: "", yellow: "", green: "", blue: "", bold: "", off: "" };
 
     fn of_terminal() -> Self {
         if !std::io::stdout().is_terminal()
@@ -256,16 +206,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("sidecar.yaml");
         std::fs::write(&file, text).unwrap();
-        Findings {
-            origin: "sidecar.yaml".into(),
-            ..Findings::of(&file).unwrap()
-        }
+        Findings { origin: "sidecar.yaml".into(), ..Findings::of(&file).unwrap() }
     }
 
     #[test]
     fn each_finding_shows_its_line_and_the_remedy() {
-        let text = findings("mtls: strict\nworkers: 0\nupstreams:\n  api: {host: [a]}\n")
-            .to_text(&Colors::NONE);
+        let text =
+            findings("mtls: strict\nworkers: 1\nupstreams:\n  api: {host: [a]}\n").to_text(&Colors::NONE);
         let expected = "\
 error: upstreams.api.host: there is no field `host` here
   --> sidecar.yaml:4:9
@@ -274,23 +221,14 @@ error: upstreams.api.host: there is no field `host` here
   |         ^^^^
   = did you mean `hosts`? Allowed: `hosts`,";
         assert!(text.starts_with(expected), "{text}");
-        assert!(
-            text.ends_with("sidecar.yaml: not valid: 1 error\n"),
-            "{text}"
-        );
+        assert!(text.ends_with("sidecar.yaml: not valid: 1 error\n"), "{text}");
     }
 
     #[test]
     fn a_valid_file_says_so_with_its_warnings() {
-        assert_eq!(
-            findings("mtls: audit\n").to_text(&Colors::NONE),
-            "sidecar.yaml: valid\n"
-        );
+        assert_eq!(findings("mtls: audit\n").to_text(&Colors::NONE), "sidecar.yaml: valid\n");
         let text = findings("tracing: {}\n").to_text(&Colors::NONE);
-        assert!(
-            text.ends_with("sidecar.yaml: valid, with 1 warning\n"),
-            "{text}"
-        );
+        assert!(text.ends_with("sidecar.yaml: valid, with 1 warning\n"), "{text}");
     }
 
     #[test]

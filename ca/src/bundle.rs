@@ -19,9 +19,7 @@ pub struct TrustBundle {
 pub enum BundleError {
     #[error("a trust bundle could not be read as PEM: {0}")]
     Pem(rustls_pki_types::pem::Error),
-    #[error(
-        "a trust bundle holds no certificate: it must be PEM with at least one BEGIN CERTIFICATE"
-    )]
+    #[error("a trust bundle holds no certificate: it must be PEM with at least one BEGIN CERTIFICATE")]
     Empty,
     #[error("certificate {number} of a trust bundle can't be a root: {reason}")]
     Root { number: usize, reason: String },
@@ -31,9 +29,8 @@ impl TrustBundle {
     /// Reads one or several certificates in PEM; what is not a certificate is passed over. All or
     /// nothing: one certificate that can't be a root refuses the whole bundle.
     pub fn from_pem(pem: &[u8]) -> Result<Self, BundleError> {
-        let roots = CertificateDer::pem_slice_iter(pem)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(BundleError::Pem)?;
+        let roots =
+            CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(BundleError::Pem)?;
         Self::from_roots(roots)
     }
 
@@ -45,23 +42,15 @@ impl TrustBundle {
             if roots.contains(&root) {
                 continue;
             }
-            let refused = |reason: String| BundleError::Root {
-                number: index + 1,
-                reason,
-            };
+            let refused = |reason: String| BundleError::Root { number: index + 1, reason };
             require_authority(&root).map_err(refused)?;
-            store
-                .add(root.clone())
-                .map_err(|error| refused(error.to_string()))?;
+            store.add(root.clone()).map_err(|error| refused(error.to_string()))?;
             roots.push(root);
         }
         if roots.is_empty() {
             return Err(BundleError::Empty);
         }
-        Ok(Self {
-            roots: roots.into(),
-            store: Arc::new(store),
-        })
+        Ok(Self { roots: roots.into(), store: Arc::new(store) })
     }
 
     pub fn to_pem(&self) -> String {
@@ -94,8 +83,7 @@ impl std::fmt::Debug for TrustBundle {
 /// A workload's certificate mounted as the bundle by mistake would otherwise become an anchor: the
 /// verifier doesn't look at the CA flag of an anchor.
 fn require_authority(root: &CertificateDer<'_>) -> Result<(), String> {
-    let (_, parsed) =
-        x509_parser::parse_x509_certificate(root).map_err(|error| error.to_string())?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(root).map_err(|error| error.to_string())?;
     if parsed.is_ca() {
         Ok(())
     } else {
@@ -135,19 +123,12 @@ mod tests {
         let bundle = TrustBundle::from_pem(pem.as_bytes()).unwrap();
         assert_eq!(bundle.roots().len(), 2);
         assert_eq!(bundle.root_store().len(), 2);
-        assert_eq!(
-            TrustBundle::from_pem(bundle.to_pem().as_bytes()).unwrap(),
-            bundle
-        );
+        assert_eq!(TrustBundle::from_pem(bundle.to_pem().as_bytes()).unwrap(), bundle);
     }
 
     #[test]
     fn what_is_no_root_is_refused() {
-        for pem in [
-            "",
-            "hello",
-            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-        ] {
+        for pem in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             assert!(TrustBundle::from_pem(pem.as_bytes()).is_err(), "{pem}");
         }
         let (leaf, _) = testing::leaf_of_nobody();

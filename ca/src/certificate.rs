@@ -38,9 +38,7 @@ pub enum CertificateError {
     Identity(#[from] VerifyError),
     #[error("the key can't be used: {0}")]
     Key(rustls::Error),
-    #[error(
-        "the key does not belong to the certificate of {0}: give the pair that was made together"
-    )]
+    #[error("the key does not belong to the certificate of {0}: give the pair that was made together")]
     KeyMismatch(SpiffeId),
     #[error("the certificate of {id} does not chain to the trust bundle: {reason}")]
     Untrusted { id: SpiffeId, reason: rustls::Error },
@@ -112,12 +110,8 @@ impl Certificate {
 
     /// Checks that peers with this bundle take the certificate at `now`, as a client's and a server's.
     pub fn verify(&self, bundle: &TrustBundle, now: SystemTime) -> Result<(), CertificateError> {
-        crate::verify::verify_chain(self.chain(), bundle, now).map_err(|reason| {
-            CertificateError::Untrusted {
-                id: self.id.clone(),
-                reason,
-            }
-        })
+        crate::verify::verify_chain(self.chain(), bundle, now)
+            .map_err(|reason| CertificateError::Untrusted { id: self.id.clone(), reason })
     }
 }
 
@@ -168,10 +162,7 @@ mod tests {
         let certificate = Certificate::from_pem(leaf.as_bytes(), key.as_bytes()).unwrap();
         let shown = format!("{certificate:?}");
         assert!(shown.contains(certificate.serial()), "{shown}");
-        assert!(
-            !shown.contains("PrivateKey") && !shown.contains("CertifiedKey"),
-            "{shown}"
-        );
+        assert!(!shown.contains("PrivateKey") && !shown.contains("CertifiedKey"), "{shown}");
     }
 
     #[test]

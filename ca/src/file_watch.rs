@@ -55,12 +55,7 @@ pub fn watch(paths: impl IntoIterator<Item = PathBuf>) -> Result<mpsc::Receiver<
         })
         .ok();
     let (sender, receiver) = mpsc::channel(1);
-    let mut watch = Watch {
-        seen: fingerprints(&files),
-        files,
-        watcher,
-        events,
-    };
+    let mut watch = Watch { seen: fingerprints(&files), files, watcher, events };
     watch.follow_directories();
     // What changed while the directories were being added has no event, but is seen by this second look.
     let changed = watch.changed();
@@ -89,11 +84,7 @@ struct Watch {
 
 impl Watch {
     async fn run(mut self, sender: mpsc::Sender<()>) {
-        let recheck = if self.watcher.is_some() {
-            RECHECK
-        } else {
-            RECHECK_WITHOUT_EVENTS
-        };
+        let recheck = if self.watcher.is_some() { RECHECK } else { RECHECK_WITHOUT_EVENTS };
         let mut events_open = self.watcher.is_some();
         loop {
             tokio::select! {
@@ -149,11 +140,7 @@ fn directories(files: &[PathBuf]) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     for file in files {
         let existing = file.ancestors().skip(1).find_map(|ancestor| {
-            let ancestor = if ancestor.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                ancestor
-            };
+            let ancestor = if ancestor.as_os_str().is_empty() { Path::new(".") } else { ancestor };
             ancestor.is_dir().then(|| ancestor.to_path_buf())
         });
         found.extend(existing);
@@ -182,9 +169,7 @@ mod tests {
     use super::*;
 
     async fn yields(receiver: &mut mpsc::Receiver<()>) -> bool {
-        tokio::time::timeout(Duration::from_secs(20), receiver.recv())
-            .await
-            .is_ok_and(|news| news.is_some())
+        tokio::time::timeout(Duration::from_secs(20), receiver.recv()).await.is_ok_and(|news| news.is_some())
     }
 
     #[tokio::test]
@@ -205,10 +190,7 @@ mod tests {
 
         fs::create_dir_all(late.parent().unwrap()).unwrap();
         fs::write(&late, "4").unwrap();
-        assert!(
-            yields(&mut receiver).await,
-            "made later, directories and all"
-        );
+        assert!(yields(&mut receiver).await, "made later, directories and all");
 
         fs::remove_file(&first).unwrap();
         assert!(yields(&mut receiver).await, "removed");
@@ -248,9 +230,6 @@ mod tests {
 
     #[test]
     fn a_path_that_names_no_file_is_refused() {
-        assert!(matches!(
-            watch([PathBuf::from("/")]),
-            Err(WatchError::NotAFile(_))
-        ));
+        assert!(matches!(watch([PathBuf::from("/")]), Err(WatchError::NotAFile(_))));
     }
 }

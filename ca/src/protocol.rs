@@ -2,8 +2,7 @@
 //!
 //! Field 4 of the request (`metadata`) has no bearing here; the decoder passes unknown fields over.
 
-pub(crate) const CREATE_CERTIFICATE: &str =
-    "/istio.v1.auth.IstioCertificateService/CreateCertificate";
+pub(crate) const CREATE_CERTIFICATE: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 /// The path that serves the trust bundle as PEM.
 pub(crate) const BUNDLE: &str = "/bundle";
 

@@ -28,9 +28,7 @@ pub enum SpiffeError {
         "`{0}` is no SPIFFE ID: each part of the path must be made of letters, digits, `.`, `-`, `_`, and be neither empty nor `.` nor `..`"
     )]
     Path(String),
-    #[error(
-        "`{0}` is no SPIFFE ID of a workload: the path after the trust domain must not be empty"
-    )]
+    #[error("`{0}` is no SPIFFE ID of a workload: the path after the trust domain must not be empty")]
     NoPath(String),
 }
 
@@ -40,11 +38,7 @@ const MAXIMUM_BYTES: usize = 2048;
 
 impl SpiffeId {
     /// The ID of a service account, with every part checked.
-    pub fn new(
-        trust_domain: &str,
-        namespace: &str,
-        service_account: &str,
-    ) -> Result<Self, SpiffeError> {
+    pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, SpiffeError> {
         let text = format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}");
         // A slash inside a part would shift the others: `shop/sa/root` must not become an account.
         if !valid_segment(namespace) || !valid_segment(service_account) {
@@ -86,16 +80,12 @@ impl SpiffeId {
 /// Checks a trust domain by the SPIFFE standard's rules (section 2.1).
 pub(crate) fn valid_trust_domain(text: &str) -> bool {
     (1..=255).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
+        && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
 }
 
 fn valid_segment(text: &str) -> bool {
     !matches!(text, "" | "." | "..")
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }
 
 impl FromStr for SpiffeId {
@@ -145,10 +135,7 @@ impl AsRef<str> for SpiffeId {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ExpectedIdentity {
     Exact(SpiffeId),
-    Namespace {
-        trust_domain: Arc<str>,
-        namespace: Arc<str>,
-    },
+    Namespace { trust_domain: Arc<str>, namespace: Arc<str> },
     TrustDomain(Arc<str>),
 }
 
@@ -156,10 +143,9 @@ impl ExpectedIdentity {
     pub fn accepts(&self, id: &SpiffeId) -> bool {
         match self {
             Self::Exact(expected) => expected == id,
-            Self::Namespace {
-                trust_domain,
-                namespace,
-            } => id.trust_domain() == &**trust_domain && id.namespace() == Some(namespace),
+            Self::Namespace { trust_domain, namespace } => {
+                id.trust_domain() == &**trust_domain && id.namespace() == Some(namespace)
+            }
             Self::TrustDomain(trust_domain) => id.trust_domain() == &**trust_domain,
         }
     }
@@ -169,10 +155,9 @@ impl fmt::Display for ExpectedIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exact(id) => id.fmt(f),
-            Self::Namespace {
-                trust_domain,
-                namespace,
-            } => write!(f, "{SCHEME}{trust_domain}/ns/{namespace}/sa/*"),
+            Self::Namespace { trust_domain, namespace } => {
+                write!(f, "{SCHEME}{trust_domain}/ns/{namespace}/sa/*")
+            }
             Self::TrustDomain(trust_domain) => write!(f, "{SCHEME}{trust_domain}/*"),
         }
     }
@@ -242,10 +227,8 @@ mod tests {
         let elsewhere = SpiffeId::new("cluster.local", "bank", "web").unwrap();
         let foreign = SpiffeId::new("example.org", "shop", "web").unwrap();
         let exact = ExpectedIdentity::Exact(web.clone());
-        let namespace = ExpectedIdentity::Namespace {
-            trust_domain: "cluster.local".into(),
-            namespace: "shop".into(),
-        };
+        let namespace =
+            ExpectedIdentity::Namespace { trust_domain: "cluster.local".into(), namespace: "shop".into() };
         let domain = ExpectedIdentity::TrustDomain("cluster.local".into());
         let table = [
             (&exact, [true, false, false, false]),

@@ -15,8 +15,7 @@ use rustls::crypto::{
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
-    SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::extensions::GeneralName;
@@ -52,12 +51,8 @@ pub enum VerifyError {
 ///
 /// The chain itself must have been verified in the handshake: this reads, and trusts, its leaf. Call
 /// it on every connection, resumed ones too.
-pub fn peer_identity(
-    certificates: Option<&[CertificateDer<'_>]>,
-) -> Result<PeerIdentity, VerifyError> {
-    let leaf = certificates
-        .and_then(|chain| chain.first())
-        .ok_or(VerifyError::NoCertificate)?;
+pub fn peer_identity(certificates: Option<&[CertificateDer<'_>]>) -> Result<PeerIdentity, VerifyError> {
+    let leaf = certificates.and_then(|chain| chain.first()).ok_or(VerifyError::NoCertificate)?;
     let (_, parsed) = x509_parser::parse_x509_certificate(leaf)
         .map_err(|error| VerifyError::Unreadable(error.to_string()))?;
     Ok(PeerIdentity {
@@ -120,24 +115,24 @@ pub(crate) fn verify_chain(
     let Some((leaf, intermediates)) = chain.split_first() else {
         return Err(Error::NoCertificatesPresented);
     };
-    let seconds = now
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let now = UnixTime::since_unix_epoch(seconds);
     let any_name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
     server_verifier(bundle).verify_server_cert(leaf, intermediates, &any_name, &[], now)?;
-    client_verifier(bundle)
-        .map_err(|error| Error::General(error.to_string()))?
-        .verify_client_cert(leaf, intermediates, now)?;
+    client_verifier(bundle).map_err(|error| Error::General(error.to_string()))?.verify_client_cert(
+        leaf,
+        intermediates,
+        now,
+    )?;
     Ok(())
 }
 
 fn require_spiffe_id(leaf: &CertificateDer<'_>) -> Result<(), Error> {
     match peer_identity(Some(std::slice::from_ref(leaf))) {
         Ok(_) => Ok(()),
-        Err(error) => Err(Error::InvalidCertificate(CertificateError::Other(
-            rustls::OtherError(Arc::new(error)),
-        ))),
+        Err(error) => {
+            Err(Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(Arc::new(error)))))
+        }
     }
 }
 
@@ -207,9 +202,7 @@ impl ClientCertVerifier for MeshClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self
-            .chain
-            .verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
         require_spiffe_id(end_entity)?;
         Ok(verified)
     }
@@ -220,8 +213,7 @@ impl ClientCertVerifier for MeshClientVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain
-            .verify_tls12_signature(message, certificate, signature)
+        self.chain.verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -230,8 +222,7 @@ impl ClientCertVerifier for MeshClientVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain
-            .verify_tls13_signature(message, certificate, signature)
+        self.chain.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -263,53 +254,22 @@ mod tests {
             ("as issued", |_| {}, true, true),
             (
                 "a DNS name beside the ID",
-                |p| {
-                    p.subject_alt_names
-                        .push(SanType::DnsName("web".try_into().unwrap()))
-                },
+                |p| p.subject_alt_names.push(SanType::DnsName("web".try_into().unwrap())),
                 true,
                 true,
             ),
             ("no name", |p| p.subject_alt_names.clear(), false, false),
             (
                 "two URI names",
-                |p| {
-                    p.subject_alt_names
-                        .push(uri("spiffe://cluster.local/ns/a/sa/b"))
-                },
+                |p| p.subject_alt_names.push(uri("spiffe://cluster.local/ns/a/sa/b")),
                 false,
                 false,
             ),
-            (
-                "another URI",
-                |p| p.subject_alt_names = vec![uri("https://cluster.local/web")],
-                false,
-                false,
-            ),
-            (
-                "for servers only",
-                |p| p.extended_key_usages = vec![Usage::ServerAuth],
-                true,
-                false,
-            ),
-            (
-                "for clients only",
-                |p| p.extended_key_usages = vec![Usage::ClientAuth],
-                false,
-                true,
-            ),
-            (
-                "expired",
-                |p| p.not_after = (SystemTime::now() - HOUR / 2).into(),
-                false,
-                false,
-            ),
-            (
-                "not yet valid",
-                |p| p.not_before = (SystemTime::now() + HOUR / 2).into(),
-                false,
-                false,
-            ),
+            ("another URI", |p| p.subject_alt_names = vec![uri("https://cluster.local/web")], false, false),
+            ("for servers only", |p| p.extended_key_usages = vec![Usage::ServerAuth], true, false),
+            ("for clients only", |p| p.extended_key_usages = vec![Usage::ClientAuth], false, true),
+            ("expired", |p| p.not_after = (SystemTime::now() - HOUR / 2).into(), false, false),
+            ("not yet valid", |p| p.not_before = (SystemTime::now() + HOUR / 2).into(), false, false),
         ];
         for (name, change, as_server, as_client) in table {
             let (leaf, _) = testing::leaf(&root, &root_key, change);
@@ -334,14 +294,8 @@ mod tests {
         let peer = peer_identity(Some(certificate.chain())).unwrap();
         assert_eq!(peer.id.as_str(), "spiffe://cluster.local/ns/shop/sa/web");
         assert_eq!(peer.not_after, certificate.not_after());
-        assert!(matches!(
-            peer_identity(None),
-            Err(VerifyError::NoCertificate)
-        ));
-        assert!(matches!(
-            peer_identity(Some(&[])),
-            Err(VerifyError::NoCertificate)
-        ));
+        assert!(matches!(peer_identity(None), Err(VerifyError::NoCertificate)));
+        assert!(matches!(peer_identity(Some(&[])), Err(VerifyError::NoCertificate)));
     }
 
     #[test]
@@ -349,8 +303,7 @@ mod tests {
         let (root, key, _) = testing::root_with_key("root");
         for (count, text) in [(0, "carries 0 URI names"), (2, "carries 2 URI names")] {
             let (leaf, _) = testing::leaf(&root, &key, |params| {
-                params.subject_alt_names =
-                    vec![uri("spiffe://cluster.local/ns/shop/sa/web"); count];
+                params.subject_alt_names = vec![uri("spiffe://cluster.local/ns/shop/sa/web"); count];
             });
             let error = peer_identity(Some(&pem_chain(&leaf))).unwrap_err();
             assert!(error.to_string().contains(text), "{error}");
@@ -359,9 +312,7 @@ mod tests {
 
     fn pem_chain(pem: &str) -> Vec<CertificateDer<'static>> {
         use rustls_pki_types::pem::PemObject as _;
-        CertificateDer::pem_slice_iter(pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .unwrap()
+        CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().unwrap()
     }
 
     fn server_accepts(bundle: &TrustBundle, chain: &[CertificateDer<'static>]) -> bool {
@@ -372,9 +323,6 @@ mod tests {
     }
 
     fn client_accepts(bundle: &TrustBundle, chain: &[CertificateDer<'static>]) -> bool {
-        client_verifier(bundle)
-            .unwrap()
-            .verify_client_cert(&chain[0], &chain[1..], UnixTime::now())
-            .is_ok()
+        client_verifier(bundle).unwrap().verify_client_cert(&chain[0], &chain[1..], UnixTime::now()).is_ok()
     }
 }

@@ -25,14 +25,8 @@ async fn start_ca(directory: &Path) -> SocketAddr {
         listen: "127.0.0.1:0".parse().unwrap(),
         storage: Storage::Directory(directory.join("ca")),
         trust_domain: "cluster.local".into(),
-        lifetimes: Lifetimes {
-            certificate: LIFETIME,
-            ..Lifetimes::default()
-        },
-        tokens: TokenOptions {
-            list: Some(directory.join("tokens.yaml")),
-            key_set: None,
-        },
+        lifetimes: Lifetimes { certificate: LIFETIME, ..Lifetimes::default() },
+        tokens: TokenOptions { list: Some(directory.join("tokens.yaml")), key_set: None },
         metrics: None,
     })
     .await
@@ -59,10 +53,7 @@ fn keep(address: SocketAddr, token: PathBuf) -> watch::Receiver<Arc<Status>> {
 
 async fn first_material(receiver: &mut watch::Receiver<Arc<Status>>) {
     let ready = receiver.wait_for(|status| status.material.is_some());
-    timeout(Duration::from_secs(30), ready)
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(Duration::from_secs(30), ready).await.unwrap().unwrap();
 }
 
 fn material(receiver: &watch::Receiver<Arc<Status>>) -> Arc<Material> {
@@ -72,9 +63,8 @@ fn material(receiver: &watch::Receiver<Arc<Status>>) -> Arc<Material> {
 /// One mutual TLS connection with what both sides have right now.
 async fn handshake(client: &Material, server: &Material) -> Result<(), String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let resolver = |material: &Material| {
-        Arc::new(SingleCertAndKey::from(material.certificate.certified_key()))
-    };
+    let resolver =
+        |material: &Material| Arc::new(SingleCertAndKey::from(material.certificate.certified_key()));
     let client_config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -116,10 +106,7 @@ async fn two_rotations_of_the_root_under_load_fail_no_handshake() {
     let directory = tempfile::tempdir().unwrap();
     write_tokens(directory.path());
     // Two CAs share the directory, and each workload asks another one.
-    let addresses = [
-        start_ca(directory.path()).await,
-        start_ca(directory.path()).await,
-    ];
+    let addresses = [start_ca(directory.path()).await, start_ca(directory.path()).await];
     let mut web = keep(addresses[0], directory.path().join(WORKLOADS[0]));
     let mut api = keep(addresses[1], directory.path().join(WORKLOADS[1]));
     first_material(&mut web).await;
@@ -151,10 +138,7 @@ async fn two_rotations_of_the_root_under_load_fail_no_handshake() {
         if rotations == 2 && settled && roots.len() == 1 && followed {
             break;
         }
-        assert!(
-            started.elapsed().unwrap() < Duration::from_secs(120),
-            "{roots:?}"
-        );
+        assert!(started.elapsed().unwrap() < Duration::from_secs(120), "{roots:?}");
         // Lets the CAs and the keepers run between two rounds.
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -162,10 +146,6 @@ async fn two_rotations_of_the_root_under_load_fail_no_handshake() {
     for receiver in [&web, &api] {
         let status = receiver.borrow().clone();
         assert!(status.renewals >= 2, "{status:?}");
-        assert_eq!(
-            (status.failures, &status.last_error),
-            (0, &None),
-            "{status:?}"
-        );
+        assert_eq!((status.failures, &status.last_error), (0, &None), "{status:?}");
     }
 }

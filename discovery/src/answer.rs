@@ -62,11 +62,7 @@ pub(crate) fn answer(index: Option<&Index>, bytes: &[u8], asker: Asker) -> Reply
         return header.refuse(ResponseCode::FormErr);
     };
     let mut draft = Draft::new(&question.metadata, query, question.edns.as_ref(), asker);
-    if question
-        .edns
-        .as_ref()
-        .is_some_and(|edns| edns.version() > 0)
-    {
+    if question.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
         return draft.code(ResponseCode::BADVERS);
     }
     let kind = draft.query.query_type();
@@ -80,9 +76,7 @@ pub(crate) fn answer(index: Option<&Index>, bytes: &[u8], asker: Asker) -> Reply
     };
     let name = LowerName::new(draft.query.name());
     match index.find(&name) {
-        Place::Known(node) if node.is_reverse() && kind != RecordType::TXT => {
-            elsewhere(draft, asker)
-        }
+        Place::Known(node) if node.is_reverse() && kind != RecordType::TXT => elsewhere(draft, asker),
         Place::Known(node) => known(draft, node, index, asker),
         Place::Absent => {
             draft.metadata.authoritative = true;
@@ -104,11 +98,7 @@ pub(crate) fn answer(index: Option<&Index>, bytes: &[u8], asker: Asker) -> Reply
 }
 
 fn elsewhere(mut draft: Draft<'_>, asker: Asker) -> Reply {
-    if asker.forwards {
-        Reply::Forward
-    } else {
-        draft.code(ResponseCode::Refused)
-    }
+    if asker.forwards { Reply::Forward } else { draft.code(ResponseCode::Refused) }
 }
 
 fn known<'a>(mut draft: Draft<'a>, node: &'a Node, index: &'a Index, asker: Asker) -> Reply {
@@ -183,9 +173,7 @@ impl<'a> Draft<'a> {
         let most = match (asker.carrier, edns) {
             (Carrier::Stream, _) => u16::MAX,
             (Carrier::Udp, None) => MOST_WITHOUT_EDNS,
-            (Carrier::Udp, Some(edns)) => {
-                edns.max_payload().clamp(MOST_WITHOUT_EDNS, MOST_OVER_UDP)
-            }
+            (Carrier::Udp, Some(edns)) => edns.max_payload().clamp(MOST_WITHOUT_EDNS, MOST_OVER_UDP),
         };
         let edns = edns.map(|_| {
             let mut ours = Edns::new();

@@ -18,19 +18,20 @@ pub struct Directory {
 
 impl Directory {
     pub fn new(cluster_domain: ClusterDomain) -> Self {
-        Self {
-            cluster_domain: Arc::new(cluster_domain),
-            index: Arc::default(),
-        }
+        Self { cluster_domain: Arc::new(cluster_domain), index: Arc::default() }
     }
 
     /// Puts services in force, in place of all that were.
     pub fn replace(&self, services: &Services) {
-        self.index
-            .store(Some(Arc::new(Index::new(services, &self.cluster_domain))));
+        self.index.store(Some(Arc::new(Index::new(services, &self.cluster_domain))));
     }
 
     pub(crate) fn answer(&self, question: &[u8], asker: Asker) -> Reply {
         answer(self.index.load().as_deref(), question, asker)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn in_force(&self) -> Arc<Index> {
+        self.index.load_full().expect("services were put in force")
     }
 }

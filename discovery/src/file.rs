@@ -42,11 +42,7 @@ pub enum FileError {
     #[error("the services file `{path}` can't be read: {source}")]
     Read { path: PathBuf, source: io::Error },
     #[error("{path}:{line}: {message}")]
-    Content {
-        path: PathBuf,
-        line: u64,
-        message: String,
-    },
+    Content { path: PathBuf, line: u64, message: String },
     #[error(transparent)]
     Watch(#[from] WatchError),
 }
@@ -63,11 +59,7 @@ impl ServicesFile {
     pub fn open(path: PathBuf, directory: Directory) -> Result<Self, FileError> {
         // Watched before it is read, so that no change falls between the two.
         let changes = file_watch::watch([path.clone()])?;
-        let file = Self {
-            path,
-            directory,
-            changes,
-        };
+        let file = Self { path, directory, changes };
         file.load()?;
         Ok(file)
     }
@@ -83,10 +75,8 @@ impl ServicesFile {
 
     fn load(&self) -> Result<(), FileError> {
         let path = &self.path;
-        let text = fs::read_to_string(path).map_err(|source| FileError::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let text =
+            fs::read_to_string(path).map_err(|source| FileError::Read { path: path.clone(), source })?;
         let services = read(&text, path)?;
         self.directory.replace(&services);
         let services = services.as_slice();
@@ -98,29 +88,16 @@ impl ServicesFile {
 
 /// Reads and checks services.
 fn read(text: &str, path: &Path) -> Result<Services, FileError> {
-    let refused = |line, message| FileError::Content {
-        path: path.to_owned(),
-        line,
-        message,
-    };
+    let refused = |line, message| FileError::Content { path: path.to_owned(), line, message };
     // An empty file is one that somebody is just writing anew; taken at its word it would end every service.
     if text.trim().is_empty() {
-        return Err(refused(
-            1,
-            "the file is empty: for no services write `services: []`".into(),
-        ));
+        return Err(refused(1, "the file is empty: for no services write `services: []`".into()));
     }
     let file: File = serde_saphyr::from_str(text).map_err(|error| {
-        let line = error
-            .location()
-            .map_or(1, |location| location.line().max(1));
+        let line = error.location().map_or(1, |location| location.line().max(1));
         refused(line, error.without_snippet().to_string())
     })?;
-    let services = file
-        .services
-        .iter()
-        .map(|entry| entry.value.service())
-        .collect();
+    let services = file.services.iter().map(|entry| entry.value.service()).collect();
     Services::new(services).map_err(|fault| refused(file.line(&fault), fault.to_string()))
 }
 
@@ -182,9 +159,7 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
     let text = String::deserialize(deserializer)?;
     match parse_duration(&text) {
         Some(duration) => Ok(Some(duration)),
-        None => Err(serde::de::Error::custom(format!(
-            "`{text}` is no duration: {DURATION}"
-        ))),
+        None => Err(serde::de::Error::custom(format!("`{text}` is no duration: {DURATION}"))),
     }
 }
 
@@ -218,11 +193,7 @@ impl ServiceEntry {
             namespace: self.namespace.clone(),
             vips: self.vips.clone(),
             ports: self.ports.iter().map(port).collect(),
-            endpoints: self
-                .endpoints
-                .iter()
-                .map(|entry| endpoint(&entry.value))
-                .collect(),
+            endpoints: self.endpoints.iter().map(|entry| endpoint(&entry.value)).collect(),
             timeout: self.timeout,
             retries: self.retries,
         }
@@ -231,8 +202,10 @@ impl ServiceEntry {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::testing;
+    use crate::{ClusterDomain, testing};
 
     const FILE: &str = "\
 services:
@@ -249,9 +222,7 @@ services:
 ";
 
     fn refused(text: &str) -> String {
-        read(text, Path::new("services.yaml"))
-            .unwrap_err()
-            .to_string()
+        read(text, Path::new("services.yaml")).unwrap_err().to_string()
     }
 
     #[test]
@@ -261,16 +232,8 @@ services:
         let mut api = testing::service("api", "10.96.0.7");
         api.vips.push("fd00::7".parse().unwrap());
         api.ports = vec![
-            Port {
-                port: 8080,
-                target_port: 80,
-                opaque: false,
-            },
-            Port {
-                port: 6000,
-                target_port: 6000,
-                opaque: true,
-            },
+            Port { port: 8080, target_port: 80, opaque: false },
+            Port { port: 6000, target_port: 6000, opaque: true },
         ];
         let mut first = testing::endpoint("10.77.0.3");
         first.unmeshed_ports = vec![9090];
@@ -293,33 +256,39 @@ services:
             ("", "services.yaml:1: the file is empty"),
             ("services: [", "services.yaml:"),
             ("servces: []", "services.yaml:1: "),
-            (
-                &FILE.replace("address: 10.77.0.4", "address: 10.77.0.400"),
-                "services.yaml:8: ",
-            ),
+            (&FILE.replace("address: 10.77.0.4", "address: 10.77.0.400"), "services.yaml:8: "),
             (&FILE.replace("zone: a", "zon: a"), "services.yaml:7: "),
-            (
-                &FILE.replace("timeout: 3s", "timeout: 3"),
-                "services.yaml:9: ",
-            ),
-            (
-                &FILE.replace("port: 6000", "port: 66000"),
-                "services.yaml:5: ",
-            ),
-            (
-                &FILE.replace("10.77.0.4", "127.0.0.1"),
-                "services.yaml:8: 127.0.0.1 is no address",
-            ),
+            (&FILE.replace("timeout: 3s", "timeout: 3"), "services.yaml:9: "),
+            (&FILE.replace("port: 6000", "port: 66000"), "services.yaml:5: "),
+            (&FILE.replace("10.77.0.4", "127.0.0.1"), "services.yaml:8: 127.0.0.1 is no address"),
             (
                 &FILE.replace("name: empty", "name: api"),
                 "services.yaml:11: service `api.shop` is there twice",
             ),
         ] {
             let error = refused(text);
-            assert!(
-                error.starts_with(expected),
-                "{error:?} should start with {expected:?}"
-            );
+            assert!(error.starts_with(expected), "{error:?} should start with {expected:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_became_wrong_changes_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("services.yaml");
+        fs::write(&path, FILE).unwrap();
+        let directory = Directory::new(ClusterDomain::new("cluster.local").unwrap());
+        let file = ServicesFile::open(path.clone(), directory.clone()).unwrap();
+        let before = directory.in_force();
+        let wrong_at_the_end = FILE.replace("10.96.0.7", "10.96.0.8") + "  - {name: more}\n";
+        for wrong in ["", "services: [", &wrong_at_the_end] {
+            fs::write(&path, wrong).unwrap();
+            file.load().unwrap_err();
+        }
+        fs::remove_file(&path).unwrap();
+        file.load().unwrap_err();
+        assert!(Arc::ptr_eq(&before, &directory.in_force()));
+        fs::write(&path, FILE).unwrap();
+        file.load().unwrap();
+        assert!(!Arc::ptr_eq(&before, &directory.in_force()));
     }
 }

@@ -28,11 +28,7 @@ pub(crate) struct Forwarder {
 
 impl Forwarder {
     pub(crate) fn new(servers: Vec<SocketAddr>, mark: Option<u32>) -> Self {
-        Self {
-            servers,
-            mark,
-            permits: Arc::new(Semaphore::new(MOST_AT_ONCE)),
-        }
+        Self { servers, mark, permits: Arc::new(Semaphore::new(MOST_AT_ONCE)) }
     }
 
     pub(crate) fn has_servers(&self) -> bool {
@@ -89,18 +85,13 @@ impl Forwarder {
         let socket = TcpSocket::from_std_stream(socket.into());
         let mut stream = socket.connect(server).await?;
         let question = Question::new(question);
-        stream
-            .write_all(&crate::server::framed(&question.bytes))
-            .await?;
+        stream.write_all(&crate::server::framed(&question.bytes)).await?;
         let length = stream.read_u16().await?;
         let mut answer = vec![0; usize::from(length)];
         stream.read_exact(&mut answer).await?;
-        question.match_answer(&answer).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the answer is to another question",
-            )
-        })
+        question
+            .match_answer(&answer)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is to another question"))
     }
 
     fn socket(&self, server: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -132,6 +123,7 @@ impl Question {
         const RESPONSE: u8 = 0x80;
         const AUTHORITATIVE: u8 = 0x04;
         const RECURSION_AVAILABLE: u8 = 0x80;
+        const AUTHENTIC: u8 = 0x20;
         const ONE: [u8; 2] = [0, 1];
         let asked = &self.bytes[HEADER..question_end(&self.bytes)?];
         let answered = answer.get(HEADER..HEADER + asked.len())?;
@@ -146,7 +138,8 @@ impl Question {
         answer[..2].copy_from_slice(&self.client_id);
         // Proxies believe what discovery has authority for, which hearsay never is.
         answer[2] &= !AUTHORITATIVE;
-        answer[3] |= RECURSION_AVAILABLE;
+        // That somebody else checked signatures came over a way that anybody may change.
+        answer[3] = (answer[3] & !AUTHENTIC) | RECURSION_AVAILABLE;
         Some(answer)
     }
 }

@@ -73,10 +73,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn set(&self, kind: RecordType) -> Option<&RecordSet> {
-        self.sets
-            .iter()
-            .find(|(one, _)| *one == kind)
-            .map(|(_, set)| set)
+        self.sets.iter().find(|(one, _)| *one == kind).map(|(_, set)| set)
     }
 
     /// Any one set, which is enough for a question about all of them (RFC 8482 4.1).
@@ -95,8 +92,7 @@ impl Index {
         let mut index = Self {
             nodes: HashMap::new(),
             cluster_domain: LowerName::new(&domain),
-            reverse_domains: ["in-addr.arpa", "ip6.arpa"]
-                .map(|name| LowerName::new(&full_name(name))),
+            reverse_domains: ["in-addr.arpa", "ip6.arpa"].map(|name| LowerName::new(&full_name(name))),
             start_of_authority: start_of_authority(&domain, cluster_domain),
         };
         let apex = RecordSet::fixed(index.start_of_authority.clone());
@@ -117,11 +113,7 @@ impl Index {
             Place::Known(node)
         } else if self.cluster_domain.zone_of(name) {
             Place::Absent
-        } else if self
-            .reverse_domains
-            .iter()
-            .any(|domain| domain.zone_of(name))
-        {
+        } else if self.reverse_domains.iter().any(|domain| domain.zone_of(name)) {
             Place::ForeignAddress
         } else {
             Place::Elsewhere
@@ -139,9 +131,7 @@ impl Index {
     }
 
     fn add_service(&mut self, service: &Service, cluster_domain: &ClusterDomain) {
-        let Service {
-            name, namespace, ..
-        } = service;
+        let Service { name, namespace, .. } = service;
         let text = format!("{name}.{namespace}.svc.{}", cluster_domain.as_str());
         let own_name = full_name(&text);
         let hosts: Vec<Name> = service
@@ -153,33 +143,21 @@ impl Index {
             self.add_addresses(host, vec![endpoint.address]);
         }
         if service.vips.is_empty() {
-            self.add_addresses(
-                &own_name,
-                service.endpoints.iter().map(|one| one.address).collect(),
-            );
+            self.add_addresses(&own_name, service.endpoints.iter().map(|one| one.address).collect());
         } else {
             self.add_addresses(&own_name, service.vips.clone());
         }
         for port in &service.ports {
             let query = service_query(port.port, name, namespace, cluster_domain.as_str());
             let at = full_name(&query);
-            let targets = service
-                .endpoints
-                .iter()
-                .zip(&hosts)
-                .map(|(endpoint, host)| Choice {
-                    seed: seed(endpoint.address),
-                    record: record(&at, service_target(endpoint, port.target_port, host)),
-                    along: Some(record(host, address_data(endpoint.address))),
-                });
+            let targets = service.endpoints.iter().zip(&hosts).map(|(endpoint, host)| Choice {
+                seed: seed(endpoint.address),
+                record: record(&at, service_target(endpoint, port.target_port, host)),
+                along: Some(record(host, address_data(endpoint.address))),
+            });
             let strings = service.endpoints.iter().map(|endpoint| Choice {
                 seed: seed(endpoint.address),
-                record: string(
-                    &at,
-                    &endpoint
-                        .record(namespace, port.target_port, port.opaque)
-                        .to_string(),
-                ),
+                record: string(&at, &endpoint.record(namespace, port.target_port, port.opaque).to_string()),
                 along: None,
             });
             let about = string(&at, &service.record().to_string());
@@ -195,14 +173,11 @@ impl Index {
 
     fn add_addresses(&mut self, at: &Name, addresses: Vec<IpAddr>) {
         for (kind, v4) in [(RecordType::A, true), (RecordType::AAAA, false)] {
-            let choices = addresses
-                .iter()
-                .filter(|ip| ip.is_ipv4() == v4)
-                .map(|ip| Choice {
-                    seed: seed(*ip),
-                    record: record(at, address_data(*ip)),
-                    along: None,
-                });
+            let choices = addresses.iter().filter(|ip| ip.is_ipv4() == v4).map(|ip| Choice {
+                seed: seed(*ip),
+                record: record(at, address_data(*ip)),
+                along: None,
+            });
             let set = RecordSet::new(None, choices.collect());
             self.node(at).add(kind, set);
         }
@@ -213,15 +188,10 @@ impl Index {
         let mut services = told.services.into_iter();
         let first = services.next().map(|text| string(&at, &text));
         let others = services.map(|text| (address, text)).chain(told.endpoints);
-        let choices = others.map(|(ip, text)| Choice {
-            seed: seed(ip),
-            record: string(&at, &text),
-            along: None,
-        });
-        let node = Node {
-            sets: vec![(RecordType::TXT, RecordSet::new(first, choices.collect()))],
-            reverse: true,
-        };
+        let choices =
+            others.map(|(ip, text)| Choice { seed: seed(ip), record: string(&at, &text), along: None });
+        let node =
+            Node { sets: vec![(RecordType::TXT, RecordSet::new(first, choices.collect()))], reverse: true };
         self.nodes.insert(LowerName::new(&at), node);
     }
 }
@@ -250,26 +220,19 @@ fn note_addresses(service: &Service, addresses: &mut Addresses) {
     let about = service.record().to_string();
     let on_ports = |endpoint: &Endpoint| -> Vec<EndpointRecord> {
         let ports = service.ports.iter();
-        ports
-            .map(|port| endpoint.record(&service.namespace, port.target_port, port.opaque))
-            .collect()
+        ports.map(|port| endpoint.record(&service.namespace, port.target_port, port.opaque)).collect()
     };
     let all: Vec<(IpAddr, String)> = service
         .endpoints
         .iter()
-        .flat_map(|endpoint| {
-            on_ports(endpoint)
-                .into_iter()
-                .map(|told| (endpoint.address, told.to_string()))
-        })
+        .flat_map(|endpoint| on_ports(endpoint).into_iter().map(|told| (endpoint.address, told.to_string())))
         .collect();
     for vip in &service.vips {
         let told = addresses.entry(*vip).or_default();
         told.services.push(about.clone());
         // Two ports of a service may lead to the same one of the endpoints.
         let mut seen = HashSet::new();
-        told.endpoints
-            .extend(all.iter().filter(|(_, text)| seen.insert(text)).cloned());
+        told.endpoints.extend(all.iter().filter(|(_, text)| seen.insert(text)).cloned());
     }
     for endpoint in &service.endpoints {
         let told = addresses.entry(endpoint.address).or_default();
@@ -283,16 +246,8 @@ fn note_addresses(service: &Service, addresses: &mut Addresses) {
         for record in own {
             let start = format!("v=1 addr={} ", record.address);
             // A weight is one among the endpoints of one service.
-            let text = EndpointRecord {
-                weight: 1,
-                ..record
-            }
-            .to_string();
-            if !told
-                .endpoints
-                .iter()
-                .any(|(_, other)| other.starts_with(&start))
-            {
+            let text = EndpointRecord { weight: 1, ..record }.to_string();
+            if !told.endpoints.iter().any(|(_, other)| other.starts_with(&start)) {
                 told.endpoints.push((endpoint.address, text));
             }
         }
@@ -327,14 +282,8 @@ fn record(at: &Name, data: RData) -> Record {
 }
 
 fn start_of_authority(domain: &Name, cluster_domain: &ClusterDomain) -> Record {
-    let seconds = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    let server = full_name(&format!(
-        "discovery.outrigger.svc.{}",
-        cluster_domain.as_str()
-    ));
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let server = full_name(&format!("discovery.outrigger.svc.{}", cluster_domain.as_str()));
     let contact = full_name(&format!("hostmaster.{}", cluster_domain.as_str()));
     // A serial wraps around by design (RFC 1982); nobody transfers this zone.
     let serial = (seconds & u64::from(u32::MAX)) as u32;
@@ -352,8 +301,7 @@ fn full_name(text: &str) -> Name {
 /// The same for an address on every server and in every run, so that subsets stay as they are. FNV-1a
 /// (<http://www.isthe.com/chongo/tech/comp/fnv/>), since the standard library promises no hash that stays the same.
 pub(crate) fn seed(ip: IpAddr) -> u64 {
-    let fold =
-        |hash: u64, octet: &u8| (hash ^ u64::from(*octet)).wrapping_mul(0x0000_0100_0000_01b3);
+    let fold = |hash: u64, octet: &u8| (hash ^ u64::from(*octet)).wrapping_mul(0x0000_0100_0000_01b3);
     let start = 0xcbf2_9ce4_8422_2325;
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.octets().iter().fold(start, fold),

@@ -64,11 +64,7 @@ pub enum RecordError {
     #[error("`{0}` is there twice")]
     Twice(&'static str),
     #[error("`{key}={value}` is not valid: {allowed}")]
-    Value {
-        key: &'static str,
-        value: String,
-        allowed: &'static str,
-    },
+    Value { key: &'static str, value: String, allowed: &'static str },
 }
 
 /// The name at which a port of a service is asked for: `_8080._tcp.api.shop.svc.cluster.local`.
@@ -98,17 +94,8 @@ pub fn reverse_query(ip: IpAddr) -> String {
 
 impl fmt::Display for EndpointRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            address,
-            namespace,
-            weight,
-            ..
-        } = self;
-        write!(
-            f,
-            "v=1 addr={address} mesh={} ns={namespace}",
-            u8::from(self.mesh)
-        )?;
+        let Self { address, namespace, weight, .. } = self;
+        write!(f, "v=1 addr={address} mesh={} ns={namespace}", u8::from(self.mesh))?;
         if !self.service_account.is_empty() {
             write!(f, " sa={}", self.service_account)?;
         }
@@ -178,9 +165,7 @@ fn read_endpoint(fields: &Fields<'_>) -> Result<EndpointRecord, RecordError> {
         namespace: fields.needed("ns", NAME, name)?,
         service_account: fields.optional("sa", NAME, name)?.unwrap_or_default(),
         zone: fields.optional("zone", NAME, name)?,
-        weight: fields
-            .optional("weight", "write a whole number from 1", weight)?
-            .unwrap_or(1),
+        weight: fields.optional("weight", "write a whole number from 1", weight)?.unwrap_or(1),
         opaque: fields.optional("opaque", FLAG, flag)?.unwrap_or(false),
     })
 }
@@ -190,17 +175,14 @@ fn read_service(fields: &Fields<'_>) -> Result<ServiceRecord, RecordError> {
     Ok(ServiceRecord {
         name: fields.needed("name", NAME, name)?,
         namespace: fields.needed("ns", NAME, name)?,
-        vips: fields
-            .optional("vip", "write IP addresses, separated by commas", vips)?
-            .unwrap_or_default(),
+        vips: fields.optional("vip", "write IP addresses, separated by commas", vips)?.unwrap_or_default(),
         timeout: fields.optional("timeout", DURATION, parse_duration)?,
         retries: fields.optional("retries", "write a whole number", parse)?,
     })
 }
 
 const NAME: &str = "it must not be empty";
-pub(crate) const DURATION: &str =
-    "write a whole number with its unit, h, m, s or ms, of more than nothing";
+pub(crate) const DURATION: &str = "write a whole number with its unit, h, m, s or ms, of more than nothing";
 
 fn parse<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
@@ -234,10 +216,7 @@ impl Fields<'_> {
         allowed: &'static str,
         read: impl Fn(&str) -> Option<T>,
     ) -> Result<Option<T>, RecordError> {
-        let mut values = self
-            .0
-            .split(' ')
-            .filter_map(|field| field.strip_prefix(key)?.strip_prefix('='));
+        let mut values = self.0.split(' ').filter_map(|field| field.strip_prefix(key)?.strip_prefix('='));
         let Some(value) = values.next() else {
             return Ok(None);
         };
@@ -246,11 +225,7 @@ impl Fields<'_> {
         }
         match read(value) {
             Some(value) => Ok(Some(value)),
-            None => Err(RecordError::Value {
-                key,
-                value: value.to_owned(),
-                allowed,
-            }),
+            None => Err(RecordError::Value { key, value: value.to_owned(), allowed }),
         }
     }
 
@@ -260,8 +235,7 @@ impl Fields<'_> {
         allowed: &'static str,
         read: impl Fn(&str) -> Option<T>,
     ) -> Result<T, RecordError> {
-        self.optional(key, allowed, read)?
-            .ok_or(RecordError::Missing(key))
+        self.optional(key, allowed, read)?.ok_or(RecordError::Missing(key))
     }
 }
 
@@ -284,26 +258,17 @@ mod tests {
             let record: Record = text.parse().unwrap();
             assert_eq!(record.to_string(), text);
         }
-        let Ok(Record::Endpoint(endpoint)) = ENDPOINT.parse() else {
-            panic!()
-        };
+        let Ok(Record::Endpoint(endpoint)) = ENDPOINT.parse() else { panic!() };
         assert_eq!(endpoint.address, "10.1.2.3:8080".parse().unwrap());
-        assert_eq!(
-            (endpoint.mesh, endpoint.weight, endpoint.opaque),
-            (true, 3, false)
-        );
-        let Ok(Record::Service(service)) = SERVICE.parse() else {
-            panic!()
-        };
+        assert_eq!((endpoint.mesh, endpoint.weight, endpoint.opaque), (true, 3, false));
+        let Ok(Record::Service(service)) = SERVICE.parse() else { panic!() };
         assert_eq!(service.vips.len(), 2);
         assert_eq!(service.timeout, Some(Duration::from_secs(3)));
     }
 
     #[test]
     fn what_is_left_out_has_a_default_and_what_is_unknown_is_passed_over() {
-        let record: Record = "v=1 mesh=0 later=x ns=shop addr=10.1.2.3:1 flag"
-            .parse()
-            .unwrap();
+        let record: Record = "v=1 mesh=0 later=x ns=shop addr=10.1.2.3:1 flag".parse().unwrap();
         let expected = EndpointRecord {
             address: "10.1.2.3:1".parse().unwrap(),
             mesh: false,
@@ -321,18 +286,12 @@ mod tests {
         for (text, expected) in [
             ("v=1 mesh=1 ns=shop", "`addr` is missing"),
             ("v=1 addr=10.1.2.3:80 ns=shop", "`mesh` is missing"),
-            (
-                "v=1 addr=10.1.2.3:80 mesh=0 mesh=1 ns=a",
-                "`mesh` is there twice",
-            ),
+            ("v=1 addr=10.1.2.3:80 mesh=0 mesh=1 ns=a", "`mesh` is there twice"),
             (
                 "v=1 addr=10.1.2.3 mesh=1 ns=a",
                 "`addr=10.1.2.3` is not valid: write ip:port, an IPv6 address in brackets",
             ),
-            (
-                "v=1 addr=10.1.2.3:80 mesh=yes ns=a",
-                "`mesh=yes` is not valid: write 0 or 1",
-            ),
+            ("v=1 addr=10.1.2.3:80 mesh=yes ns=a", "`mesh=yes` is not valid: write 0 or 1"),
             (
                 "v=1 addr=10.1.2.3:80 mesh=1 ns=a weight=0",
                 "`weight=0` is not valid: write a whole number from 1",
@@ -350,46 +309,19 @@ mod tests {
                 "v=2 addr=10.1.2.3:80",
                 "a record starts with `v=1 `; a reader of this version does not understand another",
             ),
-            (
-                "",
-                "a record starts with `v=1 `; a reader of this version does not understand another",
-            ),
-            (
-                &"x".repeat(256),
-                "a record has at most 255 bytes, this one has 256",
-            ),
+            ("", "a record starts with `v=1 `; a reader of this version does not understand another"),
+            (&"x".repeat(256), "a record has at most 255 bytes, this one has 256"),
         ] {
-            assert_eq!(
-                text.parse::<Record>().unwrap_err().to_string(),
-                expected,
-                "{text}"
-            );
+            assert_eq!(text.parse::<Record>().unwrap_err().to_string(), expected, "{text}");
         }
     }
 
     #[test]
     fn durations_are_read_with_their_unit() {
-        for (text, milliseconds) in [
-            ("250ms", 250),
-            ("3s", 3000),
-            ("2m", 120_000),
-            ("1h", 3_600_000),
-        ] {
-            assert_eq!(
-                parse_duration(text),
-                Some(Duration::from_millis(milliseconds))
-            );
+        for (text, milliseconds) in [("250ms", 250), ("3s", 3000), ("2m", 120_000), ("1h", 3_600_000)] {
+            assert_eq!(parse_duration(text), Some(Duration::from_millis(milliseconds)));
         }
-        for text in [
-            "",
-            "3",
-            "s",
-            "-1s",
-            "1.5s",
-            "3 s",
-            "18446744073709551615h",
-            "3d",
-        ] {
+        for text in ["", "3", "s", "-1s", "1.5s", "3 s", "18446744073709551615h", "3d"] {
             assert_eq!(parse_duration(text), None, "{text}");
         }
     }
@@ -400,14 +332,8 @@ mod tests {
             service_query(8080, "api", "shop", "cluster.local"),
             "_8080._tcp.api.shop.svc.cluster.local"
         );
-        assert_eq!(
-            reverse_query("10.96.0.7".parse().unwrap()),
-            "7.0.96.10.in-addr.arpa"
-        );
-        assert_eq!(
-            reverse_query("::ffff:10.96.0.7".parse().unwrap()),
-            "7.0.96.10.in-addr.arpa"
-        );
+        assert_eq!(reverse_query("10.96.0.7".parse().unwrap()), "7.0.96.10.in-addr.arpa");
+        assert_eq!(reverse_query("::ffff:10.96.0.7".parse().unwrap()), "7.0.96.10.in-addr.arpa");
         assert_eq!(
             reverse_query("2001:db8::567:89ab".parse().unwrap()),
             "b.a.9.8.7.6.5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa"

@@ -41,11 +41,7 @@ impl RecordSet {
     pub(crate) fn new(always: Option<Record>, choices: Vec<Choice>) -> Self {
         let longest = choices.iter().map(Choice::bytes).max().unwrap_or(1);
         let most = MOST_ENDPOINTS.min(MOST_BYTES / longest);
-        Self {
-            always,
-            choices,
-            most,
-        }
+        Self { always, choices, most }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -71,10 +67,7 @@ impl RecordSet {
         let records = chosen.iter().map(|choice| &choice.record);
         Selected {
             answers: self.always.iter().chain(records).collect(),
-            along: chosen
-                .iter()
-                .filter_map(|choice| choice.along.as_ref())
-                .collect(),
+            along: chosen.iter().filter_map(|choice| choice.along.as_ref()).collect(),
         }
     }
 }
@@ -88,11 +81,7 @@ impl Choice {
             RData::SRV(srv) => 6 + srv.target.len(),
             _ => 16,
         };
-        let along = if self.along.is_some() {
-            OWNER_TYPE_CLASS_TTL_LENGTH + 16
-        } else {
-            0
-        };
+        let along = if self.along.is_some() { OWNER_TYPE_CLASS_TTL_LENGTH + 16 } else { 0 };
         OWNER_TYPE_CLASS_TTL_LENGTH + data + along
     }
 }
@@ -128,10 +117,7 @@ mod tests {
     fn told(set: &RecordSet, asker: u32, turn: u16) -> BTreeSet<IpAddr> {
         let asker = std::net::Ipv4Addr::from(0x0a4d_0000 + asker).into();
         let selected = set.select(asker, turn).answers;
-        selected
-            .iter()
-            .filter_map(|record| record.data.ip_addr())
-            .collect()
+        selected.iter().filter_map(|record| record.data.ip_addr()).collect()
     }
 
     #[test]
@@ -144,20 +130,10 @@ mod tests {
     fn beyond_it_an_asker_gets_the_same_ones_whatever_changes_elsewhere() {
         let before = told(&set(0..1000), 1, 1);
         assert_eq!(before.len(), MOST_ENDPOINTS);
-        assert_eq!(
-            told(&set((0..1000).rev()), 1, 9),
-            before,
-            "the order of the file plays no part"
-        );
+        assert_eq!(told(&set((0..1000).rev()), 1, 9), before, "the order of the file plays no part");
         let without_some = told(&set(100..1000), 1, 1);
-        let gone = before
-            .iter()
-            .filter(|ip| !without_some.contains(*ip))
-            .count();
-        let new = without_some
-            .iter()
-            .filter(|ip| !before.contains(*ip))
-            .count();
+        let gone = before.iter().filter(|ip| !without_some.contains(*ip)).count();
+        let new = without_some.iter().filter(|ip| !before.contains(*ip)).count();
         assert_eq!(gone, new, "only what is gone was replaced");
         assert!(gone < 60, "{gone} of 256 went with a tenth of all");
     }
@@ -173,20 +149,13 @@ mod tests {
         }
         assert_eq!(askers.len(), 1000);
         // 128 expected each; five standard deviations are 49.
-        assert!(
-            askers.values().all(|count| (79..=177).contains(count)),
-            "{askers:?}"
-        );
+        assert!(askers.values().all(|count| (79..=177).contains(count)), "{askers:?}");
     }
 
     #[test]
     fn the_first_one_changes_from_question_to_question() {
         let all = set(0..3);
-        let first = |turn| {
-            all.select(IpAddr::from([10, 0, 0, 1]), turn).answers[0]
-                .data
-                .ip_addr()
-        };
+        let first = |turn| all.select(IpAddr::from([10, 0, 0, 1]), turn).answers[0].data.ip_addr();
         let firsts: BTreeSet<_> = (0..3).map(first).collect();
         assert_eq!(firsts.len(), 3);
     }

@@ -137,9 +137,7 @@ pub enum Problem {
     Retries(u32),
     #[error("a timeout must be at least a millisecond: leave it out for none")]
     Timeout,
-    #[error(
-        "what is told of this takes {0} bytes, and {LONGEST} fit: shorten names or give fewer addresses"
-    )]
+    #[error("what is told of this takes {0} bytes, and {LONGEST} fit: shorten names or give fewer addresses")]
     TooLong(usize),
 }
 
@@ -162,38 +160,19 @@ impl Services {
 fn check(services: &[Service]) -> Result<(), Fault> {
     let mut seen = Seen::default();
     for (index, service) in services.iter().enumerate() {
-        let fault = |endpoint, problem| Fault {
-            service: index,
-            endpoint,
-            problem,
-        };
+        let fault = |endpoint, problem| Fault { service: index, endpoint, problem };
         check_service(service, &mut seen).map_err(|problem| fault(None, problem))?;
         for (number, endpoint) in service.endpoints.iter().enumerate() {
-            check_endpoint(service, endpoint, &mut seen)
-                .map_err(|problem| fault(Some(number), problem))?;
-            if service.endpoints[..number]
-                .iter()
-                .any(|other| other.address == endpoint.address)
-            {
-                return Err(fault(
-                    Some(number),
-                    Problem::EndpointTwice(endpoint.address),
-                ));
+            check_endpoint(service, endpoint, &mut seen).map_err(|problem| fault(Some(number), problem))?;
+            if service.endpoints[..number].iter().any(|other| other.address == endpoint.address) {
+                return Err(fault(Some(number), Problem::EndpointTwice(endpoint.address)));
             }
         }
     }
     // Only now are all endpoints known.
     for (index, service) in services.iter().enumerate() {
-        if let Some(vip) = service
-            .vips
-            .iter()
-            .find(|vip| seen.endpoints.contains_key(*vip))
-        {
-            return Err(Fault {
-                service: index,
-                endpoint: None,
-                problem: Problem::VipIsEndpoint(*vip),
-            });
+        if let Some(vip) = service.vips.iter().find(|vip| seen.endpoints.contains_key(*vip)) {
+            return Err(Fault { service: index, endpoint: None, problem: Problem::VipIsEndpoint(*vip) });
         }
     }
     Ok(())
@@ -212,10 +191,7 @@ fn check_service<'a>(service: &'a Service, seen: &mut Seen<'a>) -> Result<(), Pr
     check_label(&service.namespace)?;
     let key = (service.namespace.as_str(), service.name.as_str());
     if seen.services.insert(key, ()).is_some() {
-        return Err(Problem::ServiceTwice(format!(
-            "{}.{}",
-            service.name, service.namespace
-        )));
+        return Err(Problem::ServiceTwice(format!("{}.{}", service.name, service.namespace)));
     }
     for vip in &service.vips {
         check_address(*vip)?;
@@ -227,17 +203,11 @@ fn check_service<'a>(service: &'a Service, seen: &mut Seen<'a>) -> Result<(), Pr
         if port.port == 0 || port.target_port == 0 {
             return Err(Problem::PortZero(service.name.clone()));
         }
-        if service.ports[..index]
-            .iter()
-            .any(|other| other.port == port.port)
-        {
+        if service.ports[..index].iter().any(|other| other.port == port.port) {
             return Err(Problem::PortTwice(port.port));
         }
     }
-    if service
-        .timeout
-        .is_some_and(|timeout| timeout.as_millis() == 0)
-    {
+    if service.timeout.is_some_and(|timeout| timeout.as_millis() == 0) {
         return Err(Problem::Timeout);
     }
     if let Some(retries) = service.retries.filter(|retries| *retries > MOST_RETRIES) {
@@ -272,27 +242,17 @@ fn check_endpoint<'a>(
     if namespace != service.namespace || !first.same_workload(endpoint) {
         return Err(Problem::TwoWorkloads(endpoint.address));
     }
-    check_length(
-        &endpoint
-            .record(&service.namespace, u16::MAX, false)
-            .to_string(),
-    )
+    check_length(&endpoint.record(&service.namespace, u16::MAX, false).to_string())
 }
 
 fn check_label(label: &str) -> Result<(), Problem> {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = label.as_bytes();
     let valid = bytes.len() <= 63
-        && bytes
-            .iter()
-            .all(|byte| alphanumeric(*byte) || *byte == b'-')
+        && bytes.iter().all(|byte| alphanumeric(*byte) || *byte == b'-')
         && bytes.first().is_some_and(|byte| alphanumeric(*byte))
         && bytes.last().is_some_and(|byte| alphanumeric(*byte));
-    if valid {
-        Ok(())
-    } else {
-        Err(Problem::Label(label.to_owned()))
-    }
+    if valid { Ok(()) } else { Err(Problem::Label(label.to_owned())) }
 }
 
 /// Sidecars drop such addresses from answers, so that nothing leads to what listens on loopback only, or to a cloud's
@@ -307,10 +267,7 @@ fn check_address(address: IpAddr) -> Result<(), Problem> {
                 || ip.is_broadcast()
         }
         IpAddr::V6(ip) => {
-            ip.is_unspecified()
-                || ip.is_loopback()
-                || ip.is_unicast_link_local()
-                || ip.is_multicast()
+            ip.is_unspecified() || ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast()
         }
     };
     // A mapped address would be asked for, and compared, as another one.
@@ -346,30 +303,12 @@ mod tests {
         let ip = |text: &str| text.parse().unwrap();
         type Change = Box<dyn FnOnce(&mut Vec<Service>)>;
         let cases: Vec<(Change, &str)> = vec![
-            (
-                Box::new(|s| s[0].name = "Api".into()),
-                "`Api` can't be part of a DNS name",
-            ),
-            (
-                Box::new(|s| s[0].namespace = "-a".into()),
-                "`-a` can't be part of a DNS name",
-            ),
-            (
-                Box::new(|s| s[0].name = "x".repeat(64)),
-                "can't be part of a DNS name",
-            ),
-            (
-                Box::new(|s| s[0].name = "web".into()),
-                "`web.shop` is there twice",
-            ),
-            (
-                Box::new(|s| s[0].ports[0].port = 0),
-                "port 0 of service `api`",
-            ),
-            (
-                Box::new(|s| s[0].ports[0].target_port = 0),
-                "port 0 of service `api`",
-            ),
+            (Box::new(|s| s[0].name = "Api".into()), "`Api` can't be part of a DNS name"),
+            (Box::new(|s| s[0].namespace = "-a".into()), "`-a` can't be part of a DNS name"),
+            (Box::new(|s| s[0].name = "x".repeat(64)), "can't be part of a DNS name"),
+            (Box::new(|s| s[0].name = "web".into()), "`web.shop` is there twice"),
+            (Box::new(|s| s[0].ports[0].port = 0), "port 0 of service `api`"),
+            (Box::new(|s| s[0].ports[0].target_port = 0), "port 0 of service `api`"),
             (
                 Box::new(|s| {
                     let port = s[0].ports[0].clone();
@@ -377,10 +316,7 @@ mod tests {
                 }),
                 "port 8080 is there twice",
             ),
-            (
-                Box::new(move |s| s[0].vips = vec![ip("127.0.0.1")]),
-                "127.0.0.1 is no address",
-            ),
+            (Box::new(move |s| s[0].vips = vec![ip("127.0.0.1")]), "127.0.0.1 is no address"),
             (
                 Box::new(move |s| s[0].vips = vec![ip("10.96.0.8")]),
                 "10.96.0.8 is the address of two services",
@@ -393,53 +329,25 @@ mod tests {
                 Box::new(move |s| s[0].endpoints[0].address = ip("169.254.169.254")),
                 "169.254.169.254 is no address",
             ),
-            (
-                Box::new(move |s| s[0].endpoints[0].address = ip("::ffff:10.77.0.9")),
-                "is no address",
-            ),
-            (
-                Box::new(|s| s[1].endpoints[1] = endpoint("10.77.0.3")),
-                "endpoint 10.77.0.3 is there twice",
-            ),
+            (Box::new(move |s| s[0].endpoints[0].address = ip("::ffff:10.77.0.9")), "is no address"),
+            (Box::new(|s| s[1].endpoints[1] = endpoint("10.77.0.3")), "endpoint 10.77.0.3 is there twice"),
             (
                 Box::new(|s| s[1].endpoints[0].service_account = Some("other".into())),
                 "one address is one workload",
             ),
-            (
-                Box::new(|s| s[1].endpoints[0].mesh = false),
-                "one address is one workload",
-            ),
-            (
-                Box::new(|s| s[1].namespace = "other".into()),
-                "one address is one workload",
-            ),
-            (
-                Box::new(|s| s[0].endpoints[0].service_account = None),
-                "`serviceAccount` is needed",
-            ),
+            (Box::new(|s| s[1].endpoints[0].mesh = false), "one address is one workload"),
+            (Box::new(|s| s[1].namespace = "other".into()), "one address is one workload"),
+            (Box::new(|s| s[0].endpoints[0].service_account = None), "`serviceAccount` is needed"),
             (
                 Box::new(|s| s[0].endpoints[0].service_account = Some("a b".into())),
                 "`a b` is no service account",
             ),
-            (
-                Box::new(|s| s[0].endpoints[0].zone = Some("a b".into())),
-                "`a b` is no zone",
-            ),
+            (Box::new(|s| s[0].endpoints[0].zone = Some("a b".into())), "`a b` is no zone"),
             (Box::new(|s| s[0].endpoints[0].weight = 0), "a weight of 0"),
+            (Box::new(|s| s[0].retries = Some(4)), "4 retries are too many"),
+            (Box::new(|s| s[0].timeout = Some(Duration::ZERO)), "a timeout must be at least a millisecond"),
             (
-                Box::new(|s| s[0].retries = Some(4)),
-                "4 retries are too many",
-            ),
-            (
-                Box::new(|s| s[0].timeout = Some(Duration::ZERO)),
-                "a timeout must be at least a millisecond",
-            ),
-            (
-                Box::new(|s| {
-                    s[0].vips = (10..40)
-                        .map(|last| IpAddr::from([10, 96, 100, last]))
-                        .collect()
-                }),
+                Box::new(|s| s[0].vips = (10..40).map(|last| IpAddr::from([10, 96, 100, last])).collect()),
                 "255 fit",
             ),
         ];

@@ -8,11 +8,7 @@ pub(crate) fn service(name: &str, vip: &str) -> Service {
         name: name.to_owned(),
         namespace: "shop".to_owned(),
         vips: vec![vip.parse().unwrap()],
-        ports: vec![Port {
-            port: 8080,
-            target_port: 8080,
-            opaque: false,
-        }],
+        ports: vec![Port { port: 8080, target_port: 8080, opaque: false }],
         endpoints: Vec::new(),
         timeout: None,
         retries: None,

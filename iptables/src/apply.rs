@@ -61,11 +61,7 @@ impl Ipv6 {
     }
 
     pub(crate) fn families(self) -> Result<&'static [Family], Error> {
-        Ok(if self.is_wanted()? {
-            &Family::ALL
-        } else {
-            &Family::ALL[..1]
-        })
+        Ok(if self.is_wanted()? { &Family::ALL } else { &Family::ALL[..1] })
     }
 }
 
@@ -95,10 +91,8 @@ pub fn apply(settings: &Settings, ipv6: Ipv6, tools: &Tools) -> Result<Applied, 
 /// Removes all redirect rules of the mesh, of both families and both backends, and ::6 from `lo`.
 pub fn clean(tools: &Tools) -> Result<Cleaned, Error> {
     tools.backends(Family::Ipv4)?;
-    let cleaned = Cleaned {
-        ipv4: clean_family(Family::Ipv4, tools)?,
-        ipv6: clean_family(Family::Ipv6, tools)?,
-    };
+    let cleaned =
+        Cleaned { ipv4: clean_family(Family::Ipv4, tools)?, ipv6: clean_family(Family::Ipv6, tools)? };
     loopback::remove_inbound_source()?;
     Ok(cleaned)
 }
@@ -109,16 +103,10 @@ fn apply_family(settings: &Settings, family: Family, tools: &Tools) -> Result<Ch
     let wanted = chains(settings, family);
     let mut attempts = Vec::new();
     for (index, backend) in backends.iter().enumerate() {
-        let written = backend
-            .save()
-            .and_then(|saved| write(backend, &Installed::read(&saved), &wanted));
+        let written = backend.save().and_then(|saved| write(backend, &Installed::read(&saved), &wanted));
         match written {
             Ok(change) => {
-                for (_, other) in backends
-                    .iter()
-                    .enumerate()
-                    .filter(|(other, _)| *other != index)
-                {
+                for (_, other) in backends.iter().enumerate().filter(|(other, _)| *other != index) {
                     clean_backend(other, family)?;
                 }
                 return Ok(change);
@@ -133,23 +121,13 @@ fn apply_family(settings: &Settings, family: Family, tools: &Tools) -> Result<Ch
             }
         }
     }
-    Err(Error::Refused {
-        action: "write",
-        family,
-        attempts,
-    })
+    Err(Error::Refused { action: "write", family, attempts })
 }
 
-fn write(
-    backend: &Backend,
-    installed: &Installed,
-    wanted: &[Chain],
-) -> Result<Change, crate::Attempt> {
+fn write(backend: &Backend, installed: &Installed, wanted: &[Chain]) -> Result<Change, crate::Attempt> {
     match installed.transaction(wanted) {
         None => Ok(Change::Unchanged),
-        Some(input) => backend
-            .restore(&input)
-            .map(|()| Change::Written(backend.name())),
+        Some(input) => backend.restore(&input).map(|()| Change::Written(backend.name())),
     }
 }
 
@@ -167,11 +145,7 @@ fn clean_family(family: Family, tools: &Tools) -> Result<bool, Error> {
 
 /// A table that can't be read because the kernel does not have it holds no rules; one that may not be read might.
 fn clean_backend(backend: &Backend, family: Family) -> Result<bool, Error> {
-    let refused = |attempt| Error::Refused {
-        action: "remove",
-        family,
-        attempts: vec![attempt],
-    };
+    let refused = |attempt| Error::Refused { action: "remove", family, attempts: vec![attempt] };
     if !backend.may_have_rules() {
         return Ok(false);
     }

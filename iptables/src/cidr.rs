@@ -98,15 +98,7 @@ mod tests {
 
     #[test]
     fn what_is_no_block_is_refused() {
-        for text in [
-            "",
-            "10.0.0.0/33",
-            "fd00::/129",
-            "10.0.0/8",
-            "10.0.0.0/-1",
-            "10.0.0.0/",
-            "name/8",
-        ] {
+        for text in ["", "10.0.0.0/33", "fd00::/129", "10.0.0/8", "10.0.0.0/-1", "10.0.0.0/", "name/8"] {
             assert_eq!(text.parse::<Cidr>(), Err(CidrError(text.to_owned())));
         }
     }

@@ -13,10 +13,7 @@ pub enum Error {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     #[error("{program} is not installed (searched {}): install it with `apt-get install iptables`, or the package `iptables` of your distribution", directories(.searched))]
-    ToolMissing {
-        program: &'static str,
-        searched: Vec<PathBuf>,
-    },
+    ToolMissing { program: &'static str, searched: Vec<PathBuf> },
     #[error(
         "{kind} {id} is not mapped in this user namespace, so no rule can match it: exempt the proxy by packet mark instead (--exempt mark)"
     )]
@@ -29,10 +26,7 @@ pub enum Error {
         attempts: Vec<Attempt>,
     },
     #[error("cannot read {path}: {source}; is /proc mounted?")]
-    Proc {
-        path: &'static str,
-        source: io::Error,
-    },
+    Proc { path: &'static str, source: io::Error },
     #[error(transparent)]
     Loopback(#[from] LoopbackError),
 }
@@ -69,11 +63,7 @@ impl Cause {
     /// Reads the error output of a backend that was given `input` (empty where it only read).
     pub(crate) fn of(output: &str, input: &str, family: Family) -> Self {
         let says = |words: &[&str]| words.iter().any(|word| output.contains(word));
-        if says(&[
-            "Permission denied",
-            "Operation not permitted",
-            "you must be root",
-        ]) {
+        if says(&["Permission denied", "Operation not permitted", "you must be root"]) {
             return Self::NotPermitted;
         }
         if let Some(extension) = between(output, "Couldn't load match `", "'")
@@ -101,10 +91,7 @@ impl Cause {
             };
             return Self::NoTable { modules };
         }
-        if says(&[
-            "No such file or directory",
-            "No chain/target/match by that name",
-        ]) {
+        if says(&["No such file or directory", "No chain/target/match by that name"]) {
             let modules = modules_at(output, input);
             if !modules.is_empty() {
                 return Self::NoModule(modules);
@@ -153,12 +140,7 @@ fn modules_at(output: &str, input: &str) -> Vec<String> {
     let line = output
         .split("line ")
         .skip(1)
-        .find_map(|rest| {
-            rest.split(|letter: char| !letter.is_ascii_digit())
-                .next()?
-                .parse::<usize>()
-                .ok()
-        })
+        .find_map(|rest| rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse::<usize>().ok())
         .and_then(|number| input.lines().nth(number.checked_sub(1)?));
     let mut modules = match line {
         Some(line) if line != "COMMIT" => modules_of(line),
@@ -190,30 +172,16 @@ fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
 }
 
 fn directories(searched: &[PathBuf]) -> String {
-    let names: Vec<String> = searched
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
+    let names: Vec<String> = searched.iter().map(|path| path.display().to_string()).collect();
     names.join(":")
 }
 
 /// What each backend said; a remedy that fits several is given once.
 fn told(attempts: &[Attempt]) -> String {
     let mut text = String::new();
-    for (
-        index,
-        Attempt {
-            program,
-            cause,
-            output,
-        },
-    ) in attempts.iter().enumerate()
-    {
+    for (index, Attempt { program, cause, output }) in attempts.iter().enumerate() {
         let separator = if index == 0 { "" } else { "; " };
-        let cause = if attempts[..index]
-            .iter()
-            .any(|earlier| earlier.cause == *cause)
-        {
+        let cause = if attempts[..index].iter().any(|earlier| earlier.cause == *cause) {
             "the same".to_owned()
         } else {
             cause.to_string()
@@ -236,9 +204,7 @@ mod tests {
         let (owner, addrtype, commit) = (line("-m owner"), line("addrtype"), line("COMMIT"));
         let module = |name: &str| Cause::NoModule(vec![name.to_owned()]);
         let all = ["xt_REDIRECT", "xt_addrtype", "xt_owner", "xt_tcpudp"].map(str::to_owned);
-        let no_table = Cause::NoTable {
-            modules: "nf_tables, nft_compat and nft_chain_nat, or iptable_nat",
-        };
+        let no_table = Cause::NoTable { modules: "nf_tables, nft_compat and nft_chain_nat, or iptable_nat" };
         for (output, cause) in [
             (
                 "iptables-nft-restore v1.8.9 (nf_tables): Could not fetch rule set generation id: \
@@ -286,20 +252,9 @@ mod tests {
     fn every_cause_is_told_with_its_remedy() {
         for (cause, remedy) in [
             (Cause::NotPermitted, "NET_ADMIN"),
-            (
-                Cause::NoTable {
-                    modules: "iptable_nat",
-                },
-                "load iptable_nat with modprobe",
-            ),
-            (
-                Cause::NoModule(vec!["xt_owner".to_owned()]),
-                "modprobe xt_owner",
-            ),
-            (
-                Cause::NoModule(vec!["xt_a".to_owned(), "xt_b".to_owned()]),
-                "modprobe -a xt_a xt_b",
-            ),
+            (Cause::NoTable { modules: "iptable_nat" }, "load iptable_nat with modprobe"),
+            (Cause::NoModule(vec!["xt_owner".to_owned()]), "modprobe xt_owner"),
+            (Cause::NoModule(vec!["xt_a".to_owned(), "xt_b".to_owned()]), "modprobe -a xt_a xt_b"),
             (Cause::NoExtension("owner".to_owned()), "install"),
             (Cause::NotRun, "reinstall"),
         ] {
@@ -314,10 +269,7 @@ mod tests {
             };
             let text = error.to_string();
             assert!(text.contains(remedy), "{text}");
-            assert!(
-                text.contains("IPv6") && text.contains("words of its own"),
-                "{text}"
-            );
+            assert!(text.contains("IPv6") && text.contains("words of its own"), "{text}");
         }
     }
 }

@@ -23,14 +23,9 @@ impl Installed {
         for line in saved.lines() {
             if let Some(chain) = line.strip_prefix(':') {
                 let name = chain.split_whitespace().next().unwrap_or_default();
-                installed
-                    .chains
-                    .extend(OWN_CHAINS.into_iter().find(|own| *own == name));
+                installed.chains.extend(OWN_CHAINS.into_iter().find(|own| *own == name));
             } else if let Some(rule) = line.strip_prefix("-A ") {
-                if OWN_CHAINS
-                    .iter()
-                    .any(|own| rule.split_whitespace().next() == Some(own))
-                {
+                if OWN_CHAINS.iter().any(|own| rule.split_whitespace().next() == Some(own)) {
                     installed.rules.push(line.to_owned());
                 } else if leads_to_own(rule) {
                     installed.jumps.push(line.to_owned());
@@ -46,10 +41,8 @@ impl Installed {
 
     /// The rules that are missing, and those that should not be there; both empty, yet the order may differ.
     pub(crate) fn difference(&self, wanted: &[Chain]) -> (Vec<String>, Vec<String>) {
-        let wanted: Vec<&String> = wanted
-            .iter()
-            .flat_map(|chain| chain.rules.iter().chain([&chain.jump]))
-            .collect();
+        let wanted: Vec<&String> =
+            wanted.iter().flat_map(|chain| chain.rules.iter().chain([&chain.jump])).collect();
         let present: Vec<&String> = self.rules.iter().chain(&self.jumps).collect();
         let not_in = |these: &[&String], those: &[&String]| {
             let lacking = these.iter().filter(|rule| !those.contains(rule));
@@ -65,19 +58,10 @@ impl Installed {
             return None;
         }
         let is_wanted = |name: &str| wanted.iter().any(|chain| chain.name == name);
-        let gone: Vec<&str> = self
-            .chains
-            .iter()
-            .copied()
-            .filter(|name| !is_wanted(name))
-            .collect();
+        let gone: Vec<&str> = self.chains.iter().copied().filter(|name| !is_wanted(name)).collect();
         let mut input = String::from("*nat\n");
         // Declaring a chain makes it where it is missing, and empties it where it is there.
-        for name in wanted
-            .iter()
-            .map(|chain| chain.name)
-            .chain(gone.iter().copied())
-        {
+        for name in wanted.iter().map(|chain| chain.name).chain(gone.iter().copied()) {
             let _ = writeln!(input, ":{name} - [0:0]");
         }
         for rule in wanted.iter().flat_map(|chain| &chain.rules) {
@@ -106,9 +90,7 @@ impl Installed {
         self.chains.len() == wanted.len()
             && self.jumps.len() == wanted.len()
             && wanted.iter().all(|chain| self.jumps.contains(&chain.jump))
-            && wanted
-                .iter()
-                .all(|chain| self.rules_of(chain.name).eq(chain.rules.iter()))
+            && wanted.iter().all(|chain| self.rules_of(chain.name).eq(chain.rules.iter()))
     }
 
     fn rules_of(&self, chain: &str) -> impl Iterator<Item = &String> {
@@ -119,9 +101,7 @@ impl Installed {
 
 fn leads_to_own(rule: &str) -> bool {
     let words: Vec<&str> = rule.split_whitespace().collect();
-    words
-        .windows(2)
-        .any(|pair| matches!(pair[0], "-j" | "-g") && OWN_CHAINS.contains(&pair[1]))
+    words.windows(2).any(|pair| matches!(pair[0], "-j" | "-g") && OWN_CHAINS.contains(&pair[1]))
 }
 
 #[cfg(test)]
@@ -141,9 +121,7 @@ mod tests {
     #[test]
     fn a_pod_without_rules_gets_what_render_says() {
         let settings = Settings::default();
-        let input = Installed::read(FOREIGN)
-            .transaction(&chains(&settings, Family::Ipv4))
-            .unwrap();
+        let input = Installed::read(FOREIGN).transaction(&chains(&settings, Family::Ipv4)).unwrap();
         let rendered = render(&settings, Family::Ipv4);
         let (mut given, mut rendered) = (lines(&input), lines(&rendered));
         given.sort_unstable();
@@ -155,10 +133,7 @@ mod tests {
     fn rules_that_are_there_already_are_left_alone() {
         let settings = Settings::default();
         let saved = render(&settings, Family::Ipv4);
-        assert_eq!(
-            Installed::read(&saved).transaction(&chains(&settings, Family::Ipv4)),
-            None
-        );
+        assert_eq!(Installed::read(&saved).transaction(&chains(&settings, Family::Ipv4)), None);
     }
 
     #[test]
@@ -170,10 +145,8 @@ mod tests {
             wanted[1].jump
         );
         let input = Installed::read(&twice).transaction(&wanted).unwrap();
-        let changed: Vec<&str> = lines(&input)
-            .into_iter()
-            .filter(|line| !line.contains("-A OUTRIGGER"))
-            .collect();
+        let changed: Vec<&str> =
+            lines(&input).into_iter().filter(|line| !line.contains("-A OUTRIGGER")).collect();
         assert_eq!(
             changed,
             [

@@ -16,19 +16,14 @@ use crate::Family;
 /// Why ::6 could not be put on `lo` or be taken away.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopbackError {
-    #[error(
-        "not permitted to {0} the address ::6 on lo: run as root with the capability NET_ADMIN"
-    )]
+    #[error("not permitted to {0} the address ::6 on lo: run as root with the capability NET_ADMIN")]
     NotPermitted(&'static str),
     #[error(
         "IPv6 is switched off on lo, so ::6 can't be put there: run `sysctl -w net.ipv6.conf.lo.disable_ipv6=0`, or leave IPv6 out (--ipv6 off)"
     )]
     SwitchedOff,
     #[error("cannot {action} the address ::6 on lo: {source}; to leave IPv6 out, say --ipv6 off")]
-    Refused {
-        action: &'static str,
-        source: io::Error,
-    },
+    Refused { action: &'static str, source: io::Error },
 }
 
 /// Puts ::6 on `lo`, if it is not there.
@@ -39,10 +34,7 @@ pub(crate) fn add_inbound_source() -> Result<(), LoopbackError> {
         Err(error) => Err(match error.raw_os_error() {
             Some(libc::EPERM) => LoopbackError::NotPermitted("put"),
             Some(libc::EACCES) => LoopbackError::SwitchedOff,
-            _ => LoopbackError::Refused {
-                action: "put",
-                source: error,
-            },
+            _ => LoopbackError::Refused { action: "put", source: error },
         }),
     }
 }
@@ -56,10 +48,7 @@ pub(crate) fn remove_inbound_source() -> Result<(), LoopbackError> {
         Ok(()) => Ok(()),
         Err(error) => Err(match error.raw_os_error() {
             Some(libc::EPERM) => LoopbackError::NotPermitted("remove"),
-            _ => LoopbackError::Refused {
-                action: "remove",
-                source: error,
-            },
+            _ => LoopbackError::Refused { action: "remove", source: error },
         }),
     }
 }
@@ -81,20 +70,13 @@ fn inbound_source() -> Ipv6Addr {
 /// Sends one request about ::6 on `lo` to the kernel (rtnetlink(7)) and reads its answer.
 fn request(kind: u16, flags: i32) -> io::Result<()> {
     let index = nix::net::if_::if_nametoindex("lo")?;
-    let mut socket = Socket::new(
-        Domain::from(libc::AF_NETLINK),
-        Type::RAW,
-        Some(Protocol::from(libc::NETLINK_ROUTE)),
-    )?;
+    let mut socket =
+        Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(libc::NETLINK_ROUTE)))?;
     socket.send(&message(kind, flags, index))?;
     let mut answer = [0; 4096];
     let length = socket.read(&mut answer)?;
     // struct nlmsghdr (16 bytes), then struct nlmsgerr, which begins with the negated error number, 0 for none.
-    let field = |at: usize| {
-        answer[..length]
-            .get(at..at + 4)
-            .and_then(|bytes| bytes.try_into().ok())
-    };
+    let field = |at: usize| answer[..length].get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
     match field(16).map(i32::from_ne_bytes) {
         Some(0) => Ok(()),
         Some(number) => Err(io::Error::from_raw_os_error(-number)),
@@ -108,12 +90,8 @@ fn message(kind: u16, flags: i32, interface: u32) -> Vec<u8> {
     // Without duplicate address detection, which would leave the address unusable for a moment.
     const ADDRESS_FLAGS: u8 = libc::IFA_F_NODAD as u8;
     let flags = flags | libc::NLM_F_REQUEST | libc::NLM_F_ACK;
-    let mut body = vec![
-        u8::try_from(libc::AF_INET6).unwrap_or_default(),
-        PREFIX,
-        ADDRESS_FLAGS,
-        libc::RT_SCOPE_HOST,
-    ];
+    let mut body =
+        vec![u8::try_from(libc::AF_INET6).unwrap_or_default(), PREFIX, ADDRESS_FLAGS, libc::RT_SCOPE_HOST];
     body.extend(interface.to_ne_bytes());
     for attribute in [libc::IFA_LOCAL, libc::IFA_ADDRESS] {
         body.extend(20_u16.to_ne_bytes());
@@ -128,11 +106,7 @@ fn message(kind: u16, flags: i32, interface: u32) -> Vec<u8> {
         body.extend(number.to_ne_bytes());
     }
     let mut message = Vec::new();
-    message.extend(
-        u32::try_from(16 + body.len())
-            .unwrap_or_default()
-            .to_ne_bytes(),
-    );
+    message.extend(u32::try_from(16 + body.len()).unwrap_or_default().to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend(u16::try_from(flags).unwrap_or_default().to_ne_bytes());
     let (sequence, port): (u32, u32) = (1, 0);

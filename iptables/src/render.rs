@@ -60,15 +60,8 @@ fn inbound(settings: &Settings) -> Chain {
     for port in own.iter().chain(&settings.skip_inbound_ports) {
         rules.push(format!("-p tcp -m tcp --dport {port} -j RETURN"));
     }
-    rules.push(format!(
-        "-p tcp -j REDIRECT --to-ports {}",
-        settings.inbound_port
-    ));
-    Chain::new(
-        INBOUND_CHAIN,
-        "PREROUTING -p tcp -m addrtype --dst-type LOCAL",
-        rules,
-    )
+    rules.push(format!("-p tcp -j REDIRECT --to-ports {}", settings.inbound_port));
+    Chain::new(INBOUND_CHAIN, "PREROUTING -p tcp -m addrtype --dst-type LOCAL", rules)
 }
 
 fn outbound(settings: &Settings, family: Family) -> Chain {
@@ -85,11 +78,7 @@ fn outbound(settings: &Settings, family: Family) -> Chain {
     }
     for block in settings.skipped_cidrs(family) {
         // iptables-save leaves a block that holds every address away.
-        let destination = if block.prefix() == 0 {
-            String::new()
-        } else {
-            format!("-d {block} ")
-        };
+        let destination = if block.prefix() == 0 { String::new() } else { format!("-d {block} ") };
         rules.push(format!("{destination}-j RETURN"));
     }
     let own = own(settings.owner);
@@ -97,9 +86,7 @@ fn outbound(settings: &Settings, family: Family) -> Chain {
         // A workload that calls itself through its service enters by the inbound side, as any caller does.
         for own in &own {
             let port = settings.inbound_port;
-            rules.push(format!(
-                "! -d {loopback} -o lo -p tcp {own} -j REDIRECT --to-ports {port}"
-            ));
+            rules.push(format!("! -d {loopback} -o lo -p tcp {own} -j REDIRECT --to-ports {port}"));
         }
     }
     for own in &own {
@@ -107,10 +94,7 @@ fn outbound(settings: &Settings, family: Family) -> Chain {
     }
     rules.push("-o lo -j RETURN".to_owned());
     rules.push(format!("-d {loopback} -j RETURN"));
-    rules.push(format!(
-        "-p tcp -j REDIRECT --to-ports {}",
-        settings.outbound_port
-    ));
+    rules.push(format!("-p tcp -j REDIRECT --to-ports {}", settings.outbound_port));
     Chain::new(OUTBOUND_CHAIN, "OUTPUT -p tcp", rules)
 }
 
@@ -118,10 +102,7 @@ fn outbound(settings: &Settings, family: Family) -> Chain {
 fn own(owner: Owner) -> Vec<String> {
     match owner {
         Owner::User { uid, gid } => {
-            vec![
-                format!("-m owner --uid-owner {uid}"),
-                format!("-m owner --gid-owner {gid}"),
-            ]
+            vec![format!("-m owner --uid-owner {uid}"), format!("-m owner --gid-owner {gid}")]
         }
         Owner::Mark { proxy, .. } => vec![format!("-m mark --mark {proxy:#x}")],
     }
@@ -132,10 +113,7 @@ impl Chain {
         Self {
             name,
             jump: format!("-A {from} -j {name}"),
-            rules: rules
-                .iter()
-                .map(|rule| format!("-A {name} {rule}"))
-                .collect(),
+            rules: rules.iter().map(|rule| format!("-A {name} {rule}")).collect(),
         }
     }
 }
@@ -152,16 +130,8 @@ mod tests {
     #[test]
     fn the_defaults_render_as_the_golden_file_says() {
         let settings = Settings::default();
-        assert_golden(
-            &settings,
-            Family::Ipv4,
-            include_str!("../tests/golden/default.ipv4.rules"),
-        );
-        assert_golden(
-            &settings,
-            Family::Ipv6,
-            include_str!("../tests/golden/default.ipv6.rules"),
-        );
+        assert_golden(&settings, Family::Ipv4, include_str!("../tests/golden/default.ipv4.rules"));
+        assert_golden(&settings, Family::Ipv6, include_str!("../tests/golden/default.ipv6.rules"));
     }
 
     #[test]
@@ -179,37 +149,15 @@ mod tests {
             owner: Owner::MARK,
             ..Settings::default()
         };
-        assert_golden(
-            &settings,
-            Family::Ipv4,
-            include_str!("../tests/golden/mark.ipv4.rules"),
-        );
-        assert_golden(
-            &settings,
-            Family::Ipv6,
-            include_str!("../tests/golden/mark.ipv6.rules"),
-        );
+        assert_golden(&settings, Family::Ipv4, include_str!("../tests/golden/mark.ipv4.rules"));
+        assert_golden(&settings, Family::Ipv6, include_str!("../tests/golden/mark.ipv6.rules"));
     }
 
     #[test]
     fn one_direction_alone_renders_as_the_golden_file_says() {
-        let inbound = Settings {
-            capture_outbound: false,
-            ..Settings::default()
-        };
-        let outbound = Settings {
-            capture_inbound: false,
-            ..Settings::default()
-        };
-        assert_golden(
-            &inbound,
-            Family::Ipv4,
-            include_str!("../tests/golden/inbound-only.ipv4.rules"),
-        );
-        assert_golden(
-            &outbound,
-            Family::Ipv4,
-            include_str!("../tests/golden/outbound-only.ipv4.rules"),
-        );
+        let inbound = Settings { capture_outbound: false, ..Settings::default() };
+        let outbound = Settings { capture_inbound: false, ..Settings::default() };
+        assert_golden(&inbound, Family::Ipv4, include_str!("../tests/golden/inbound-only.ipv4.rules"));
+        assert_golden(&outbound, Family::Ipv4, include_str!("../tests/golden/outbound-only.ipv4.rules"));
     }
 }

@@ -81,17 +81,13 @@ impl Settings {
     /// served there to whoever asks from the machine, so they are not for a proxy to relay.
     pub const METADATA_SERVICES: [(IpAddr, u8); 2] = [
         (IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),
-        (
-            IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0)),
-            32,
-        ),
+        (IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0)), 32),
     ];
 
     /// All blocks of a family that the workload reaches without the proxy, in a fixed order.
     pub(crate) fn skipped_cidrs(&self, family: Family) -> BTreeSet<Cidr> {
-        let metadata = Self::METADATA_SERVICES
-            .into_iter()
-            .filter_map(|(address, prefix)| Cidr::new(address, prefix));
+        let metadata =
+            Self::METADATA_SERVICES.into_iter().filter_map(|(address, prefix)| Cidr::new(address, prefix));
         metadata
             .chain(self.skip_outbound_cidrs.iter().copied())
             .filter(|block| block.family() == family)
@@ -115,12 +111,8 @@ impl Settings {
             }
         }
         match self.owner {
-            Owner::Mark { proxy: 0, .. } | Owner::Mark { inbound: 0, .. } => {
-                Err(SettingsError::NoMark)
-            }
-            Owner::Mark { proxy, inbound } if proxy == inbound => {
-                Err(SettingsError::SameMark(proxy))
-            }
+            Owner::Mark { proxy: 0, .. } | Owner::Mark { inbound: 0, .. } => Err(SettingsError::NoMark),
+            Owner::Mark { proxy, inbound } if proxy == inbound => Err(SettingsError::SameMark(proxy)),
             Owner::Mark { .. } | Owner::User { .. } => Ok(()),
         }
     }
@@ -145,15 +137,9 @@ impl Default for Settings {
 
 impl Owner {
     /// The uid and gid that the proxy runs under in a pod.
-    pub const USER: Self = Self::User {
-        uid: 1337,
-        gid: 1337,
-    };
+    pub const USER: Self = Self::User { uid: 1337, gid: 1337 };
     /// The marks that the proxy puts on its sockets where uids can't be mapped.
-    pub const MARK: Self = Self::Mark {
-        proxy: 1337,
-        inbound: 1338,
-    };
+    pub const MARK: Self = Self::Mark { proxy: 1337, inbound: 1338 };
 }
 
 impl Family {
@@ -193,25 +179,13 @@ mod tests {
 
     #[test]
     fn settings_that_would_redirect_the_proxy_to_itself_are_refused() {
-        let same_port = Settings {
-            inbound_port: 15001,
-            ..Settings::default()
-        };
-        let mark = |proxy, inbound| Settings {
-            owner: Owner::Mark { proxy, inbound },
-            ..Settings::default()
-        };
-        let no_port = Settings {
-            health_port: 0,
-            ..Settings::default()
-        };
+        let same_port = Settings { inbound_port: 15001, ..Settings::default() };
+        let mark = |proxy, inbound| Settings { owner: Owner::Mark { proxy, inbound }, ..Settings::default() };
+        let no_port = Settings { health_port: 0, ..Settings::default() };
         for (settings, expected) in [
             (Settings::default(), Ok(())),
             (mark(1337, 1338), Ok(())),
-            (
-                same_port,
-                Err(SettingsError::SamePort("outbound", "inbound", 15001)),
-            ),
+            (same_port, Err(SettingsError::SamePort("outbound", "inbound", 15001))),
             (no_port, Err(SettingsError::NoPort("health"))),
             (mark(7, 7), Err(SettingsError::SameMark(7))),
             (mark(0, 7), Err(SettingsError::NoMark)),

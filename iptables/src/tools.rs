@@ -48,9 +48,7 @@ impl Tools {
 
     /// Looks in these directories only.
     pub fn in_directories(directories: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self {
-            directories: directories.into_iter().collect(),
-        }
+        Self { directories: directories.into_iter().collect() }
     }
 
     /// The backends of a family in the order in which to try them: nf_tables is what kernels keep, legacy is
@@ -65,27 +63,19 @@ impl Tools {
                 restore: self.locate(&format!("{program}{infix}-restore"))?,
             })
         };
-        let mut backends: Vec<Backend> = [named(Kind::Nft, "-nft"), named(Kind::Legacy, "-legacy")]
-            .into_iter()
-            .flatten()
-            .collect();
+        let mut backends: Vec<Backend> =
+            [named(Kind::Nft, "-nft"), named(Kind::Legacy, "-legacy")].into_iter().flatten().collect();
         if backends.is_empty() {
             backends.extend(named(Kind::Plain, ""));
         }
         if backends.is_empty() {
-            return Err(Error::ToolMissing {
-                program,
-                searched: self.directories.clone(),
-            });
+            return Err(Error::ToolMissing { program, searched: self.directories.clone() });
         }
         Ok(backends)
     }
 
     fn locate(&self, program: &str) -> Option<PathBuf> {
-        let candidates = self
-            .directories
-            .iter()
-            .map(|directory| directory.join(program));
+        let candidates = self.directories.iter().map(|directory| directory.join(program));
         candidates.into_iter().find(|path| path.is_file())
     }
 }
@@ -99,8 +89,7 @@ impl Backend {
     /// Writes in one transaction: all of it, or nothing.
     pub(crate) fn restore(&self, input: &str) -> Result<(), Attempt> {
         // Waits for others that hold the lock of xtables; half a minute is longer than any honest holder needs.
-        self.run(&self.restore, &["--noflush", "--wait=30"], input)
-            .map(drop)
+        self.run(&self.restore, &["--noflush", "--wait=30"], input).map(drop)
     }
 
     /// Whether reading the table would leave the machine as it was: reading a legacy table creates it.
@@ -119,15 +108,9 @@ impl Backend {
     }
 
     fn run(&self, program: &Path, arguments: &[&str], input: &str) -> Result<String, Attempt> {
-        let refused = |cause, output| Attempt {
-            program: name(program),
-            cause,
-            output,
-        };
+        let refused = |cause, output| Attempt { program: name(program), cause, output };
         match output_of(program, arguments, input) {
-            Ok(output) if output.status.success() => {
-                Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-            }
+            Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
             Ok(output) => {
                 let said = String::from_utf8_lossy(&output.stderr).into_owned();
                 Err(refused(Cause::of(&said, input, self.family), said))
@@ -142,10 +125,7 @@ pub(crate) fn check_mapped(owner: Owner) -> Result<(), Error> {
     let Owner::User { uid, gid } = owner else {
         return Ok(());
     };
-    for (kind, id, path) in [
-        ("uid", uid, "/proc/self/uid_map"),
-        ("gid", gid, "/proc/self/gid_map"),
-    ] {
+    for (kind, id, path) in [("uid", uid, "/proc/self/uid_map"), ("gid", gid, "/proc/self/gid_map")] {
         let map = fs::read_to_string(path).map_err(|source| Error::Proc { path, source })?;
         if !maps(&map, id) {
             return Err(Error::OwnerNotMapped { kind, id });
@@ -192,10 +172,7 @@ fn program(family: Family) -> &'static str {
 }
 
 fn name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or(OsStr::new("iptables"))
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or(OsStr::new("iptables")).to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -221,9 +198,7 @@ mod tests {
     #[test]
     fn a_machine_without_iptables_is_told_how_to_get_it() {
         let empty = tempfile::tempdir().unwrap();
-        let error = Tools::in_directories([empty.path().to_owned()])
-            .backends(Family::Ipv6)
-            .unwrap_err();
+        let error = Tools::in_directories([empty.path().to_owned()]).backends(Family::Ipv6).unwrap_err();
         let text = error.to_string();
         assert!(text.starts_with("ip6tables is not installed"), "{text}");
         assert!(text.contains("apt-get install iptables"), "{text}");

@@ -46,10 +46,7 @@ pub enum Outcome {
 impl Report {
     /// Whether no check failed.
     pub fn passed(&self) -> bool {
-        !self
-            .checks
-            .iter()
-            .any(|check| matches!(check.outcome, Outcome::Failed(_)))
+        !self.checks.iter().any(|check| matches!(check.outcome, Outcome::Failed(_)))
     }
 }
 
@@ -78,20 +75,11 @@ pub fn verify(settings: &Settings, ipv6: Ipv6, tools: &Tools) -> Result<Report, 
     let mut checks = Vec::new();
     for &family in ipv6.families()? {
         let mut check = |name: &str, outcome| {
-            checks.push(Check {
-                name: format!("{family} {name}"),
-                outcome,
-            });
+            checks.push(Check { name: format!("{family} {name}"), outcome });
         };
-        check(
-            "rules are the settings' rules",
-            installed(settings, family, tools)?,
-        );
+        check("rules are the settings' rules", installed(settings, family, tools)?);
         if settings.capture_outbound {
-            check(
-                "traffic of the workload goes to the outbound side",
-                outbound(settings, family),
-            );
+            check("traffic of the workload goes to the outbound side", outbound(settings, family));
         }
         if settings.capture_outbound && settings.capture_inbound {
             check(
@@ -100,10 +88,7 @@ pub fn verify(settings: &Settings, ipv6: Ipv6, tools: &Tools) -> Result<Report, 
             );
         }
         if settings.capture_inbound {
-            check(
-                "traffic of the inbound side goes to the workload",
-                workload(family),
-            );
+            check("traffic of the inbound side goes to the workload", workload(family));
         }
     }
     Ok(Report { checks })
@@ -114,22 +99,14 @@ fn installed(settings: &Settings, family: Family, tools: &Tools) -> Result<Outco
     let wanted = chains(settings, family);
     let mut found = Vec::new();
     let mut attempts: Vec<Attempt> = Vec::new();
-    for backend in tools
-        .backends(family)?
-        .iter()
-        .filter(|backend| backend.may_have_rules())
-    {
+    for backend in tools.backends(family)?.iter().filter(|backend| backend.may_have_rules()) {
         match backend.save() {
             Ok(saved) => found.push((backend.name(), Installed::read(&saved))),
             Err(attempt) => attempts.push(attempt),
         }
     }
     if found.is_empty() && !attempts.is_empty() {
-        return Err(Error::Refused {
-            action: "read",
-            family,
-            attempts,
-        });
+        return Err(Error::Refused { action: "read", family, attempts });
     }
     found.retain(|(_, installed)| !installed.is_empty());
     Ok(match found.as_slice() {
@@ -148,14 +125,8 @@ fn installed(settings: &Settings, family: Family, tools: &Tools) -> Result<Outco
             Outcome::Failed(format!("{details}; {REMEDY}"))
         }
         several => {
-            let programs: Vec<&str> = several
-                .iter()
-                .map(|(program, _)| program.as_str())
-                .collect();
-            Outcome::Failed(format!(
-                "there are some of {}: {REMEDY}",
-                programs.join(" and of ")
-            ))
+            let programs: Vec<&str> = several.iter().map(|(program, _)| program.as_str()).collect();
+            Outcome::Failed(format!("there are some of {}: {REMEDY}", programs.join(" and of ")))
         }
     })
 }
@@ -174,12 +145,7 @@ fn outbound(settings: &Settings, family: Family) -> Outcome {
         ));
     };
     let listening = SocketAddr::new(addresses::loopback(family), settings.outbound_port);
-    redirected(Dial {
-        listening,
-        destination,
-        source: None,
-        caller: Caller::Workload,
-    })
+    redirected(Dial { listening, destination, source: None, caller: Caller::Workload })
 }
 
 fn inbound(settings: &Settings, family: Family) -> Outcome {
@@ -215,26 +181,16 @@ fn redirected(dial: Dial) -> Outcome {
 /// Where the workload listens is nobody's business: any port of the pod stands for it.
 fn workload(family: Family) -> Outcome {
     if family == Family::Ipv6 && !loopback::inbound_source_is_there() {
-        return Outcome::Failed(
-            "the address ::6 is not on lo: run `outrigger iptables apply`".to_owned(),
-        );
+        return Outcome::Failed("the address ::6 is not on lo: run `outrigger iptables apply`".to_owned());
     }
     let Some(address) = addresses::of_pod(&Settings::default(), family) else {
         return Outcome::Skipped(format!("the pod has no {family} address but loopback ones"));
     };
     let source = family.inbound_source();
     let listening = SocketAddr::new(address, 0);
-    let dial = Dial {
-        listening,
-        destination: listening,
-        source: Some(source),
-        caller: Caller::Workload,
-    };
+    let dial = Dial { listening, destination: listening, source: Some(source), caller: Caller::Workload };
     match dial.run() {
-        Ok(seen) => Outcome::Passed(format!(
-            "dialled {}, arrived there from {}",
-            seen.destination, source
-        )),
+        Ok(seen) => Outcome::Passed(format!("dialled {}, arrived there from {}", seen.destination, source)),
         Err(error) => error.outcome(&format!(
             "dialled an address of the pod, {address}, from {source}, and should have arrived there"
         )),

@@ -47,19 +47,20 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
         Ok(detected) => detected,
         Err(Reset) => return worker.refuse(stream, SIDE, "silent"),
     };
+    // Each way is boxed: what a silent connection holds is this future, and theirs are large.
     if detected == (Detected::Tls { mesh: true }) {
-        return connection.mesh(first_bytes, stream, &effective).await;
+        return Box::pin(connection.mesh(first_bytes, stream, &effective)).await;
     }
     if detected == Detected::Closed {
         return;
     }
     if mtls == Mtls::Strict {
-        return connection.refuse_plaintext(detected, first_bytes, stream).await;
+        return Box::pin(connection.refuse_plaintext(detected, first_bytes, stream)).await;
     }
     if mtls == Mtls::Audit {
         connection.audit(detected);
     }
-    connection.plaintext(detected, first_bytes, stream, &effective).await;
+    Box::pin(connection.plaintext(detected, first_bytes, stream, &effective)).await;
 }
 
 struct Reset;
@@ -122,9 +123,9 @@ impl Connection {
         self.peer = Some(peer);
         let handler = Rc::new(Inbound::new(self.clone(), protocol));
         let served = match protocol {
-            MeshProtocol::H2 => serve_http2(stream, handler, limits).await,
-            MeshProtocol::H1 => serve_http1(stream, handler, limits).await,
-            MeshProtocol::Tcp => return self.opaque(stream, effective).await,
+            MeshProtocol::H2 => Box::pin(serve_http2(stream, handler, limits)).await,
+            MeshProtocol::H1 => Box::pin(serve_http1(stream, handler, limits)).await,
+            MeshProtocol::Tcp => return Box::pin(self.opaque(stream, effective)).await,
         };
         self.count(served);
     }
@@ -335,5 +336,12 @@ mod tests {
     fn the_future_of_a_request_stays_small() {
         let size = size_of_future(crate::http::serve_stream::<Inbound>);
         assert!(size <= 3072, "{size} bytes");
+    }
+
+    /// Thousands of connections may be open and silent.
+    #[test]
+    fn the_future_of_a_connection_stays_small() {
+        let size = size_of_future(serve);
+        assert!(size <= 1024, "{size} bytes");
     }
 }

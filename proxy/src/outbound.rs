@@ -45,7 +45,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
     };
     if detected == Detected::Silent {
         // The client may wait for the server to speak: whoever speaks first decides.
-        let mut way = match open(&worker, destination).await {
+        let mut way = match Box::pin(open(&worker, destination)).await {
             Ok(way) => way,
             Err((upstream, error)) => {
                 carrying.refused(&upstream, &error);
@@ -56,7 +56,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
             if way.server_spoke() {
                 worker.remember_opaque(destination.0);
             }
-            return way.carry(&carrying, Prefixed::new(first_bytes, stream)).await;
+            return Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
         }
         detected = match resume_detection(&mut stream, &mut first_bytes).await {
             Ok(detected) => detected,
@@ -65,13 +65,14 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
     }
     let limits = Limits { draining: worker.shared.outbound_draining.clone(), expires: None };
     let handler = Rc::new(Outbound { worker: worker.clone(), client, destination, last: RefCell::default() });
+    // Each way is boxed: what a silent connection holds is this future, and theirs are large.
     let served = match detected {
-        Detected::Http1 => serve_http1(Prefixed::new(first_bytes, stream), handler, limits).await,
-        Detected::Http2 => serve_http2(Prefixed::new(first_bytes, stream), handler, limits).await,
+        Detected::Http1 => Box::pin(serve_http1(Prefixed::new(first_bytes, stream), handler, limits)).await,
+        Detected::Http2 => Box::pin(serve_http2(Prefixed::new(first_bytes, stream), handler, limits)).await,
         Detected::Closed => return,
         Detected::Opaque | Detected::Tls { .. } | Detected::Silent => {
-            return match open(&worker, destination).await {
-                Ok(way) => way.carry(&carrying, Prefixed::new(first_bytes, stream)).await,
+            return match Box::pin(open(&worker, destination)).await {
+                Ok(way) => Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await,
                 Err((upstream, error)) => {
                     carrying.refused(&upstream, &error);
                     reset(&stream);
@@ -248,5 +249,12 @@ mod tests {
     fn the_future_of_a_request_stays_small() {
         let size = size_of_future(crate::http::serve_stream::<Outbound>);
         assert!(size <= 3072, "{size} bytes");
+    }
+
+    /// Thousands of connections may be open and silent.
+    #[test]
+    fn the_future_of_a_connection_stays_small() {
+        let size = size_of_future(serve);
+        assert!(size <= 1024, "{size} bytes");
     }
 }

@@ -93,8 +93,11 @@ pub struct Worker {
     rng: RefCell<SmallRng>,
     known: RefCell<Known>,
     opaque: RefCell<HashSet<SocketAddr>>,
-    ports: RefCell<HashMap<SocketAddr, (Arc<Upstream>, Arc<Endpoint>)>>,
+    ports: RefCell<HashMap<SocketAddr, WorkloadPort>>,
 }
+
+/// A port of the workload: an upstream with one endpoint.
+pub type WorkloadPort = (Arc<Upstream>, Arc<Endpoint>);
 
 /// Answers of the directory, for as long as its generation lasts.
 #[derive(Default)]
@@ -201,7 +204,7 @@ impl Worker {
     }
 
     /// The workload's port as an upstream of one endpoint.
-    pub fn workload_at(&self, address: SocketAddr) -> (Arc<Upstream>, Arc<Endpoint>) {
+    pub fn workload_at(&self, address: SocketAddr) -> WorkloadPort {
         let mut ports = self.ports.borrow_mut();
         if ports.len() >= MAX_KNOWN {
             ports.clear();

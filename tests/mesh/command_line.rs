@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use crate::support::{API, Mesh, wait};
 
 fn outrigger(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_outrigger")).args(arguments).output().expect("run outrigger")
+    Command::new(crate::support::mesh::binary()).args(arguments).output().expect("run outrigger")
 }
 
 fn text(bytes: &[u8]) -> String {

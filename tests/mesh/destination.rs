@@ -251,16 +251,33 @@ fn a_workload_bound_to_loopback_only_stays_unreachable_and_one_bound_to_the_pod_
 
 #[test]
 fn ipv6_crosses_the_mesh_as_well() {
-    let pair = Pair::with(&"outbound: {meshDomains: [svc.cluster.local], meshNetworks: [\"fd77::/64\"]}\n".to_owned(), "");
-    pair.web.write("hosts", format!("127.0.0.1 localhost\n{} {API}\n", pair.api.address6));
-    let _server = pair.api.serve_at((std::net::Ipv6Addr::UNSPECIFIED, 8080).into(), |mut connection| {
+    let mesh = Mesh::new();
+    let (web, api) = (mesh.pod("web"), mesh.pod("api"));
+    web.add_hosts(&format!("{} {API}", api.address6));
+    let _api_sidecar = mesh.sidecar(&api).start();
+    let config = "outbound: {meshDomains: [svc.cluster.local], meshNetworks: [\"fd77::/64\"]}\n";
+    let _web_sidecar = mesh.sidecar(&web).config(config).start();
+    let _server = api.serve_at((std::net::Ipv6Addr::UNSPECIFIED, 8080).into(), |mut connection| {
         while let Some(request) = connection.request() {
             connection.send(ok(request.header("outrigger-client-id").unwrap_or("nobody")));
         }
     });
-    wait::until("the hosts file is read again", || {
-        pair.web.connect((pair.api.address6, 8080)).get(API, "/").text() == shop("web")
-    });
+    let answer = web.connect((api.address6, 8080)).get(API, "/");
+    assert_eq!((answer.status(), answer.text()), (200, shop("web")), "{answer:?} {}", answer.text());
+}
+
+#[test]
+fn the_hosts_file_is_read_again_when_it_changes() {
+    let pair = Pair::new();
+    let _server = pair.api.serve_echo(8080);
+    let name = "added.shop.svc.cluster.local";
+    // Nobody knows the name, and so not whom to expect there.
+    assert_ne!(pair.connect(8080).get(name, "/").status(), 200);
+    pair.web.add_hosts(&format!("{} {name}", pair.api.address));
+    wait::until("the name is known", || pair.connect(8080).get(name, "/").status() == 200);
+    // Now it is the name of somebody else, and says nothing about who was dialled.
+    pair.web.write("hosts", format!("127.0.0.1 localhost\n10.77.0.9 {name}\n"));
+    wait::until("the name means another address", || pair.connect(8080).get(name, "/").status() != 200);
 }
 
 /// A mesh with the real discovery server, asked over DNS over TLS.

@@ -1,7 +1,10 @@
 //! HTTP/2 by prior knowledge.
 
-use crate::support::wait;
-use crate::support::{API, Pair, bytes};
+use std::sync::{Arc, Condvar, Mutex};
+
+use crate::support::pki::shop;
+use crate::support::serve::ok;
+use crate::support::{API, Connection, Pair, bytes, tls, wait};
 
 fn nghttpd(pair: &Pair, arguments: &[&str]) -> crate::support::process::Process {
     let root = pair.api.directory.join("www");
@@ -60,4 +63,95 @@ fn an_upload_over_http_2_arrives_whole() {
         &format!("@{upload}"), "--output", &target, &format!("http://{API}:9000/echo"),
     ]);
     assert!(std::fs::read(&target).expect("curl wrote a file") == bytes(1 << 20));
+}
+
+#[test]
+fn more_requests_at_once_than_one_connection_has_streams_are_all_carried() {
+    // A mesh connection has 200 streams; none of these is answered before all have arrived.
+    const AT_ONCE: usize = 450;
+    let pair = Pair::new();
+    let arrived = Arc::new((Mutex::new(0), Condvar::new()));
+    let count = Arc::clone(&arrived);
+    let _server = pair.api.serve_http(8080, move |_| {
+        let (count, all) = &*count;
+        let mut count = count.lock().expect("not poisoned");
+        *count += 1;
+        all.notify_all();
+        drop(all.wait_timeout_while(count, wait::PATIENCE, |count| *count < AT_ONCE));
+        ok("here")
+    });
+    let mut connections: Vec<_> = (0..AT_ONCE).map(|_| pair.connect(8080)).collect();
+    for connection in &mut connections {
+        connection.send(format!("GET / HTTP/1.1\r\nHost: {API}\r\n\r\n"));
+    }
+    let (count, all) = &*arrived;
+    let (count, _) = all
+        .wait_timeout_while(count.lock().expect("not poisoned"), wait::PATIENCE / 2, |count| *count < AT_ONCE)
+        .expect("not poisoned");
+    assert_eq!(*count, AT_ONCE, "so many requests reached the workload");
+    drop(count);
+    for connection in &mut connections {
+        assert_eq!(connection.response("GET").text(), "here");
+    }
+    let opened = pair.api.metric("outrigger_tls_handshakes_total", &[("direction", "inbound"), ("result", "success")]);
+    assert!((3.0..=20.0).contains(&opened), "{opened} mesh connections for {AT_ONCE} requests at once");
+}
+
+/// An HTTP/2 frame.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a small frame").to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// A mesh connection over which the test speaks HTTP/2 itself, with the preface and SETTINGS sent.
+fn raw_http2(pair: &Pair, outside: &crate::support::pod::Pod) -> Connection {
+    let identity = pair.mesh.pki.identity(&shop("mallory"));
+    let socket = outside.try_connect(pair.api.at(8080)).expect("connect");
+    let config = tls::client_config(Some(&identity), &["outrigger-h2"]);
+    let (mut connection, _) = tls::client(&config, socket).expect("a handshake");
+    connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    connection.send(frame(4, 0, 0, &[]));
+    connection
+}
+
+/// `GET /` for the host `a`, by HPACK's static table.
+const REQUEST: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+#[test]
+fn a_flood_of_resets_ends_the_connection_and_nothing_else() {
+    let pair = Pair::new();
+    let outside = pair.mesh.pod("outside");
+    let workload = pair.api.serve_echo(8080);
+    let mut flood = raw_http2(&pair, &outside);
+    // CVE-2023-44487: each request is taken back before it can be answered.
+    let ended = (0..20_000).any(|number| {
+        let stream = 2 * number + 1;
+        let mut frames = frame(1, END_STREAM | END_HEADERS, stream, REQUEST);
+        frames.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
+        flood.try_send(frames).is_err()
+    });
+    assert!(ended, "20 000 resets were taken");
+    assert_eq!(pair.get(8080, "/").status(), 200);
+    assert!(workload.accepted() < 2_000, "{} connections reached the workload", workload.accepted());
+}
+
+#[test]
+fn a_flood_of_continuations_ends_the_connection_and_nothing_else() {
+    let pair = Pair::new();
+    let outside = pair.mesh.pod("outside");
+    let _workload = pair.api.serve_echo(8080);
+    let mut flood = raw_http2(&pair, &outside);
+    // A header section that never ends: VU#421644.
+    flood.send(frame(1, END_STREAM, 1, REQUEST));
+    let mut field = vec![0, 1, b'x', 0x7f, 0x81, 0x7e];
+    field.extend([b'a'; 16_000]);
+    let ended = (0..20_000).any(|_| flood.try_send(frame(9, 0, 1, &field)).is_err());
+    assert!(ended, "320 MB of header section were taken");
+    assert!(pair.api_sidecar.memory_kib("VmHWM") < 64 << 10);
+    assert_eq!(pair.get(8080, "/").status(), 200);
 }

@@ -176,3 +176,15 @@ fn certificate_files_are_read_again_when_they_change() {
     let text = pair.get(8081, "/").text();
     assert!(text.contains(&format!("outrigger-client-id: {}", shop("renamed"))), "{text}");
 }
+
+#[test]
+fn a_client_hello_in_small_segments_is_recognized() {
+    let pair = Pair::new();
+    let outside = pair.mesh.pod("outside");
+    let _server = pair.api.serve_echo(8080);
+    let identity = pair.mesh.pki.identity(&shop("web"));
+    let socket = outside.try_connect(pair.api.at(8080)).expect("connect");
+    let config = tls::client_config(Some(&identity), &["outrigger-h1"]);
+    let mut connection = tls::client_in_segments(&config, socket, 100).expect("a handshake");
+    assert_eq!(connection.get(API, "/").status(), 200);
+}

@@ -33,29 +33,22 @@ pub(crate) enum CsrError {
 /// The public key of a signing request, after checking that its sender holds the private one. Whatever
 /// else the request says (names, usages, CA:TRUE) is passed over: none of it is the requester's to say.
 pub(crate) fn public_key_of(csr: &str) -> Result<SubjectPublicKeyInfo, CsrError> {
-    let der =
-        CertificateSigningRequestDer::from_pem_slice(csr.as_bytes()).map_err(CsrError::Pem)?;
-    let (rest, request) = X509CertificationRequest::from_der(&der)
-        .map_err(|error| CsrError::Unreadable(error.to_string()))?;
+    let der = CertificateSigningRequestDer::from_pem_slice(csr.as_bytes()).map_err(CsrError::Pem)?;
+    let (rest, request) =
+        X509CertificationRequest::from_der(&der).map_err(|error| CsrError::Unreadable(error.to_string()))?;
     if !rest.is_empty() {
         return Err(CsrError::Unreadable("bytes follow the request".into()));
     }
     let info = &request.certification_request_info.subject_pki;
     let key = SubjectPublicKeyInfo::from_der(info.raw).map_err(|_| CsrError::Key)?;
     // The kind comes before the signature, so that nobody makes the CA compute with a huge key.
-    let accepted = [
-        &rcgen::PKCS_ECDSA_P256_SHA256,
-        &rcgen::PKCS_ECDSA_P384_SHA384,
-        &rcgen::PKCS_ED25519,
-    ];
+    let accepted = [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519];
     let bits = info.parsed().map(|key| key.key_size()).unwrap_or(0);
     let rsa = *key.algorithm() == rcgen::PKCS_RSA_SHA256 && (2048..=8192).contains(&bits);
     if !rsa && !accepted.contains(&key.algorithm()) {
         return Err(CsrError::Key);
     }
-    request
-        .verify_signature()
-        .map_err(|_| CsrError::Signature)?;
+    request.verify_signature().map_err(|_| CsrError::Signature)?;
     Ok(key)
 }
 
@@ -71,10 +64,8 @@ pub(super) fn workload_params(
     params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(random_serial());
     params.not_before = not_before.into();
@@ -92,15 +83,10 @@ pub(super) fn authority_params(
 ) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, trust_domain);
+    params.distinguished_name.push(DnType::OrganizationName, trust_domain);
     params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(if is_root {
-        BasicConstraints::Unconstrained
-    } else {
-        BasicConstraints::Constrained(0)
-    });
+    params.is_ca =
+        IsCa::Ca(if is_root { BasicConstraints::Unconstrained } else { BasicConstraints::Constrained(0) });
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(random_serial());
@@ -118,10 +104,7 @@ fn random_serial() -> SerialNumber {
 
 /// Certificates count in whole seconds; rounding up would outlive what must bound them.
 pub(super) fn whole_seconds(time: SystemTime) -> SystemTime {
-    let seconds = time
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
@@ -156,9 +139,7 @@ mod tests {
     #[test]
     fn a_request_signed_with_another_key_is_refused() {
         let key = KeyPair::generate().unwrap();
-        let request = CertificateParams::default()
-            .serialize_request(&key)
-            .unwrap();
+        let request = CertificateParams::default().serialize_request(&key).unwrap();
         let mut der = request.der().to_vec();
         // The last byte belongs to the signature.
         *der.last_mut().unwrap() ^= 1;
@@ -166,10 +147,7 @@ mod tests {
         assert!(public_key_of(&text).is_ok());
         let forged = pem_of(&der);
         let refused = public_key_of(&forged);
-        assert!(
-            matches!(refused, Err(CsrError::Signature | CsrError::Unreadable(_))),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(CsrError::Signature | CsrError::Unreadable(_))), "{refused:?}");
     }
 
     #[test]

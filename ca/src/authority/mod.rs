@@ -139,10 +139,7 @@ impl Authority {
             keys,
             trust_domain: trust_domain.into(),
             backdate: lifetimes.backdate,
-            current: Mutex::new(Current {
-                seen,
-                snapshot: Arc::new(snapshot),
-            }),
+            current: Mutex::new(Current { seen, snapshot: Arc::new(snapshot) }),
         })
     }
 
@@ -159,10 +156,7 @@ impl Authority {
         match self.keys.load(&self.trust_domain, self.backdate, now) {
             Ok(snapshot) => {
                 if snapshot.bundle != current.snapshot.bundle {
-                    tracing::info!(
-                        roots = snapshot.bundle.roots().len(),
-                        "the trust bundle has changed"
-                    );
+                    tracing::info!(roots = snapshot.bundle.roots().len(), "the trust bundle has changed");
                 }
                 if !snapshot.signer.same_key(&current.snapshot.signer) {
                     tracing::info!("signing with another issuing key from now on");
@@ -221,10 +215,7 @@ pub fn rotate(
 }
 
 /// The roots in a directory, oldest first.
-pub fn show(
-    directory: &std::path::Path,
-    now: SystemTime,
-) -> Result<Vec<RootReport>, AuthorityError> {
+pub fn show(directory: &std::path::Path, now: SystemTime) -> Result<Vec<RootReport>, AuthorityError> {
     Ok(Directory::existing(directory)?.read()?.report(now)?)
 }
 

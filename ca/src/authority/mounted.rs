@@ -29,10 +29,7 @@ pub struct MountedIssuer {
 #[derive(Debug, thiserror::Error)]
 pub enum MountedError {
     #[error("`{path}` can't be read: {source}")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     #[error("the root in `{path}` can't be used: {source}")]
     Root { path: PathBuf, source: BundleError },
     #[error("the issuing certificate in `{path}` can't be used: {reason}")]
@@ -44,21 +41,14 @@ pub enum MountedError {
     #[error(
         "what the issuer in `{path}` signs is not valid under the given root: certificate, key and root must belong together ({source})"
     )]
-    Chain {
-        path: PathBuf,
-        source: CertificateError,
-    },
+    Chain { path: PathBuf, source: CertificateError },
 }
 
 pub(super) type MountedVersion = [Version; 3];
 
 impl MountedIssuer {
     pub(super) fn version(&self) -> Option<MountedVersion> {
-        Some([
-            version_of(&self.certificate)?,
-            version_of(&self.key)?,
-            version_of(&self.root)?,
-        ])
+        Some([version_of(&self.certificate)?, version_of(&self.key)?, version_of(&self.root)?])
     }
 
     pub(super) fn load(
@@ -67,25 +57,14 @@ impl MountedIssuer {
         backdate: Duration,
         now: SystemTime,
     ) -> Result<Snapshot, MountedError> {
-        let bundle =
-            TrustBundle::from_pem(&read(&self.root)?).map_err(|source| MountedError::Root {
-                path: self.root.clone(),
-                source,
-            })?;
-        let unusable = |reason: String| MountedError::Certificate {
-            path: self.certificate.clone(),
-            reason,
-        };
+        let bundle = TrustBundle::from_pem(&read(&self.root)?)
+            .map_err(|source| MountedError::Root { path: self.root.clone(), source })?;
+        let unusable = |reason: String| MountedError::Certificate { path: self.certificate.clone(), reason };
         let chain = CertificateDer::pem_slice_iter(&read(&self.certificate)?)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| unusable(error.to_string()))?;
-        let issuing = chain
-            .first()
-            .ok_or_else(|| unusable("it holds no certificate".into()))?;
-        let bad_key = |source| MountedError::Key {
-            path: self.key.clone(),
-            source,
-        };
+        let issuing = chain.first().ok_or_else(|| unusable("it holds no certificate".into()))?;
+        let bad_key = |source| MountedError::Key { path: self.key.clone(), source };
         let key = String::from_utf8_lossy(&read(&self.key)?).into_owned();
         let key = KeyPair::from_pem(&key).map_err(bad_key)?;
         let issuer = Issuer::from_ca_cert_der(issuing, key).map_err(bad_key)?;
@@ -109,26 +88,15 @@ impl MountedIssuer {
         // A trial signature shows whether certificate, key and root belong together.
         signer
             .own_certificate(Duration::from_secs(60), now)
-            .map_err(|source| MountedError::Sign {
-                path: self.certificate.clone(),
-                source,
-            })?
+            .map_err(|source| MountedError::Sign { path: self.certificate.clone(), source })?
             .verify(&bundle, now)
-            .map_err(|source| MountedError::Chain {
-                path: self.certificate.clone(),
-                source,
-            })?;
+            .map_err(|source| MountedError::Chain { path: self.certificate.clone(), source })?;
         let roots = bundle
             .roots()
             .iter()
             .map(|root| Ok((fingerprint(root), expiry(root).map_err(unusable)?)))
             .collect::<Result<_, MountedError>>()?;
-        Ok(Snapshot {
-            signer: Arc::new(signer),
-            bundle,
-            roots,
-            next_change: None,
-        })
+        Ok(Snapshot { signer: Arc::new(signer), bundle, roots, next_change: None })
     }
 }
 
@@ -146,15 +114,11 @@ fn root_of(chain: &[CertificateDer<'static>], bundle: &TrustBundle) -> Certifica
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, MountedError> {
-    std::fs::read(path).map_err(|source| MountedError::Read {
-        path: path.into(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| MountedError::Read { path: path.into(), source })
 }
 
 fn expiry(certificate: &CertificateDer<'_>) -> Result<SystemTime, String> {
-    let (_, parsed) =
-        x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
     Ok(system_time(parsed.validity().not_after.timestamp()))
 }
 
@@ -189,11 +153,7 @@ mod tests {
 
     fn made_by_openssl() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
-        let output = Command::new("sh")
-            .args(["-c", SCRIPT])
-            .current_dir(directory.path())
-            .output()
-            .unwrap();
+        let output = Command::new("sh").args(["-c", SCRIPT]).current_dir(directory.path()).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         directory
     }
@@ -246,21 +206,12 @@ mod tests {
     fn replaced_files_are_taken_into_use_and_wrong_ones_are_not() {
         let directory = made_by_openssl();
         let path = |name: &str| directory.path().join(name);
-        let storage = Storage::Mounted(files(
-            directory.path(),
-            "chain.pem",
-            "issuer.key",
-            "both.pem",
-        ));
+        let storage = Storage::Mounted(files(directory.path(), "chain.pem", "issuer.key", "both.pem"));
         let now = SystemTime::now();
-        let authority =
-            Authority::open(&storage, "cluster.local", Lifetimes::default(), now).unwrap();
+        let authority = Authority::open(&storage, "cluster.local", Lifetimes::default(), now).unwrap();
         let first = authority.snapshot(now);
         fs::copy(path("other.pem"), path("chain.pem")).unwrap();
-        assert!(
-            authority.snapshot(now).signer.same_key(&first.signer),
-            "half replaced"
-        );
+        assert!(authority.snapshot(now).signer.same_key(&first.signer), "half replaced");
         fs::copy(path("other.key"), path("issuer.key")).unwrap();
         assert!(!authority.snapshot(now).signer.same_key(&first.signer));
     }

@@ -53,11 +53,7 @@ impl Signer {
     }
 
     /// The certificate that the CA presents to its clients, with a fresh key.
-    pub fn own_certificate(
-        &self,
-        lifetime: Duration,
-        now: SystemTime,
-    ) -> Result<Certificate, SignError> {
+    pub fn own_certificate(&self, lifetime: Duration, now: SystemTime) -> Result<Certificate, SignError> {
         let id = SpiffeId::new(&self.trust_domain, CA_ACCOUNT.0, CA_ACCOUNT.1)?;
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut chain = vec![self.leaf(&id, &key, lifetime, now)?];

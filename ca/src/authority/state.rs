@@ -105,11 +105,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub fn new(
-        trust_domain: &str,
-        lifetimes: Lifetimes,
-        now: SystemTime,
-    ) -> Result<Self, StateError> {
+    pub fn new(trust_domain: &str, lifetimes: Lifetimes, now: SystemTime) -> Result<Self, StateError> {
         let first = Generation::new(trust_domain, lifetimes.root, None, now, seconds(now))?;
         Ok(Self {
             version: VERSION,
@@ -158,13 +154,7 @@ impl State {
             return Err(RotateError::UnderWay(rfc3339(last.signs_from)));
         }
         let signs_from = seconds(now + spread);
-        let next = Generation::new(
-            &self.trust_domain,
-            root_lifetime,
-            Some(last),
-            now,
-            signs_from,
-        )?;
+        let next = Generation::new(&self.trust_domain, root_lifetime, Some(last), now, signs_from)?;
         last.trusted_until = Some(signs_from + self.longest_lifetime);
         self.generations.push(next);
         Ok(())
@@ -173,15 +163,12 @@ impl State {
     /// Drops the generations that nothing valid hangs on. Says whether there were any.
     pub fn prune(&mut self, now: SystemTime) -> bool {
         let before = self.generations.len();
-        self.generations
-            .retain(|generation| generation.trusted(seconds(now)));
+        self.generations.retain(|generation| generation.trusted(seconds(now)));
         before != self.generations.len()
     }
 
     fn signing(&self, now: u64) -> Option<usize> {
-        self.generations
-            .iter()
-            .rposition(|generation| generation.signs_from <= now)
+        self.generations.iter().rposition(|generation| generation.signs_from <= now)
     }
 
     pub fn bundle(&self, now: SystemTime) -> Result<TrustBundle, StateError> {
@@ -197,10 +184,8 @@ impl State {
     pub fn snapshot(&self, backdate: Duration, now: SystemTime) -> Result<Snapshot, StateError> {
         let bundle = self.bundle(now)?;
         let index = self.signing(seconds(now)).ok_or(StateError::NoSigner)?;
-        let older_trusted = self.generations[..index]
-            .iter()
-            .filter(|generation| generation.trusted(seconds(now)))
-            .count();
+        let older_trusted =
+            self.generations[..index].iter().filter(|generation| generation.trusted(seconds(now))).count();
         let signer = self.generations[index].signer(&self.trust_domain, older_trusted, backdate)?;
         // Nothing that fails at a client may be taken into use here.
         signer
@@ -219,21 +204,13 @@ impl State {
             .iter()
             .map(|root| Ok((fingerprint(root), not_after(root)?)))
             .collect::<Result<_, StateError>>()?;
-        Ok(Snapshot {
-            signer: Arc::new(signer),
-            bundle,
-            roots,
-            next_change,
-        })
+        Ok(Snapshot { signer: Arc::new(signer), bundle, roots, next_change })
     }
 
     pub fn report(&self, now: SystemTime) -> Result<Vec<RootReport>, StateError> {
         let signing = self.signing(seconds(now));
-        let trusted = self
-            .generations
-            .iter()
-            .enumerate()
-            .filter(|(_, generation)| generation.trusted(seconds(now)));
+        let trusted =
+            self.generations.iter().enumerate().filter(|(_, generation)| generation.trusted(seconds(now)));
         trusted
             .map(|(index, generation)| {
                 let root = certificate(&generation.root)?;
@@ -278,8 +255,7 @@ impl Generation {
             .signed_by(&issuer_key, &Issuer::from_params(&root_params, &root_key))?;
         let mut way_back = Vec::new();
         if let Some(before) = before {
-            let older =
-                Issuer::from_ca_cert_pem(&before.root, KeyPair::from_pem(&before.root_key)?)?;
+            let older = Issuer::from_ca_cert_pem(&before.root, KeyPair::from_pem(&before.root_key)?)?;
             let cross = authority("root", true).signed_by(&root_key, &older)?;
             way_back.push(cross.pem());
             way_back.extend(before.way_back.iter().take(LONGEST_WAY_BACK - 1).cloned());
@@ -311,11 +287,7 @@ impl Generation {
         if let Some(until) = self.trusted_until {
             not_after = not_after.min(UNIX_EPOCH + Duration::from_secs(until));
         }
-        let way_back = self
-            .way_back
-            .iter()
-            .map(|pem| certificate(pem))
-            .collect::<Result<Vec<_>, _>>()?;
+        let way_back = self.way_back.iter().map(|pem| certificate(pem)).collect::<Result<Vec<_>, _>>()?;
         let mut own_intermediates = vec![issuer_certificate];
         own_intermediates.extend(way_back);
         let mut intermediates = own_intermediates.clone();
@@ -333,8 +305,7 @@ impl Generation {
 }
 
 fn certificate(pem: &str) -> Result<CertificateDer<'static>, StateError> {
-    CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|error| StateError::Certificate(error.to_string()))
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| StateError::Certificate(error.to_string()))
 }
 
 fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, StateError> {
@@ -348,19 +319,14 @@ pub(super) fn fingerprint(certificate: &CertificateDer<'_>) -> String {
 }
 
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn rfc3339(seconds: u64) -> String {
     i64::try_from(seconds)
         .ok()
         .and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok())
-        .and_then(|time| {
-            time.format(&time::format_description::well_known::Rfc3339)
-                .ok()
-        })
+        .and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok())
         .unwrap_or_else(|| format!("{seconds} s after 1970"))
 }
 
@@ -386,15 +352,9 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let public = rcgen::PublicKeyData::subject_public_key_info(&key);
         let public = rcgen::SubjectPublicKeyInfo::from_der(&public).unwrap();
-        let chain = signer
-            .sign(&id, &public, lifetimes().certificate, now)
-            .unwrap();
+        let chain = signer.sign(&id, &public, lifetimes().certificate, now).unwrap();
         Certificate::from_pem(
-            chain
-                .iter()
-                .map(|c| to_pem(c))
-                .collect::<String>()
-                .as_bytes(),
+            chain.iter().map(|c| to_pem(c)).collect::<String>().as_bytes(),
             key.serialize_pem().as_bytes(),
         )
         .unwrap()
@@ -437,13 +397,7 @@ mod tests {
         }
         assert_eq!(roots_seen.iter().max(), Some(&3));
         assert_eq!(roots_seen.last(), Some(&1));
-        assert!(
-            !bundles
-                .last()
-                .unwrap()
-                .roots()
-                .contains(&first_root.roots()[0])
-        );
+        assert!(!bundles.last().unwrap().roots().contains(&first_root.roots()[0]));
         let own = state
             .snapshot(lifetimes().backdate, start + 239 * SECOND)
             .unwrap()
@@ -451,10 +405,7 @@ mod tests {
             .own_certificate(lifetimes().certificate, start + 239 * SECOND)
             .unwrap();
         let verdict = own.verify(&first_root, start + 239 * SECOND);
-        assert!(
-            verdict.is_ok(),
-            "a client that slept through both rotations: {verdict:?}"
-        );
+        assert!(verdict.is_ok(), "a client that slept through both rotations: {verdict:?}");
     }
 
     #[test]
@@ -462,9 +413,7 @@ mod tests {
         let start = whole_seconds(SystemTime::now());
         let mut state = State::new("cluster.local", lifetimes(), start).unwrap();
         state.rotate(SPREAD, lifetimes().root, start).unwrap();
-        let error = state
-            .rotate(SPREAD, lifetimes().root, start + SECOND)
-            .unwrap_err();
+        let error = state.rotate(SPREAD, lifetimes().root, start + SECOND).unwrap_err();
         assert!(matches!(error, RotateError::UnderWay(_)), "{error}");
         use Phase::{Retiring, Signing, Spreading};
         let table = [
@@ -488,9 +437,7 @@ mod tests {
         state.rotate(SPREAD, lifetimes().root, start).unwrap();
         let now = start + 19 * SECOND;
         let signer = state.snapshot(SECOND, now).unwrap().signer;
-        let own = signer
-            .own_certificate(Duration::from_secs(3600), now)
-            .unwrap();
+        let own = signer.own_certificate(Duration::from_secs(3600), now).unwrap();
         assert_eq!(own.not_after(), start + 80 * SECOND);
     }
 

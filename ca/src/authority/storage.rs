@@ -5,9 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{
-    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -22,11 +20,7 @@ const LOCK: &str = "lock";
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     #[error("`{path}`: {action} failed: {source}")]
-    Io {
-        path: PathBuf,
-        action: &'static str,
-        source: io::Error,
-    },
+    Io { path: PathBuf, action: &'static str, source: io::Error },
     #[error(
         "`{path}` holds no keys of a CA: give the directory that `outrigger ca --directory` was started with"
     )]
@@ -34,19 +28,11 @@ pub enum StorageError {
     #[error(
         "`{path}` belongs to a CA of the trust domain `{found}`, not `{wanted}`: give another directory or another trust domain"
     )]
-    OtherTrustDomain {
-        path: PathBuf,
-        found: String,
-        wanted: String,
-    },
+    OtherTrustDomain { path: PathBuf, found: String, wanted: String },
     #[error(
         "`{path}` can be read by others (mode {mode:o}) and its mode can't be changed: make it {wanted:o}"
     )]
-    TooOpen {
-        path: PathBuf,
-        mode: u32,
-        wanted: u32,
-    },
+    TooOpen { path: PathBuf, mode: u32, wanted: u32 },
     #[error("`{path}`: {source}")]
     State { path: PathBuf, source: StateError },
     #[error("`{path}`: {source}")]
@@ -132,10 +118,7 @@ impl Directory {
         let mut state = self.read()?;
         state
             .rotate(spread, root_lifetime, now)
-            .map_err(|source| StorageError::Rotate {
-                path: self.0.clone(),
-                source,
-            })?;
+            .map_err(|source| StorageError::Rotate { path: self.0.clone(), source })?;
         self.write(&state)?;
         Ok(state)
     }
@@ -158,9 +141,7 @@ impl Directory {
     }
 
     pub fn read(&self) -> Result<State, StorageError> {
-        self.read_if_there()?.ok_or_else(|| StorageError::NoState {
-            path: self.0.clone(),
-        })
+        self.read_if_there()?.ok_or_else(|| StorageError::NoState { path: self.0.clone() })
     }
 
     fn read_if_there(&self) -> Result<Option<State>, StorageError> {
@@ -186,15 +167,12 @@ impl Directory {
             }
             _ => {}
         }
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&unfinished)
-            .and_then(|mut file| {
+        let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).and_then(
+            |mut file| {
                 file.write_all(&json)?;
                 file.sync_all()
-            });
+            },
+        );
         written.map_err(|source| failed(&unfinished, "writing", source))?;
         fs::rename(&unfinished, self.state_file())
             .and_then(|()| File::open(&self.0)?.sync_all())
@@ -233,26 +211,17 @@ impl Directory {
     }
 
     fn bad_state(&self, source: StateError) -> StorageError {
-        StorageError::State {
-            path: self.state_file(),
-            source,
-        }
+        StorageError::State { path: self.state_file(), source }
     }
 }
 
 fn failed(path: &Path, action: &'static str, source: io::Error) -> StorageError {
-    StorageError::Io {
-        path: path.into(),
-        action,
-        source,
-    }
+    StorageError::Io { path: path.into(), action, source }
 }
 
 fn close_to_others(path: &Path, wanted: u32) -> Result<(), StorageError> {
-    let mode = fs::metadata(path)
-        .map_err(|source| failed(path, "looking at the mode", source))?
-        .mode()
-        & 0o777;
+    let mode =
+        fs::metadata(path).map_err(|source| failed(path, "looking at the mode", source))?.mode() & 0o777;
     if mode & 0o077 == 0 {
         return Ok(());
     }
@@ -275,10 +244,8 @@ mod tests {
 
     fn start(path: &Path, certificate_seconds: u64) -> Result<State, StorageError> {
         let directory = Directory::prepare(path)?;
-        let lifetimes = Lifetimes {
-            certificate: Duration::from_secs(certificate_seconds),
-            ..Lifetimes::default()
-        };
+        let lifetimes =
+            Lifetimes { certificate: Duration::from_secs(certificate_seconds), ..Lifetimes::default() };
         directory.initialize("cluster.local", lifetimes, SystemTime::now())?;
         directory.read()
     }
@@ -305,7 +272,10 @@ mod tests {
     fn child(path: &Path) -> Command {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child
-            .args(["--exact", "authority::storage::tests::a_child_process_starts_on_the_directory_that_it_is_given"])
+            .args([
+                "--exact",
+                "authority::storage::tests::a_child_process_starts_on_the_directory_that_it_is_given",
+            ])
             .env(CHILD_DIRECTORY, path)
             .stdout(Stdio::null());
         child

@@ -37,16 +37,10 @@ pub(super) async fn connect(
     trusted: Option<&TrustBundle>,
 ) -> Result<Connection, ClientError> {
     let address = &options.address;
-    let unusable = |reason: String| ClientError::Address {
-        address: address.clone(),
-        reason,
-    };
-    let (host, _) = address
-        .rsplit_once(':')
-        .ok_or_else(|| unusable("it must be host:port".into()))?;
+    let unusable = |reason: String| ClientError::Address { address: address.clone(), reason };
+    let (host, _) = address.rsplit_once(':').ok_or_else(|| unusable("it must be host:port".into()))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let server_name =
-        ServerName::try_from(host.to_owned()).map_err(|error| unusable(error.to_string()))?;
+    let server_name = ServerName::try_from(host.to_owned()).map_err(|error| unusable(error.to_string()))?;
     let origin: Uri = format!("https://{address}")
         .parse()
         .map_err(|error: http::uri::InvalidUri| unusable(error.to_string()))?;
@@ -67,37 +61,20 @@ pub(super) async fn connect(
     let tls = TlsConnector::from(Arc::new(config))
         .connect(server_name, tcp)
         .await
-        .map_err(|source| ClientError::Tls {
-            address: address.clone(),
-            source,
-        })?;
-    let presented = tls
-        .get_ref()
-        .1
-        .peer_certificates()
-        .unwrap_or_default()
-        .to_vec();
-    let (sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
-            .await
-            .map_err(|error| http_error(address, &error))?;
+        .map_err(|source| ClientError::Tls { address: address.clone(), source })?;
+    let presented = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
+        .await
+        .map_err(|error| http_error(address, &error))?;
     tokio::spawn(async move {
         // The request on this connection reports the failure.
         let _ = connection.await;
     });
-    Ok(Connection {
-        address: address.clone(),
-        origin,
-        presented,
-        sender,
-    })
+    Ok(Connection { address: address.clone(), origin, presented, sender })
 }
 
 async fn dial(options: &CaOptions) -> Result<TcpStream, ClientError> {
-    let failed = |source| ClientError::Connect {
-        address: options.address.clone(),
-        source,
-    };
+    let failed = |source| ClientError::Connect { address: options.address.clone(), source };
     let addresses = lookup_host(&options.address).await.map_err(failed)?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
@@ -111,22 +88,14 @@ async fn dial(options: &CaOptions) -> Result<TcpStream, ClientError> {
 }
 
 async fn dial_one(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(mark) = mark {
-        socket2::SockRef::from(&socket)
-            .set_mark(mark)
-            .map_err(|error| {
-                io::Error::new(
-                    error.kind(),
-                    format!(
-                        "the packet mark {mark} can't be set ({error}); it needs CAP_NET_ADMIN"
-                    ),
-                )
-            })?;
+        socket2::SockRef::from(&socket).set_mark(mark).map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("the packet mark {mark} can't be set ({error}); it needs CAP_NET_ADMIN"),
+            )
+        })?;
     }
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;

@@ -23,21 +23,11 @@ pub(crate) enum ClientError {
     )]
     Tls { address: String, source: io::Error },
     #[error("{address} presents {found}, but the CA must be {expected}; check the address")]
-    WrongIdentity {
-        address: String,
-        found: SpiffeId,
-        expected: SpiffeId,
-    },
+    WrongIdentity { address: String, found: SpiffeId, expected: SpiffeId },
     #[error("the certificate of the CA at {address} names no identity: {source}")]
-    NoIdentity {
-        address: String,
-        source: VerifyError,
-    },
+    NoIdentity { address: String, source: VerifyError },
     #[error("the CA at {address} does not chain to the bundle that it serves: {source}")]
-    Inconsistent {
-        address: String,
-        source: rustls::Error,
-    },
+    Inconsistent { address: String, source: rustls::Error },
     #[error("the token file `{path}` can't be used: {reason}")]
     Token { path: PathBuf, reason: String },
     #[error("the connection to the CA at {address} failed: {reason}")]
@@ -45,16 +35,9 @@ pub(crate) enum ClientError {
     #[error("the CA at {address} answered {status} to {BUNDLE}; mount a trust bundle instead")]
     BundleStatus { address: String, status: StatusCode },
     #[error("the trust bundle of the CA at {address} can't be used: {source}")]
-    Bundle {
-        address: String,
-        source: BundleError,
-    },
+    Bundle { address: String, source: BundleError },
     #[error("the CA at {address} refused the request: {code:?}: {message}")]
-    Refused {
-        address: String,
-        code: tonic::Code,
-        message: String,
-    },
+    Refused { address: String, code: tonic::Code, message: String },
     #[error("the CA at {address} sent a certificate that can't be read: {reason}")]
     Answer { address: String, reason: String },
     #[error("no key or signing request could be made: {0}")]
@@ -88,8 +71,5 @@ pub(super) fn http_error(address: &str, error: &dyn std::error::Error) -> Client
         reason = format!("{reason}: {cause}");
         source = cause.source();
     }
-    ClientError::Http {
-        address: address.into(),
-        reason,
-    }
+    ClientError::Http { address: address.into(), reason }
 }

@@ -47,12 +47,8 @@ pub(crate) async fn fetch_bundle(
         let presented = connection.presented.clone();
         let bundle = connection.get_bundle().await?;
         if trusted.is_none() {
-            verify_chain(&presented, &bundle, std::time::SystemTime::now()).map_err(|source| {
-                ClientError::Inconsistent {
-                    address: options.address.clone(),
-                    source,
-                }
-            })?;
+            verify_chain(&presented, &bundle, std::time::SystemTime::now())
+                .map_err(|source| ClientError::Inconsistent { address: options.address.clone(), source })?;
             require_identity(&options.address, &presented, ca)?;
             tracing::warn!(
                 address = options.address,
@@ -99,22 +95,16 @@ async fn within<T>(
     options: &CaOptions,
     work: impl Future<Output = Result<T, ClientError>>,
 ) -> Result<T, ClientError> {
-    timeout(ATTEMPT_TIMEOUT, work).await.unwrap_or_else(|_| {
-        Err(ClientError::Timeout {
-            address: options.address.clone(),
-        })
-    })
+    timeout(ATTEMPT_TIMEOUT, work)
+        .await
+        .unwrap_or_else(|_| Err(ClientError::Timeout { address: options.address.clone() }))
 }
 
 fn authorization(
     options: &CaOptions,
 ) -> Result<tonic::metadata::MetadataValue<tonic::metadata::Ascii>, ClientError> {
-    let refused = |reason: String| ClientError::Token {
-        path: options.token_file.clone(),
-        reason,
-    };
-    let token =
-        std::fs::read_to_string(&options.token_file).map_err(|error| refused(error.to_string()))?;
+    let refused = |reason: String| ClientError::Token { path: options.token_file.clone(), reason };
+    let token = std::fs::read_to_string(&options.token_file).map_err(|error| refused(error.to_string()))?;
     let token = token.trim();
     if token.is_empty() {
         return Err(refused("it is empty".into()));
@@ -131,18 +121,12 @@ fn require_identity(
     presented: &[CertificateDer<'static>],
     ca: &SpiffeId,
 ) -> Result<(), ClientError> {
-    let peer = peer_identity(Some(presented)).map_err(|source| ClientError::NoIdentity {
-        address: address.into(),
-        source,
-    })?;
+    let peer = peer_identity(Some(presented))
+        .map_err(|source| ClientError::NoIdentity { address: address.into(), source })?;
     if peer.id == *ca {
         return Ok(());
     }
-    Err(ClientError::WrongIdentity {
-        address: address.into(),
-        found: peer.id,
-        expected: ca.clone(),
-    })
+    Err(ClientError::WrongIdentity { address: address.into(), found: peer.id, expected: ca.clone() })
 }
 
 impl Connection {
@@ -157,11 +141,8 @@ impl Connection {
         let uri = Uri::from_parts(uri).map_err(|error| http_error(&address, &error))?;
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = uri;
-        let response = self
-            .sender
-            .send_request(request)
-            .await
-            .map_err(|error| http_error(&address, &error))?;
+        let response =
+            self.sender.send_request(request).await.map_err(|error| http_error(&address, &error))?;
         let status = response.status();
         if status != StatusCode::OK {
             return Err(ClientError::BundleStatus { address, status });
@@ -186,26 +167,16 @@ impl Connection {
             message: status.message().into(),
         };
         let mut grpc = tonic::client::Grpc::with_origin(Http2Service(self.sender), self.origin);
-        grpc.ready()
-            .await
-            .map_err(|error| http_error(&address, &error))?;
-        let mut request = tonic::Request::new(CertificateRequest {
-            csr,
-            validity_duration: 0,
-        });
-        request
-            .metadata_mut()
-            .insert("authorization", authorization);
+        grpc.ready().await.map_err(|error| http_error(&address, &error))?;
+        let mut request = tonic::Request::new(CertificateRequest { csr, validity_duration: 0 });
+        request.metadata_mut().insert("authorization", authorization);
         let codec = tonic_prost::ProstCodec::<CertificateRequest, CertificateResponse>::default();
         let path = http::uri::PathAndQuery::from_static(CREATE_CERTIFICATE);
         let response = grpc.unary(request, path, codec).await.map_err(refused)?;
         let pem = response.into_inner().cert_chain.concat();
         CertificateDer::pem_slice_iter(pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| ClientError::Answer {
-                address: address.clone(),
-                reason: error.to_string(),
-            })
+            .map_err(|error| ClientError::Answer { address: address.clone(), reason: error.to_string() })
     }
 }
 

@@ -38,10 +38,7 @@ impl Metrics {
                 ),
                 &["reason"],
             )?,
-            bundles: IntCounter::new(
-                "outrigger_ca_bundles_served_total",
-                "Answers to GET /bundle.",
-            )?,
+            bundles: IntCounter::new("outrigger_ca_bundles_served_total", "Answers to GET /bundle.")?,
             root_expiry: GaugeVec::new(
                 Opts::new(
                     "outrigger_ca_root_expiry_timestamp_seconds",
@@ -74,9 +71,7 @@ impl Metrics {
         self.root_expiry.reset();
         for (fingerprint, end) in roots {
             let end = end.duration_since(UNIX_EPOCH).unwrap_or_default();
-            self.root_expiry
-                .with_label_values(&[&fingerprint[..16]])
-                .set(end.as_secs_f64());
+            self.root_expiry.with_label_values(&[&fingerprint[..16]]).set(end.as_secs_f64());
         }
     }
 
@@ -88,11 +83,7 @@ impl Metrics {
 }
 
 /// Serves `/metrics` until stopped.
-pub(super) async fn serve(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    mut stopped: watch::Receiver<bool>,
-) {
+pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
     loop {
         let accepted = tokio::select! {
             _ = stopped.wait_for(|stopped| *stopped) => return,
@@ -110,11 +101,9 @@ pub(super) async fn serve(
         let service = service_fn(move |request: Request<Incoming>| {
             let response = match (request.uri().path(), shared.metrics.render()) {
                 ("/metrics", Ok(text)) => plain(StatusCode::OK, "text/plain; version=0.0.4", text),
-                ("/metrics", Err(error)) => plain(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "text/plain",
-                    error.to_string(),
-                ),
+                ("/metrics", Err(error)) => {
+                    plain(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string())
+                }
                 _ => plain(StatusCode::NOT_FOUND, "text/plain", "GET /metrics\n".into()),
             };
             std::future::ready(Ok::<_, Infallible>(response))

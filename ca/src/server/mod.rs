@@ -71,10 +71,7 @@ pub enum ServerError {
     #[error("the CA's own certificate could not be made: {0}")]
     Own(String),
     #[error("the address {address} can't be listened on: {source}")]
-    Listen {
-        address: SocketAddr,
-        source: io::Error,
-    },
+    Listen { address: SocketAddr, source: io::Error },
     #[error("TLS can't be set up: {0}")]
     Tls(#[from] rustls::Error),
     #[error("metrics can't be set up: {0}")]
@@ -129,12 +126,7 @@ impl Server {
             metrics_listener,
             own,
             tls: TlsAcceptor::from(Arc::new(config)),
-            shared: Arc::new(Shared {
-                authority,
-                tokens,
-                lifetimes,
-                metrics: Metrics::new()?,
-            }),
+            shared: Arc::new(Shared { authority, tokens, lifetimes, metrics: Metrics::new()? }),
         })
     }
 
@@ -149,11 +141,7 @@ impl Server {
         let mut connections = JoinSet::new();
         let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
         if let Some(listener) = self.metrics_listener {
-            tokio::spawn(metrics::serve(
-                listener,
-                self.shared.clone(),
-                stopped.clone(),
-            ));
+            tokio::spawn(metrics::serve(listener, self.shared.clone(), stopped.clone()));
         }
         let housekeeping = tokio::spawn(keep_house(self.own.clone(), self.shared.clone()));
         let mut shutdown = std::pin::pin!(shutdown);
@@ -176,9 +164,7 @@ impl Server {
         drop(self.listener);
         housekeeping.abort();
         stop.send_replace(true);
-        let drained = timeout(DRAIN, async {
-            while connections.join_next().await.is_some() {}
-        });
+        let drained = timeout(DRAIN, async { while connections.join_next().await.is_some() {} });
         if drained.await.is_err() {
             tracing::warn!("stopped with requests still in flight after {DRAIN:?}");
         }
@@ -221,16 +207,8 @@ async fn serve_connection(
         }
     };
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HANDSHAKE_TIMEOUT)
-        .max_buf_size(64 << 10);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(16)
-        .max_header_list_size(64 << 10);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT).max_buf_size(64 << 10);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(16).max_header_list_size(64 << 10);
     let service = Service::new(shared, peer);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
     let end = Instant::now() + CONNECTION_LIFETIME;
@@ -245,10 +223,7 @@ async fn serve_connection(
     }
 }
 
-fn note_end(
-    peer: Option<SocketAddr>,
-    result: Result<(), Box<dyn std::error::Error + Send + Sync>>,
-) {
+fn note_end(peer: Option<SocketAddr>, result: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     if let Err(error) = result {
         tracing::debug!(?peer, error, "a connection ended badly");
     }
@@ -295,36 +270,18 @@ struct Own {
 }
 
 impl Own {
-    fn new(
-        signer: Arc<Signer>,
-        lifetimes: Lifetimes,
-        now: SystemTime,
-    ) -> Result<Self, ServerError> {
+    fn new(signer: Arc<Signer>, lifetimes: Lifetimes, now: SystemTime) -> Result<Self, ServerError> {
         let certificate = signer
             .own_certificate(lifetimes.certificate, now)
             .map_err(|error| ServerError::Own(error.to_string()))?;
-        let left = certificate
-            .not_after()
-            .duration_since(now)
-            .unwrap_or_default();
-        Ok(Self {
-            certificate,
-            signer,
-            renew_at: now + left / 2,
-        })
+        let left = certificate.not_after().duration_since(now).unwrap_or_default();
+        Ok(Self { certificate, signer, renew_at: now + left / 2 })
     }
 }
 
 impl OwnCertificate {
-    fn new(
-        signer: Arc<Signer>,
-        lifetimes: Lifetimes,
-        now: SystemTime,
-    ) -> Result<Self, ServerError> {
-        Ok(Self {
-            current: ArcSwap::from_pointee(Own::new(signer, lifetimes, now)?),
-            lifetimes,
-        })
+    fn new(signer: Arc<Signer>, lifetimes: Lifetimes, now: SystemTime) -> Result<Self, ServerError> {
+        Ok(Self { current: ArcSwap::from_pointee(Own::new(signer, lifetimes, now)?), lifetimes })
     }
 
     fn refresh(&self, signer: &Arc<Signer>, now: SystemTime) {

@@ -109,15 +109,11 @@ async fn create_certificate(
 ) -> Response<Body> {
     let Ok(_permit) = REQUESTS.try_acquire() else {
         shared.metrics.refused("overload");
-        return tonic::Status::resource_exhausted("too many requests at once: try again soon")
-            .into_http();
+        return tonic::Status::resource_exhausted("too many requests at once: try again soon").into_http();
     };
     let codec = tonic_prost::ProstCodec::<CertificateResponse, CertificateRequest>::default();
     let mut grpc = tonic::server::Grpc::new(codec).max_decoding_message_size(LARGEST_MESSAGE_BYTES);
-    let issue = Issue {
-        shared: shared.clone(),
-        peer,
-    };
+    let issue = Issue { shared: shared.clone(), peer };
     match timeout(REQUEST_TIMEOUT, grpc.unary(issue, request)).await {
         Ok(response) => response,
         Err(_) => {
@@ -165,12 +161,8 @@ fn issue(
         let text = "the signing request is longer than 16 KiB";
         return Err(("size", tonic::Status::resource_exhausted(text)));
     }
-    let key = public_key_of(&message.csr).map_err(|error| {
-        (
-            "signing_request",
-            tonic::Status::invalid_argument(error.to_string()),
-        )
-    })?;
+    let key = public_key_of(&message.csr)
+        .map_err(|error| ("signing_request", tonic::Status::invalid_argument(error.to_string())))?;
     let longest = shared.lifetimes.certificate;
     let lifetime = match u64::try_from(message.validity_duration) {
         Ok(0) => longest,
@@ -189,17 +181,11 @@ fn issue(
     shared.metrics.issued();
     tracing::info!(%id, "a certificate was issued");
     Ok(tonic::Response::new(CertificateResponse {
-        cert_chain: chain
-            .iter()
-            .map(|certificate| to_pem(certificate))
-            .collect(),
+        cert_chain: chain.iter().map(|certificate| to_pem(certificate)).collect(),
     }))
 }
 
-fn identify(
-    shared: &Shared,
-    request: &tonic::Request<CertificateRequest>,
-) -> Result<SpiffeId, Refusal> {
+fn identify(shared: &Shared, request: &tonic::Request<CertificateRequest>) -> Result<SpiffeId, Refusal> {
     let mut values = request.metadata().get_all("authorization").iter();
     let header = match (values.next(), values.next()) {
         (Some(value), None) => value.to_str().unwrap_or_default(),
@@ -220,10 +206,8 @@ fn identify(
         let text = "the token is longer than 16 KiB";
         return Err(("token_size", tonic::Status::unauthenticated(text)));
     }
-    shared.tokens.identify(token).map_err(|error: TokenError| {
-        (
-            error.reason(),
-            tonic::Status::unauthenticated(error.to_string()),
-        )
-    })
+    shared
+        .tokens
+        .identify(token)
+        .map_err(|error: TokenError| (error.reason(), tonic::Status::unauthenticated(error.to_string())))
 }

@@ -30,28 +30,18 @@ impl TestCa {
 
     async fn start_with(key_set: Option<serde_json::Value>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let list = format!(
-            "- {{sha256: {}, identity: \"{WEB}\"}}",
-            tokens::hash("secret")
-        );
+        let list = format!("- {{sha256: {}, identity: \"{WEB}\"}}", tokens::hash("secret"));
         fs::write(directory.path().join("tokens.yaml"), list).unwrap();
         fs::write(directory.path().join("token"), "secret\n").unwrap();
         if let Some(keys) = key_set {
             fs::write(directory.path().join("jwks.json"), keys.to_string()).unwrap();
         }
         let (address, task) = run_on(directory.path(), "127.0.0.1:0".parse().unwrap()).await;
-        Self {
-            directory,
-            address,
-            task,
-        }
+        Self { directory, address, task }
     }
 
     fn options(&self) -> CaOptions {
-        CaOptions::new(
-            self.address.to_string(),
-            self.directory.path().join("token"),
-        )
+        CaOptions::new(self.address.to_string(), self.directory.path().join("token"))
     }
 
     fn bundle(&self) -> TrustBundle {
@@ -79,15 +69,10 @@ fn options(directory: &std::path::Path, address: SocketAddr) -> Options {
         listen: address,
         storage: Storage::Directory(directory.join("ca")),
         trust_domain: "cluster.local".into(),
-        lifetimes: Lifetimes {
-            certificate: Duration::from_secs(60),
-            ..Lifetimes::default()
-        },
+        lifetimes: Lifetimes { certificate: Duration::from_secs(60), ..Lifetimes::default() },
         tokens: TokenOptions {
             list: Some(directory.join("tokens.yaml")),
-            key_set: Some(directory.join("jwks.json"))
-                .filter(|file| file.exists())
-                .map(signed::options),
+            key_set: Some(directory.join("jwks.json")).filter(|file| file.exists()).map(signed::options),
         },
         metrics: None,
     }
@@ -107,9 +92,7 @@ fn greedy_request() -> (KeyPair, String) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(["root.example".to_owned()]).unwrap();
     let own = "spiffe://cluster.local/ns/outrigger/sa/outrigger-ca";
-    params
-        .subject_alt_names
-        .push(SanType::URI(own.try_into().unwrap()));
+    params.subject_alt_names.push(SanType::URI(own.try_into().unwrap()));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
@@ -134,26 +117,14 @@ async fn whatever_a_request_asks_for_only_its_key_is_used() {
     assert!(usage.digital_signature() && !usage.key_cert_sign());
     let extended = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(extended.server_auth && extended.client_auth && !extended.code_signing);
-    assert_eq!(
-        leaf.public_key().subject_public_key.data,
-        key.public_key_raw()
-    );
+    assert_eq!(leaf.public_key().subject_public_key.data, key.public_key_raw());
 
-    let now = i64::try_from(
-        SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap()
-            .as_secs(),
-    )
-    .unwrap();
+    let now =
+        i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()).unwrap();
     let validity = leaf.validity();
     assert!((115..=125).contains(&(now - validity.not_before.timestamp())));
     assert!((50..=60).contains(&(validity.not_after.timestamp() - now)));
-    assert_eq!(
-        chain.last(),
-        ca.bundle().roots().first(),
-        "the root comes last"
-    );
+    assert_eq!(chain.last(), ca.bundle().roots().first(), "the root comes last");
 
     let again = certify(&ca, &csr).await.unwrap();
     let (_, second) = X509Certificate::from_der(&again[0]).unwrap();
@@ -187,10 +158,7 @@ async fn openssl_takes_the_chain_too() {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
-    assert!(
-        text.contains("Subject Alternative Name: critical"),
-        "{text}"
-    );
+    assert!(text.contains("Subject Alternative Name: critical"), "{text}");
     assert!(text.contains("CA:FALSE"), "{text}");
 }
 
@@ -205,20 +173,12 @@ async fn refusals_have_a_code_and_a_reason() {
         ("a.b.c", good.as_str(), "Unauthenticated", "not known"),
         ("secret", "hello", "InvalidArgument", "not PEM"),
         ("secret", "", "InvalidArgument", "not PEM"),
-        (
-            "secret",
-            long.as_str(),
-            "ResourceExhausted",
-            "longer than 16 KiB",
-        ),
+        ("secret", long.as_str(), "ResourceExhausted", "longer than 16 KiB"),
         ("secret", huge.as_str(), "OutOfRange", "too large"),
     ] {
         fs::write(ca.directory.path().join("token"), token).unwrap();
         let error = certify(&ca, csr).await.unwrap_err();
-        assert!(
-            error.contains(code) && error.contains(text),
-            "{token}: {error}"
-        );
+        assert!(error.contains(code) && error.contains(text), "{token}: {error}");
         assert!(!error.contains("secret"), "{error}");
     }
 }
@@ -241,14 +201,8 @@ async fn signed_tokens_are_checked_over_the_wire() {
     let unsigned = format!("{none}.{}.", valid.split('.').nth(1).unwrap());
     let table = [
         (valid, ""),
-        (
-            signed::token(ES256, &changed("exp", 1.into()), &key),
-            "has expired",
-        ),
-        (
-            signed::token(ES256, &changed("aud", "kubernetes".into()), &key),
-            "audience",
-        ),
+        (signed::token(ES256, &changed("exp", 1.into()), &key), "has expired"),
+        (signed::token(ES256, &changed("aud", "kubernetes".into()), &key), "audience"),
         (signed::token(HS256, &good, &hmac), "algorithm"),
         (unsigned, "algorithm"),
     ];
@@ -285,15 +239,9 @@ async fn a_changed_list_of_tokens_counts_at_once() {
     assert!(certify(&ca, &csr).await.is_err());
 }
 
-async fn material(
-    receiver: &mut watch::Receiver<Arc<workload::Status>>,
-) -> Arc<workload::Material> {
+async fn material(receiver: &mut watch::Receiver<Arc<workload::Status>>) -> Arc<workload::Material> {
     let wait = receiver.wait_for(|status| status.material.is_some());
-    let status = timeout(Duration::from_secs(30), wait)
-        .await
-        .unwrap()
-        .unwrap()
-        .clone();
+    let status = timeout(Duration::from_secs(30), wait).await.unwrap().unwrap().clone();
     status.material.clone().unwrap()
 }
 
@@ -320,9 +268,7 @@ async fn a_workload_gets_a_certificate_with_and_without_a_mounted_bundle() {
 async fn a_server_that_is_not_the_ca_gets_no_token() {
     // The impostor has a certificate of the mesh, but a workload's.
     let ca = TestCa::start().await;
-    let (chain, key) = client::issue(&ca.options(), &ca.bundle(), &ca_id())
-        .await
-        .unwrap();
+    let (chain, key) = client::issue(&ca.options(), &ca.bundle(), &ca_id()).await.unwrap();
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -343,9 +289,7 @@ async fn a_server_that_is_not_the_ca_gets_no_token() {
     });
     let mut options = ca.options();
     options.address = address.to_string();
-    let error = client::issue(&options, &ca.bundle(), &ca_id())
-        .await
-        .unwrap_err();
+    let error = client::issue(&options, &ca.bundle(), &ca_id()).await.unwrap_err();
     assert!(error.to_string().contains("but the CA must be"), "{error}");
     let heard = impostor.await.unwrap();
     assert!(!String::from_utf8_lossy(&heard).contains("secret"));
@@ -361,31 +305,21 @@ async fn the_material_stays_while_the_ca_is_away_and_is_renewed_when_it_is_back(
     ca.task.abort();
     let _ = (&mut ca.task).await;
     let away = receiver.wait_for(|status| status.ca_reachable == Some(false));
-    let status = timeout(Duration::from_secs(30), away)
-        .await
-        .unwrap()
-        .unwrap()
-        .clone();
+    let status = timeout(Duration::from_secs(30), away).await.unwrap().unwrap().clone();
     assert!(status.failures > 0 && status.last_error.is_some());
     let kept = status.material.clone().unwrap();
     assert_eq!(kept.certificate.serial(), first.certificate.serial());
     ca.task = run_on(ca.directory.path(), ca.address).await.1;
-    let back = receiver
-        .wait_for(|status| status.ca_reachable == Some(true) && status.last_error.is_none());
-    timeout(Duration::from_secs(30), back)
-        .await
-        .unwrap()
-        .unwrap();
+    let back = receiver.wait_for(|status| status.ca_reachable == Some(true) && status.last_error.is_none());
+    timeout(Duration::from_secs(30), back).await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn the_bundle_is_served_to_anybody_and_other_paths_say_what_there_is() {
     let ca = TestCa::start().await;
     for version in ["--http1.1", "--http2"] {
-        for (path, expected) in [
-            ("/bundle", ca.bundle().to_pem()),
-            ("/", "not here: GET /bundle".to_owned()),
-        ] {
+        for (path, expected) in [("/bundle", ca.bundle().to_pem()), ("/", "not here: GET /bundle".to_owned())]
+        {
             let output = tokio::process::Command::new("curl")
                 // The certificate carries no host name that curl could check.
                 .args(["--silent", "--insecure", version])
@@ -408,12 +342,7 @@ async fn metrics_count_what_was_given_and_refused() {
     })
     .await
     .unwrap();
-    let metrics = server
-        .metrics_listener
-        .as_ref()
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let metrics = server.metrics_listener.as_ref().unwrap().local_addr().unwrap();
     let mut asked = ca.options();
     asked.address = server.local_address().unwrap().to_string();
     let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -437,9 +366,6 @@ async fn metrics_count_what_was_given_and_refused() {
         assert!(text.contains(line), "{line}: {text}");
     }
     stop.send(()).unwrap();
-    timeout(Duration::from_secs(30), serving)
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(Duration::from_secs(30), serving).await.unwrap().unwrap();
     assert!(TcpStream::connect(&asked.address).await.is_err());
 }

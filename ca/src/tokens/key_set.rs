@@ -32,15 +32,9 @@ pub struct KeySetOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum KeySetError {
     #[error("the key set `{path}` can't be read: {source}")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     #[error("the key set `{path}` is no JSON of the shape {{\"keys\": [...]}}: {source}")]
-    Json {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    Json { path: PathBuf, source: serde_json::Error },
     #[error("the key set `{path}` holds no RSA, ECDSA or EdDSA key for signatures")]
     NoKey { path: PathBuf },
 }
@@ -61,23 +55,14 @@ pub(super) struct KeySet {
 impl KeySet {
     pub fn load(options: &KeySetOptions, trust_domain: &Arc<str>) -> Result<Self, KeySetError> {
         let path = &options.file;
-        let json = std::fs::read(path).map_err(|source| KeySetError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        let set: JwkSet = serde_json::from_slice(&json).map_err(|source| KeySetError::Json {
-            path: path.clone(),
-            source,
-        })?;
+        let json = std::fs::read(path).map_err(|source| KeySetError::Read { path: path.clone(), source })?;
+        let set: JwkSet = serde_json::from_slice(&json)
+            .map_err(|source| KeySetError::Json { path: path.clone(), source })?;
         let keys: Vec<Key> = set.keys.iter().filter_map(Key::new).collect();
         if keys.is_empty() {
             return Err(KeySetError::NoKey { path: path.clone() });
         }
-        Ok(Self {
-            keys,
-            options: options.clone(),
-            trust_domain: trust_domain.clone(),
-        })
+        Ok(Self { keys, options: options.clone(), trust_domain: trust_domain.clone() })
     }
 
     pub fn verify(&self, token: &str) -> Result<SpiffeId, TokenError> {
@@ -96,10 +81,7 @@ impl KeySet {
         let algorithm = format!("{:?}", header.alg);
         let candidates = self.keys.iter().filter(|key| {
             (header.kid.is_none() || key.id == header.kid)
-                && key
-                    .algorithm
-                    .as_ref()
-                    .is_none_or(|bound| *bound == algorithm)
+                && key.algorithm.as_ref().is_none_or(|bound| *bound == algorithm)
         });
         let mut refusal = TokenError::Signature;
         for candidate in candidates {
@@ -129,10 +111,7 @@ impl KeySet {
 
     fn identity(&self, claims: &Map<String, Value>) -> Result<SpiffeId, TokenError> {
         let name = &self.options.claim;
-        let text = claims
-            .get(name)
-            .and_then(Value::as_str)
-            .ok_or_else(|| TokenError::Claim(name.clone()))?;
+        let text = claims.get(name).and_then(Value::as_str).ok_or_else(|| TokenError::Claim(name.clone()))?;
         let account = text
             .strip_prefix("system:serviceaccount:")
             .and_then(|rest| rest.split_once(':'))
@@ -161,10 +140,7 @@ impl Key {
                 | AlgorithmParameters::EllipticCurve(_)
                 | AlgorithmParameters::OctetKeyPair(_)
         );
-        let for_signatures = matches!(
-            jwk.common.public_key_use,
-            None | Some(PublicKeyUse::Signature)
-        );
+        let for_signatures = matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature));
         if !asymmetric || !for_signatures {
             tracing::warn!(kid = ?jwk.common.key_id, "a key that signs no tokens is passed over");
             return None;
@@ -206,10 +182,7 @@ pub(crate) mod tests {
     fn load(keys: &Value, claim: &str) -> Result<KeySet, KeySetError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), json!({ "keys": keys }).to_string()).unwrap();
-        let options = KeySetOptions {
-            claim: claim.into(),
-            ..options(file.path().into())
-        };
+        let options = KeySetOptions { claim: claim.into(), ..options(file.path().into()) };
         KeySet::load(&options, &"cluster.local".into())
     }
 
@@ -253,61 +226,17 @@ pub(crate) mod tests {
         type Change = fn(&mut Value);
         let table: [(&str, Change, &str); 12] = [
             ("as it is", |_| {}, ""),
-            (
-                "no nbf",
-                |c| drop(c.as_object_mut().unwrap().remove("nbf")),
-                "",
-            ),
-            (
-                "expired",
-                |c| c["exp"] = in_seconds(-60).into(),
-                "has expired",
-            ),
-            (
-                "not yet",
-                |c| c["nbf"] = in_seconds(60).into(),
-                "not valid yet",
-            ),
-            (
-                "no exp",
-                |c| drop(c.as_object_mut().unwrap().remove("exp")),
-                "`exp`",
-            ),
-            (
-                "wrong audience",
-                |c| c["aud"] = "kubernetes".into(),
-                "audience",
-            ),
-            (
-                "no audience",
-                |c| drop(c.as_object_mut().unwrap().remove("aud")),
-                "`aud`",
-            ),
-            (
-                "wrong issuer",
-                |c| c["iss"] = "https://other".into(),
-                "another issuer",
-            ),
-            (
-                "no subject",
-                |c| drop(c.as_object_mut().unwrap().remove("sub")),
-                "`sub`",
-            ),
-            (
-                "strange subject",
-                |c| c["sub"] = "web".into(),
-                "must be a SPIFFE ID",
-            ),
-            (
-                "the CA",
-                |c| c["sub"] = "system:serviceaccount:outrigger:outrigger-ca".into(),
-                "own identity",
-            ),
-            (
-                "slashes",
-                |c| c["sub"] = "system:serviceaccount:shop:web/sa/root".into(),
-                "no SPIFFE ID",
-            ),
+            ("no nbf", |c| drop(c.as_object_mut().unwrap().remove("nbf")), ""),
+            ("expired", |c| c["exp"] = in_seconds(-60).into(), "has expired"),
+            ("not yet", |c| c["nbf"] = in_seconds(60).into(), "not valid yet"),
+            ("no exp", |c| drop(c.as_object_mut().unwrap().remove("exp")), "`exp`"),
+            ("wrong audience", |c| c["aud"] = "kubernetes".into(), "audience"),
+            ("no audience", |c| drop(c.as_object_mut().unwrap().remove("aud")), "`aud`"),
+            ("wrong issuer", |c| c["iss"] = "https://other".into(), "another issuer"),
+            ("no subject", |c| drop(c.as_object_mut().unwrap().remove("sub")), "`sub`"),
+            ("strange subject", |c| c["sub"] = "web".into(), "must be a SPIFFE ID"),
+            ("the CA", |c| c["sub"] = "system:serviceaccount:outrigger:outrigger-ca".into(), "own identity"),
+            ("slashes", |c| c["sub"] = "system:serviceaccount:shop:web/sa/root".into(), "no SPIFFE ID"),
         ];
         for (name, change, text) in table {
             let mut claims = claims();
@@ -316,11 +245,7 @@ pub(crate) mod tests {
             match set.verify(&token) {
                 Ok(id) => {
                     assert_eq!(text, "", "{name}");
-                    assert_eq!(
-                        id.as_str(),
-                        "spiffe://cluster.local/ns/shop/sa/web",
-                        "{name}"
-                    );
+                    assert_eq!(id.as_str(), "spiffe://cluster.local/ns/shop/sa/web", "{name}");
                 }
                 Err(error) => {
                     assert_ne!(text, "", "{name}: {error}");

@@ -14,20 +14,13 @@ use crate::certificate::hexadecimal;
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     #[error("the list of tokens `{path}` can't be read: {source}")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     #[error(
         "the list of tokens `{path}` can't be used: {reason}; each entry is `- {{sha256: <hash by outrigger ca hash-token>, identity: spiffe://...}}`"
     )]
     Syntax { path: PathBuf, reason: String },
     #[error("entry {number} of the list of tokens `{path}` can't be used: {reason}")]
-    Entry {
-        path: PathBuf,
-        number: usize,
-        reason: String,
-    },
+    Entry { path: PathBuf, number: usize, reason: String },
 }
 
 /// The hash under which a token is listed: SHA-256 in lower-case hexadecimal, white space around the token
@@ -47,22 +40,15 @@ pub(super) struct TokenList(Vec<([u8; 32], SpiffeId)>);
 
 impl TokenList {
     pub fn load(path: &Path, trust_domain: &str) -> Result<Self, ListError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ListError::Read {
-            path: path.into(),
-            source,
-        })?;
-        let entries = entries(&text).map_err(|reason| ListError::Syntax {
-            path: path.into(),
-            reason,
-        })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ListError::Read { path: path.into(), source })?;
+        let entries = entries(&text).map_err(|reason| ListError::Syntax { path: path.into(), reason })?;
         let parsed = entries.iter().enumerate().map(|(index, entry)| {
-            entry
-                .parse(trust_domain)
-                .map_err(|reason| ListError::Entry {
-                    path: path.into(),
-                    number: index + 1,
-                    reason,
-                })
+            entry.parse(trust_domain).map_err(|reason| ListError::Entry {
+                path: path.into(),
+                number: index + 1,
+                reason,
+            })
         });
         Ok(Self(parsed.collect::<Result<_, _>>()?))
     }
@@ -99,10 +85,7 @@ impl Entry {
     fn parse(&self, trust_domain: &str) -> Result<([u8; 32], SpiffeId), String> {
         let hash = parse_hash(&self.sha256)
             .ok_or("`sha256` must be 64 hexadecimal digits, as `outrigger ca hash-token` prints")?;
-        let id: SpiffeId = self
-            .identity
-            .parse()
-            .map_err(|error: crate::SpiffeError| error.to_string())?;
+        let id: SpiffeId = self.identity.parse().map_err(|error: crate::SpiffeError| error.to_string())?;
         check_identity(&id, trust_domain)?;
         Ok((hash, id))
     }
@@ -150,20 +133,9 @@ mod tests {
         let hash = hash("secret");
         for (text, reason) in [
             (format!("- sha256: {hash}"), "identity"),
-            (
-                format!(
-                    "- {{sha256: {hash}, identity: \"spiffe://cluster.local/ns/a/sa/b\", x: 1}}"
-                ),
-                "x",
-            ),
-            (
-                "- {sha256: abc, identity: \"spiffe://cluster.local/ns/a/sa/b\"}".into(),
-                "64 hexadecimal",
-            ),
-            (
-                format!("- {{sha256: {hash}, identity: web}}"),
-                "no SPIFFE ID",
-            ),
+            (format!("- {{sha256: {hash}, identity: \"spiffe://cluster.local/ns/a/sa/b\", x: 1}}"), "x"),
+            ("- {sha256: abc, identity: \"spiffe://cluster.local/ns/a/sa/b\"}".into(), "64 hexadecimal"),
+            (format!("- {{sha256: {hash}, identity: web}}"), "no SPIFFE ID"),
             (
                 format!("- {{sha256: {hash}, identity: \"spiffe://example.org/ns/a/sa/b\"}}"),
                 "not of this CA's trust domain",
@@ -190,9 +162,6 @@ mod tests {
 
     #[test]
     fn the_hash_is_what_sha256sum_prints() {
-        assert_eq!(
-            hash("abc"),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(hash("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 }

@@ -57,9 +57,7 @@ pub enum TokenError {
     Audience(String),
     #[error("the token comes from another issuer than `{0}`")]
     Issuer(String),
-    #[error(
-        "the token is signed with an algorithm that is not accepted (RS, PS, ES and EdDSA are)"
-    )]
+    #[error("the token is signed with an algorithm that is not accepted (RS, PS, ES and EdDSA are)")]
     Algorithm,
     #[error("the token's signature does not verify with any key of the key set")]
     Signature,
@@ -103,18 +101,14 @@ impl Tokens {
             None => None,
             Some(path) => {
                 let (path, domain) = (path.clone(), domain.clone());
-                Some(follow(path.clone(), move || {
-                    Ok(TokenList::load(&path, &domain)?)
-                })?)
+                Some(follow(path.clone(), move || Ok(TokenList::load(&path, &domain)?))?)
             }
         };
         let key_set = match &options.key_set {
             None => None,
             Some(options) => {
                 let options = options.clone();
-                Some(follow(options.file.clone(), move || {
-                    Ok(KeySet::load(&options, &domain)?)
-                })?)
+                Some(follow(options.file.clone(), move || Ok(KeySet::load(&options, &domain)?))?)
             }
         };
         Ok(Self { list, key_set })
@@ -165,14 +159,10 @@ fn follow<T: Send + Sync + 'static>(
 /// What a token may stand for: anybody of the trust domain but the CA itself.
 fn check_identity(id: &SpiffeId, trust_domain: &str) -> Result<(), String> {
     if id.trust_domain() != trust_domain {
-        return Err(format!(
-            "{id} is not of this CA's trust domain, `{trust_domain}`"
-        ));
+        return Err(format!("{id} is not of this CA's trust domain, `{trust_domain}`"));
     }
     if (id.namespace(), id.service_account()) == (Some(CA_ACCOUNT.0), Some(CA_ACCOUNT.1)) {
-        return Err(format!(
-            "{id} is the CA's own identity, which it gives to nobody"
-        ));
+        return Err(format!("{id} is the CA's own identity, which it gives to nobody"));
     }
     Ok(())
 }

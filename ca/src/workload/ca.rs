@@ -11,9 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{CaOptions, ForeignTrustDomain, Material, Publisher, check_trust_domain};
 use crate::client::{self, ClientError};
-use crate::{
-    BundleError, CA_ACCOUNT, Certificate, CertificateError, SpiffeId, TrustBundle, file_watch,
-};
+use crate::{BundleError, CA_ACCOUNT, Certificate, CertificateError, SpiffeId, TrustBundle, file_watch};
 
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
@@ -28,10 +26,7 @@ enum IssueError {
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error("the trust bundle `{path}` can't be read: {source}")]
-    ReadBundle {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    ReadBundle { path: PathBuf, source: std::io::Error },
     #[error("`{path}`: {source}")]
     BundleFile { path: PathBuf, source: BundleError },
     #[error("the CA's answer can't be used: {0}")]
@@ -73,14 +68,7 @@ pub(super) async fn run(options: CaOptions, trust_domain: Arc<str>, mut publishe
             Err(error) => return publisher.failed(error.to_string()),
         },
     };
-    let mut keeper = Keeper {
-        options,
-        trust_domain,
-        ca,
-        pinned: None,
-        publisher,
-        failures_in_a_row: 0,
-    };
+    let mut keeper = Keeper { options, trust_domain, ca, pinned: None, publisher, failures_in_a_row: 0 };
     let mut due = keeper.renew().await;
     let mut polled = Instant::now();
     loop {
@@ -141,10 +129,7 @@ impl Keeper {
                 self.failures_in_a_row = 0;
                 let now = SystemTime::now();
                 let left = remaining(&material.certificate, now);
-                let due = now
-                    + left
-                        .div_f64(2.0)
-                        .mul_f64(rand::rng().random_range(0.9..1.1));
+                let due = now + left.div_f64(2.0).mul_f64(rand::rng().random_range(0.9..1.1));
                 self.publisher.set_reachable(true);
                 self.publisher.publish(material, Some(due));
                 due
@@ -153,10 +138,7 @@ impl Keeper {
                 self.publisher.set_reachable(error.reached());
                 self.publisher.failed(error.to_string());
                 let now = SystemTime::now();
-                let left = self
-                    .publisher
-                    .material()
-                    .map(|material| remaining(&material.certificate, now));
+                let left = self.publisher.material().map(|material| remaining(&material.certificate, now));
                 let delay = retry_delay(self.failures_in_a_row, left);
                 self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
                 now + delay.mul_f64(rand::rng().random_range(0.5..1.0))
@@ -171,18 +153,14 @@ impl Keeper {
         let certificate = Certificate::new(chain, key)?;
         check_trust_domain(&certificate, &self.trust_domain)?;
         certificate.verify(&bundle, SystemTime::now())?;
-        Ok(Material {
-            certificate,
-            bundle,
-        })
+        Ok(Material { certificate, bundle })
     }
 
     async fn bundle(&mut self) -> Result<TrustBundle, IssueError> {
         match &self.options.trust_bundle {
             Some(path) => read_bundle(path),
             None => {
-                let bundle =
-                    client::fetch_bundle(&self.options, self.pinned.as_ref(), &self.ca).await?;
+                let bundle = client::fetch_bundle(&self.options, self.pinned.as_ref(), &self.ca).await?;
                 self.pinned = Some(bundle.clone());
                 Ok(bundle)
             }
@@ -219,33 +197,18 @@ impl Keeper {
             return Err(NeedsCertificate);
         }
         let due = self.publisher.status.next_renewal;
-        self.publisher.publish(
-            Material {
-                certificate,
-                bundle,
-            },
-            due,
-        );
+        self.publisher.publish(Material { certificate, bundle }, due);
         Ok(())
     }
 }
 
 fn read_bundle(path: &Path) -> Result<TrustBundle, IssueError> {
-    let pem = std::fs::read(path).map_err(|source| IssueError::ReadBundle {
-        path: path.into(),
-        source,
-    })?;
-    TrustBundle::from_pem(&pem).map_err(|source| IssueError::BundleFile {
-        path: path.into(),
-        source,
-    })
+    let pem = std::fs::read(path).map_err(|source| IssueError::ReadBundle { path: path.into(), source })?;
+    TrustBundle::from_pem(&pem).map_err(|source| IssueError::BundleFile { path: path.into(), source })
 }
 
 fn remaining(certificate: &Certificate, now: SystemTime) -> Duration {
-    certificate
-        .not_after()
-        .duration_since(now)
-        .unwrap_or_default()
+    certificate.not_after().duration_since(now).unwrap_or_default()
 }
 
 /// 1 s, doubling up to 60 s, but with several attempts left before a short-lived certificate ends.

@@ -22,18 +22,11 @@ pub(super) struct Files {
 #[derive(Debug, thiserror::Error)]
 enum FileError {
     #[error("`{path}` can't be read: {source}")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     #[error("`{path}`: {source}")]
     Bundle { path: PathBuf, source: BundleError },
     #[error("`{path}` with the key `{key}`: {source}")]
-    Certificate {
-        path: PathBuf,
-        key: PathBuf,
-        source: Box<CertificateError>,
-    },
+    Certificate { path: PathBuf, key: PathBuf, source: Box<CertificateError> },
     #[error(transparent)]
     TrustDomain(#[from] ForeignTrustDomain),
 }
@@ -68,19 +61,13 @@ pub(super) async fn run(files: Files, mut publisher: Publisher) {
 }
 
 fn changed(old: Option<&Arc<Material>>, new: &Material) -> bool {
-    old.is_none_or(|old| {
-        old.bundle != new.bundle || old.certificate.chain() != new.certificate.chain()
-    })
+    old.is_none_or(|old| old.bundle != new.bundle || old.certificate.chain() != new.certificate.chain())
 }
 
 impl Files {
     fn load(&self) -> Result<Material, FileError> {
-        let bundle = TrustBundle::from_pem(&read(&self.trust_bundle)?).map_err(|source| {
-            FileError::Bundle {
-                path: self.trust_bundle.clone(),
-                source,
-            }
-        })?;
+        let bundle = TrustBundle::from_pem(&read(&self.trust_bundle)?)
+            .map_err(|source| FileError::Bundle { path: self.trust_bundle.clone(), source })?;
         let refused = |source: CertificateError| FileError::Certificate {
             path: self.certificate.clone(),
             key: self.key.clone(),
@@ -89,21 +76,13 @@ impl Files {
         let certificate =
             Certificate::from_pem(&read(&self.certificate)?, &read(&self.key)?).map_err(refused)?;
         check_trust_domain(&certificate, &self.trust_domain)?;
-        certificate
-            .verify(&bundle, SystemTime::now())
-            .map_err(refused)?;
-        Ok(Material {
-            certificate,
-            bundle,
-        })
+        certificate.verify(&bundle, SystemTime::now()).map_err(refused)?;
+        Ok(Material { certificate, bundle })
     }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    std::fs::read(path).map_err(|source| FileError::Read {
-        path: path.into(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| FileError::Read { path: path.into(), source })
 }
 
 #[cfg(test)]
@@ -139,29 +118,15 @@ mod tests {
         };
         let (leaf, key) = testing::leaf(&root, &root_key, |_| {});
         write(&leaf, &key);
-        let source = Source::Files {
-            certificate: path("cert"),
-            key: path("key"),
-            trust_bundle: path("roots"),
-        };
+        let source =
+            Source::Files { certificate: path("cert"), key: path("key"), trust_bundle: path("roots") };
         let mut receiver = keep(source, "cluster.local");
         let missing = until(&mut receiver, |status| status.last_error.is_some()).await;
-        assert!(
-            missing.last_error.as_ref().unwrap().contains("roots"),
-            "{missing:?}"
-        );
+        assert!(missing.last_error.as_ref().unwrap().contains("roots"), "{missing:?}");
         fs::write(path("roots"), &root_pem).unwrap();
         let first = until(&mut receiver, |status| status.material.is_some()).await;
         assert_eq!((first.last_error.as_ref(), first.renewals), (None, 0));
-        let serial = |status: &Status| {
-            status
-                .material
-                .as_ref()
-                .unwrap()
-                .certificate
-                .serial()
-                .to_owned()
-        };
+        let serial = |status: &Status| status.material.as_ref().unwrap().certificate.serial().to_owned();
 
         let (second_leaf, second_key) = testing::leaf(&root, &root_key, |_| {});
         fs::write(path("cert"), &second_leaf).unwrap();
@@ -174,18 +139,8 @@ mod tests {
 
         fs::write(path("roots"), testing::root("other")).unwrap();
         let wrong = until(&mut receiver, |status| status.last_error.is_some()).await;
-        assert!(
-            wrong
-                .last_error
-                .as_ref()
-                .unwrap()
-                .contains("does not chain"),
-            "{wrong:?}"
-        );
-        assert_eq!(
-            wrong.material.as_ref().unwrap().bundle,
-            first.material.as_ref().unwrap().bundle
-        );
+        assert!(wrong.last_error.as_ref().unwrap().contains("does not chain"), "{wrong:?}");
+        assert_eq!(wrong.material.as_ref().unwrap().bundle, first.material.as_ref().unwrap().bundle);
 
         fs::write(path("roots"), root_pem.clone() + &testing::root("other")).unwrap();
         let both = until(&mut receiver, |status| status.last_error.is_none()).await;
@@ -202,11 +157,8 @@ mod tests {
         for (name, content) in [("cert", leaf), ("key", key), ("roots", root_pem)] {
             fs::write(path(name), content).unwrap();
         }
-        let source = Source::Files {
-            certificate: path("cert"),
-            key: path("key"),
-            trust_bundle: path("roots"),
-        };
+        let source =
+            Source::Files { certificate: path("cert"), key: path("key"), trust_bundle: path("roots") };
         let mut receiver = keep(source, "example.org");
         let refused = until(&mut receiver, |status| status.last_error.is_some()).await;
         assert!(refused.material.is_none());

@@ -87,23 +87,11 @@ pub struct Status {
 /// the certificate is short-lived. A first certificate is tried for without end.
 pub fn keep(source: Source, trust_domain: &str) -> watch::Receiver<Arc<Status>> {
     let (sender, receiver) = watch::channel(Arc::new(Status::default()));
-    let publisher = Publisher {
-        sender,
-        status: Status::default(),
-    };
+    let publisher = Publisher { sender, status: Status::default() };
     let trust_domain: Arc<str> = trust_domain.into();
     match source {
-        Source::Files {
-            certificate,
-            key,
-            trust_bundle,
-        } => {
-            let files = files::Files {
-                certificate,
-                key,
-                trust_bundle,
-                trust_domain,
-            };
+        Source::Files { certificate, key, trust_bundle } => {
+            let files = files::Files { certificate, key, trust_bundle, trust_domain };
             tokio::spawn(files::run(files, publisher));
         }
         Source::Ca(options) => {
@@ -123,17 +111,11 @@ struct ForeignTrustDomain {
     expected: Arc<str>,
 }
 
-fn check_trust_domain(
-    certificate: &Certificate,
-    expected: &Arc<str>,
-) -> Result<(), ForeignTrustDomain> {
+fn check_trust_domain(certificate: &Certificate, expected: &Arc<str>) -> Result<(), ForeignTrustDomain> {
     if certificate.id().trust_domain() == &**expected {
         return Ok(());
     }
-    Err(ForeignTrustDomain {
-        found: certificate.id().clone(),
-        expected: expected.clone(),
-    })
+    Err(ForeignTrustDomain { found: certificate.id().clone(), expected: expected.clone() })
 }
 
 /// The one place that changes the status, so that watchers see each event whole.
@@ -176,10 +158,7 @@ impl Publisher {
     fn failed(&mut self, error: String) {
         // Each failure counts, but the same text over and over would drown the log.
         if self.status.last_error.as_deref() != Some(&error) {
-            tracing::warn!(
-                error,
-                "no fresh certificate; the last good one stays in use"
-            );
+            tracing::warn!(error, "no fresh certificate; the last good one stays in use");
         }
         self.status.failures += 1;
         self.status.last_error = Some(error);

@@ -58,14 +58,8 @@ impl Commands<'_> {
 
     /// The mesh's discovery, which is the pods' DNS server too.
     pub fn discovery(&self) -> Command {
-        let mut discovery =
-            self.outrigger(&["discovery", "--cluster-domain", plan::CLUSTER_DOMAIN]);
-        discovery.args([
-            "--listen",
-            &control_address(DISCOVERY_PORT),
-            "--plain",
-            &control_address(DNS_PORT),
-        ]);
+        let mut discovery = self.outrigger(&["discovery", "--cluster-domain", plan::CLUSTER_DOMAIN]);
+        discovery.args(["--listen", &control_address(DISCOVERY_PORT), "--plain", &control_address(DNS_PORT)]);
         discovery.arg("--file").arg(self.files.path(SERVICES));
         self.identity(&mut discovery, "discovery");
         discovery
@@ -105,12 +99,7 @@ impl Commands<'_> {
 
     /// What runs beside a pod's sidecar. `redis` is the path of the real one; `entry` is the host's socket for the
     /// relay, which takes it.
-    pub fn workload(
-        &self,
-        pod: &Pod,
-        redis: Option<&Path>,
-        entry: &mut Option<TcpListener>,
-    ) -> Command {
+    pub fn workload(&self, pod: &Pod, redis: Option<&Path>, entry: &mut Option<TcpListener>) -> Command {
         let mut workload = match (pod.workload, redis) {
             (Workload::Entry, _) => {
                 let mut relay = self.service(&["relay", "--target", &WEB.authority()]);
@@ -121,15 +110,7 @@ impl Commands<'_> {
             }
             (Workload::Web, _) => {
                 let (api, store) = (API.authority(), STORE.authority());
-                self.service(&[
-                    "web",
-                    "--listen",
-                    &any_address(WEB.port),
-                    "--api",
-                    &api,
-                    "--store",
-                    &store,
-                ])
+                self.service(&["web", "--listen", &any_address(WEB.port), "--api", &api, "--store", &store])
             }
             (Workload::Api { slow, fail }, _) => self.service(&[
                 "api",
@@ -143,9 +124,7 @@ impl Commands<'_> {
                 fail,
             ]),
             (Workload::Store, Some(program)) => self.redis(program),
-            (Workload::Store, None) => {
-                self.service(&["store", "--listen", &any_address(STORE.port)])
-            }
+            (Workload::Store, None) => self.service(&["store", "--listen", &any_address(STORE.port)]),
         };
         self.run_as(&mut workload, NOBODY);
         workload
@@ -153,13 +132,8 @@ impl Commands<'_> {
 
     /// The demo's own traffic.
     pub fn load(&self, requests_per_second: u32) -> Command {
-        let mut load = self.service(&[
-            "load",
-            "--target",
-            &WEB.authority(),
-            "--rate",
-            &requests_per_second.to_string(),
-        ]);
+        let mut load =
+            self.service(&["load", "--target", &WEB.authority(), "--rate", &requests_per_second.to_string()]);
         self.run_as(&mut load, NOBODY);
         load
     }
@@ -175,18 +149,9 @@ impl Commands<'_> {
 
     /// How a process proves to the CA who it is, and whom it believes.
     fn identity(&self, command: &mut Command, name: &str) {
-        command.args([
-            "--trust-domain",
-            plan::CLUSTER_DOMAIN,
-            "--ca",
-            &control_address(CA_PORT),
-        ]);
-        command
-            .arg("--token-file")
-            .arg(self.files.path(&token_file(name)));
-        command
-            .arg("--trust-bundle")
-            .arg(self.files.path(TRUST_BUNDLE));
+        command.args(["--trust-domain", plan::CLUSTER_DOMAIN, "--ca", &control_address(CA_PORT)]);
+        command.arg("--token-file").arg(self.files.path(&token_file(name)));
+        command.arg("--trust-bundle").arg(self.files.path(TRUST_BUNDLE));
     }
 
     fn service(&self, words: &[&str]) -> Command {

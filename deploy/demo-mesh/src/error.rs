@@ -110,10 +110,7 @@ pub trait Context<T> {
 
 impl<T> Context<T> for io::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T, DemoError> {
-        self.map_err(|source| DemoError::Setup {
-            what: what(),
-            source,
-        })
+        self.map_err(|source| DemoError::Setup { what: what(), source })
     }
 }
 

@@ -49,10 +49,8 @@ impl Counts {
                 }
                 _ => {}
             }
-            let counted = matches!(
-                name,
-                "outrigger_requests_total" | "outrigger_tcp_connections_opened_total"
-            );
+            let counted =
+                matches!(name, "outrigger_requests_total" | "outrigger_tcp_connections_opened_total");
             if counted && label(&labels, "tls") == Some("mesh") {
                 counts.over_mesh += value;
             }
@@ -74,13 +72,7 @@ impl Counts {
                 .buckets
                 .iter()
                 .map(|(bound, count)| {
-                    (
-                        bound.clone(),
-                        growth(
-                            *count,
-                            earlier.buckets.get(bound).copied().unwrap_or_default(),
-                        ),
-                    )
+                    (bound.clone(), growth(*count, earlier.buckets.get(bound).copied().unwrap_or_default()))
                 })
                 .collect(),
         }
@@ -107,10 +99,7 @@ impl Figures {
         self.previous = counts;
         if first {
             // Counts since the start are no figure of one second.
-            return Line {
-                elapsed,
-                ..Line::default()
-            };
+            return Line { elapsed, ..Line::default() };
         }
         let entry = grown.first().unwrap_or(&none);
         self.latencies.push_back(entry.buckets.clone());
@@ -118,10 +107,7 @@ impl Figures {
             self.latencies.pop_front();
         }
         let sum = |of: fn(&Counts) -> f64| grown.iter().map(of).sum::<f64>();
-        let (hops, connections) = (
-            sum(|counts| counts.requests),
-            sum(|counts| counts.connections),
-        );
+        let (hops, connections) = (sum(|counts| counts.requests), sum(|counts| counts.connections));
         Line {
             elapsed,
             requests: entry.requests,
@@ -145,20 +131,14 @@ impl Figures {
                 let Ok(bound) = bound.parse::<f64>() else {
                     continue;
                 };
-                match buckets
-                    .iter_mut()
-                    .find(|(known, _)| known.total_cmp(&bound).is_eq())
-                {
+                match buckets.iter_mut().find(|(known, _)| known.total_cmp(&bound).is_eq()) {
                     Some((_, sum)) => *sum += count,
                     None => buckets.push((bound, *count)),
                 }
             }
         }
         buckets.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-        let rank = buckets
-            .last()
-            .map(|(_, all)| all * q)
-            .filter(|rank| *rank > 0.0)?;
+        let rank = buckets.last().map(|(_, all)| all * q).filter(|rank| *rank > 0.0)?;
         let (mut lower_bound, mut lower_count) = (0.0, 0.0);
         for (bound, count) in buckets {
             if count >= rank {
@@ -196,9 +176,7 @@ impl fmt::Display for Line {
         let milliseconds =
             |latency: Option<f64>| latency.map_or("-".into(), |s| format!("{:.1} ms", s * 1000.0));
         // Rounded down: 100 % is said only if it is so.
-        let share = self
-            .over_mesh
-            .map_or("-".into(), |share| format!("{} %", (share * 100.0).floor()));
+        let share = self.over_mesh.map_or("-".into(), |share| format!("{} %", (share * 100.0).floor()));
         write!(
             out,
             "{:>5}:{:02}  {:>10}  {:>7}  {:>8}  {:>8}  {:>7}  {:>9}  {:>9}  {:>9}",
@@ -219,10 +197,7 @@ impl fmt::Display for Line {
 type Labels<'a> = Vec<(&'a str, &'a str)>;
 
 fn label<'a>(labels: &Labels<'a>, name: &str) -> Option<&'a str> {
-    labels
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, value)| *value)
+    labels.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
 }
 
 /// Reads a line of the text format. Values keep their escapes: the labels looked at have none.
@@ -287,9 +262,7 @@ process_open_fds 12
             failed: 2.0,
             retries: 0.0,
             open_connections: 1.0,
-            buckets: buckets
-                .map(|(bound, count)| (bound.to_string(), count))
-                .into(),
+            buckets: buckets.map(|(bound, count)| (bound.to_string(), count)).into(),
         };
         assert_eq!(counts, expected);
     }
@@ -298,10 +271,7 @@ process_open_fds 12
     fn a_line_says_what_happened_since_the_one_before() {
         let mut figures = Figures::default();
         let counts = Counts::read(EXPOSITION);
-        assert_eq!(
-            figures.line(Duration::ZERO, vec![Counts::default()]),
-            Line::default()
-        );
+        assert_eq!(figures.line(Duration::ZERO, vec![Counts::default()]), Line::default());
         let line = figures.line(Duration::from_secs(61), vec![counts.clone()]);
         assert_eq!(
             line.to_string(),
@@ -317,24 +287,15 @@ process_open_fds 12
 
     #[test]
     fn a_series_that_began_anew_counts_from_zero() {
-        let earlier = Counts {
-            requests: 10.0,
-            ..Counts::default()
-        };
-        let now = Counts {
-            requests: 3.0,
-            ..Counts::default()
-        };
+        let earlier = Counts { requests: 10.0, ..Counts::default() };
+        let now = Counts { requests: 3.0, ..Counts::default() };
         assert_eq!(now.since(&earlier).requests, 3.0);
     }
 
     #[test]
     fn what_took_longer_than_the_last_bound_is_said_to_have_taken_the_last_bound() {
         let buckets = [("1".to_string(), 0.0), ("+Inf".to_string(), 5.0)].into();
-        let figures = Figures {
-            previous: Vec::new(),
-            latencies: [buckets].into(),
-        };
+        let figures = Figures { previous: Vec::new(), latencies: [buckets].into() };
         assert_eq!(figures.quantile(0.5), Some(1.0));
         assert_eq!(Figures::default().quantile(0.5), None);
     }

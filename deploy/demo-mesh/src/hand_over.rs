@@ -21,19 +21,15 @@ pub fn hand_over(name: &str, command: &[OsString]) -> DemoError {
     match prepare() {
         Err(error) => error,
         Ok(()) => {
-            let (program, arguments) = command
-                .split_first()
-                .map_or((OsString::new(), &[][..]), |(p, a)| (p.clone(), a));
+            let (program, arguments) =
+                command.split_first().map_or((OsString::new(), &[][..]), |(p, a)| (p.clone(), a));
             let failure = Command::new(&program)
                 .args(arguments)
                 .env("LISTEN_PID", std::process::id().to_string())
                 .env("LISTEN_FDS", "1")
                 .env("LISTEN_FDNAMES", name)
                 .exec();
-            DemoError::Setup {
-                what: format!("run {}", program.display()),
-                source: failure,
-            }
+            DemoError::Setup { what: format!("run {}", program.display()), source: failure }
         }
     }
 }
@@ -42,9 +38,7 @@ fn prepare() -> Result<(), DemoError> {
     let descriptor = fcntl(io::stdin(), FcntlArg::F_DUPFD(FIRST_HANDED_IN))
         .context(|| "duplicate standard input".into())?;
     if descriptor != FIRST_HANDED_IN {
-        return Err(DemoError::RunByHand(format!(
-            "descriptor {FIRST_HANDED_IN} is in use"
-        )));
+        return Err(DemoError::RunByHand(format!("descriptor {FIRST_HANDED_IN} is in use")));
     }
     let nothing = File::open("/dev/null").context(|| "open /dev/null".into())?;
     dup2_stdin(&nothing).context(|| "replace standard input".into())

@@ -49,12 +49,7 @@ pub fn start(settings: &Settings) -> Result<ExitCode, DemoError> {
         .collect::<Result<_, _>>()?;
 
     // Held back from here on, and taken by `outlive`.
-    let signals = SigSet::from_iter([
-        Signal::SIGINT,
-        Signal::SIGTERM,
-        Signal::SIGHUP,
-        Signal::SIGCHLD,
-    ]);
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD]);
     signals.thread_block().context(|| "block signals".into())?;
     let exemption = namespace::enter().map_err(DemoError::Namespaces)?;
     let orders = Orders {
@@ -72,16 +67,11 @@ pub fn start(settings: &Settings) -> Result<ExitCode, DemoError> {
 }
 
 fn prepare_logs(path: &Path) -> Result<PathBuf, DemoError> {
-    let refused = |source| DemoError::Logs {
-        path: path.into(),
-        source,
-    };
+    let refused = |source| DemoError::Logs { path: path.into(), source };
     fs::create_dir_all(path).map_err(refused)?;
     let path = fs::canonicalize(path).map_err(refused)?;
     if path.starts_with("/run") {
-        return Err(refused(io::Error::other(
-            "the demo covers /run with its own files",
-        )));
+        return Err(refused(io::Error::other("the demo covers /run with its own files")));
     }
     Ok(path)
 }
@@ -108,16 +98,9 @@ fn listen_somewhere(first: u16, index: u16) -> Result<TcpListener, DemoError> {
 
 /// Lets the supervisor inherit the socket.
 fn inheritable(listener: &TcpListener) -> Result<HostSocket, DemoError> {
-    fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty()))
-        .context(|| "let a socket be inherited".into())?;
-    let port = listener
-        .local_addr()
-        .context(|| "read a socket's port".into())?
-        .port();
-    Ok(HostSocket {
-        descriptor: listener.as_raw_fd(),
-        port,
-    })
+    fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty())).context(|| "let a socket be inherited".into())?;
+    let port = listener.local_addr().context(|| "read a socket's port".into())?.port();
+    Ok(HostSocket { descriptor: listener.as_raw_fd(), port })
 }
 
 fn supervise(orders: &Orders) -> io::Result<Child> {
@@ -128,34 +111,21 @@ fn supervise(orders: &Orders) -> io::Result<Child> {
         // Ctrl-C goes to the terminal's whole process group; the mesh is to be stopped in order instead.
         .process_group(0)
         .spawn()?;
-    tell(
-        &mut supervisor,
-        &format!("{}\n", serde_json::to_string(orders)?),
-    )?;
+    tell(&mut supervisor, &format!("{}\n", serde_json::to_string(orders)?))?;
     Ok(supervisor)
 }
 
 fn tell(supervisor: &mut Child, line: &str) -> io::Result<()> {
-    supervisor
-        .stdin
-        .as_mut()
-        .map_or(Ok(()), |stdin| stdin.write_all(line.as_bytes()))
+    supervisor.stdin.as_mut().map_or(Ok(()), |stdin| stdin.write_all(line.as_bytes()))
 }
 
 /// Waits for the supervisor's end. The first signal asks it to stop in order, the second kills it.
 fn outlive(mut supervisor: Child, signals: &SigSet) -> Result<ExitCode, DemoError> {
     let mut asked = false;
     loop {
-        if let Some(status) = supervisor
-            .try_wait()
-            .context(|| "wait for the supervisor".into())?
-        {
+        if let Some(status) = supervisor.try_wait().context(|| "wait for the supervisor".into())? {
             return Ok(status.code().map_or(ExitCode::FAILURE, |code| {
-                if code == 0 {
-                    ExitCode::SUCCESS
-                } else {
-                    ExitCode::FAILURE
-                }
+                if code == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
             }));
         }
         match signals.wait().context(|| "wait for a signal".into())? {

@@ -1,7 +1,7 @@
 //! A mesh on one machine, to look at and play with: `outrigger demo`.
 //!
-//! Six network namespaces as pods (an entry, `web`, three of `api`, `store`), each with real redirect rules and a
-//! real sidecar, and one for the control plane (CA and discovery). Nothing of it has a name on the host: the
+//! Five pods (`web`, three of `api`, `store`) and an entry, each a network namespace with real redirect rules and a
+//! real sidecar, and one more for the control plane (CA and discovery). Nothing of it has a name on the host: the
 //! namespaces live as long as the processes in them, so that even `kill -9` leaves nothing behind.
 //!
 //! [`start`] runs on the host and enters the namespaces, [`supervise`] runs inside and starts everything else, and

@@ -72,11 +72,7 @@ impl PodNamespace {
 /// A thread enters a namespace alone and ends afterwards: the rest of the process stays where it is.
 fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let worker = thread::Builder::new()
-            .name("namespace".into())
-            .spawn_scoped(scope, work)?;
-        worker
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the thread inside the namespace panicked")))
+        let worker = thread::Builder::new().name("namespace".into()).spawn_scoped(scope, work)?;
+        worker.join().unwrap_or_else(|_| Err(io::Error::other("the thread inside the namespace panicked")))
     })
 }

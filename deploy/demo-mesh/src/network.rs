@@ -28,19 +28,14 @@ pub fn make_bridge() -> Result<(), DemoError> {
 /// # Errors
 /// What ip(8) said.
 pub fn connect(pod: &str, address: Ipv4Addr) -> Result<PodNamespace, DemoError> {
-    let namespace =
-        PodNamespace::new().context(|| format!("make a network namespace for {pod}"))?;
+    let namespace = PodNamespace::new().context(|| format!("make a network namespace for {pod}"))?;
     // The other end goes to the namespace of the supervisor, which is process 1 of its PID namespace.
     let inside = format!(
         "link set lo up\nlink add eth0 type veth peer name {pod} netns 1\naddress add {address}/{PREFIX_LENGTH} dev \
          eth0\nlink set eth0 up\nroute add default via {BRIDGE}\n"
     );
     succeeded("ip", pod, namespace.run(|| ip(&inside)))?;
-    succeeded(
-        "ip",
-        pod,
-        ip(&format!("link set {pod} master {BRIDGE_NAME} up\n")),
-    )?;
+    succeeded("ip", pod, ip(&format!("link set {pod} master {BRIDGE_NAME} up\n")))?;
     Ok(namespace)
 }
 

@@ -60,18 +60,11 @@ pub struct Orders {
 pub fn receive(events: UnboundedSender<Event>) -> Result<Orders, DemoError> {
     let mut first = String::new();
     let run_by_hand = |error: &dyn std::fmt::Display| DemoError::RunByHand(error.to_string());
-    io::stdin()
-        .lock()
-        .read_line(&mut first)
-        .map_err(|error| run_by_hand(&error))?;
+    io::stdin().lock().read_line(&mut first).map_err(|error| run_by_hand(&error))?;
     let orders = serde_json::from_str(&first).map_err(|error| run_by_hand(&error))?;
     thread::spawn(move || {
         let mut line = String::new();
-        while io::stdin()
-            .lock()
-            .read_line(&mut line)
-            .is_ok_and(|length| length > 0)
-        {
+        while io::stdin().lock().read_line(&mut line).is_ok_and(|length| length > 0) {
             if line == STOP && events.send(Event::Stop).is_err() {
                 return;
             }

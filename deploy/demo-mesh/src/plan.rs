@@ -22,10 +22,7 @@ pub enum Workload {
     /// The shop's front: calls `api` and `store`.
     Web,
     /// Answers `web`: late by `slow`, and with 503 for the share `fail` of the requests.
-    Api {
-        slow: &'static str,
-        fail: &'static str,
-    },
+    Api { slow: &'static str, fail: &'static str },
     /// Redis.
     Store,
 }
@@ -42,48 +39,14 @@ pub struct Pod {
 pub const PODS: [Pod; 6] = [
     pod("entry", "entry", 10, Workload::Entry),
     pod("web", "web", 20, Workload::Web),
-    pod(
-        "api-1",
-        "api",
-        31,
-        Workload::Api {
-            slow: "0ms",
-            fail: "0%",
-        },
-    ),
-    pod(
-        "api-2",
-        "api",
-        32,
-        Workload::Api {
-            slow: "200ms",
-            fail: "0%",
-        },
-    ),
-    pod(
-        "api-3",
-        "api",
-        33,
-        Workload::Api {
-            slow: "0ms",
-            fail: "20%",
-        },
-    ),
+    pod("api-1", "api", 31, Workload::Api { slow: "0ms", fail: "0%" }),
+    pod("api-2", "api", 32, Workload::Api { slow: "200ms", fail: "0%" }),
+    pod("api-3", "api", 33, Workload::Api { slow: "0ms", fail: "20%" }),
     pod("store", "store", 40, Workload::Store),
 ];
 
-const fn pod(
-    name: &'static str,
-    service_account: &'static str,
-    host: u8,
-    workload: Workload,
-) -> Pod {
-    Pod {
-        name,
-        service_account,
-        address: Ipv4Addr::new(10, 77, 0, host),
-        workload,
-    }
+const fn pod(name: &'static str, service_account: &'static str, host: u8, workload: Workload) -> Pod {
+    Pod { name, service_account, address: Ipv4Addr::new(10, 77, 0, host), workload }
 }
 
 /// A name that pods are reached by. Nothing answers at its virtual address: the callers' sidecars take
@@ -101,20 +64,13 @@ pub const STORE: Service = service("store", 40, 6379);
 pub const SERVICES: [Service; 3] = [WEB, API, STORE];
 
 const fn service(name: &'static str, host: u8, port: u16) -> Service {
-    Service {
-        name,
-        virtual_address: Ipv4Addr::new(10, 96, 0, host),
-        port,
-    }
+    Service { name, virtual_address: Ipv4Addr::new(10, 96, 0, host), port }
 }
 
 impl Service {
     /// The service's full name with its port, as a workload dials it.
     pub fn authority(&self) -> String {
-        format!(
-            "{}.{NAMESPACE}.svc.{CLUSTER_DOMAIN}:{}",
-            self.name, self.port
-        )
+        format!("{}.{NAMESPACE}.svc.{CLUSTER_DOMAIN}:{}", self.name, self.port)
     }
 }
 
@@ -127,11 +83,7 @@ pub fn spiffe_id(namespace: &str, service_account: &str) -> String {
 pub fn discovery_file() -> String {
     let mut file = String::from("services:\n");
     for service in SERVICES {
-        let Service {
-            name,
-            virtual_address,
-            port,
-        } = service;
+        let Service { name, virtual_address, port } = service;
         write!(
             file,
             "  - name: {name}\n    namespace: {NAMESPACE}\n    vips: [{virtual_address}]\n    ports: [{{port: {port}}}]\n    \
@@ -139,12 +91,8 @@ pub fn discovery_file() -> String {
         )
         .expect("a String takes everything");
         for pod in PODS.iter().filter(|pod| pod.service_account == name) {
-            writeln!(
-                file,
-                "      - {{address: {}, serviceAccount: {name}, mesh: true}}",
-                pod.address
-            )
-            .expect("a String takes everything");
+            writeln!(file, "      - {{address: {}, serviceAccount: {name}, mesh: true}}", pod.address)
+                .expect("a String takes everything");
         }
     }
     file
@@ -167,10 +115,7 @@ mod tests {
     #[test]
     fn every_service_has_pods_and_every_address_is_used_once() {
         for service in SERVICES {
-            assert!(
-                PODS.iter().any(|pod| pod.service_account == service.name),
-                "{service:?}"
-            );
+            assert!(PODS.iter().any(|pod| pod.service_account == service.name), "{service:?}");
         }
         let addresses: BTreeSet<_> = PODS
             .iter()
@@ -184,10 +129,7 @@ mod tests {
     #[test]
     fn the_discovery_file_lists_the_three_endpoints_of_api() {
         let file = discovery_file();
-        let api = file
-            .split("  - name: ")
-            .find(|part| part.starts_with("api\n"))
-            .expect("api is a service");
+        let api = file.split("  - name: ").find(|part| part.starts_with("api\n")).expect("api is a service");
         assert_eq!(
             api,
             "api\n    namespace: shop\n    vips: [10.96.0.30]\n    ports: [{port: 8080}]\n    endpoints:\n      - \

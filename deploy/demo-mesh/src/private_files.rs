@@ -31,35 +31,22 @@ impl Files {
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
             .context(|| "make the mounts private".into())?;
-        // Opened before /run is covered: the binary may lie anywhere.
-        let binary =
-            fs::canonicalize("/proc/self/exe").context(|| "find this program's file".into())?;
         let resolv_conf = final_target(Path::new("/etc/resolv.conf"));
-        mount(
-            Some("tmpfs"),
-            COVERED,
-            Some("tmpfs"),
-            MsFlags::empty(),
-            Some(TMPFS_OPTIONS),
-        )
-        .context(|| format!("mount a tmpfs on {COVERED}"))?;
+        mount(Some("tmpfs"), COVERED, Some("tmpfs"), MsFlags::empty(), Some(TMPFS_OPTIONS))
+            .context(|| format!("mount a tmpfs on {COVERED}"))?;
 
-        let files = Self {
-            root: Path::new(COVERED).join("outrigger-demo"),
-        };
+        let files = Self { root: Path::new(COVERED).join("outrigger-demo") };
         fs::create_dir(&files.root).context(|| format!("make {}", files.root.display()))?;
         files.cover(&resolv_conf, &plan::resolv_conf())?;
-        files.cover(
-            Path::new("/etc/hosts"),
-            "127.0.0.1 localhost\n::1 localhost\n",
-        )?;
+        files.cover(Path::new("/etc/hosts"), "127.0.0.1 localhost\n::1 localhost\n")?;
         let nsswitch = final_target(Path::new("/etc/nsswitch.conf"));
         if nsswitch.exists() {
             files.cover(&nsswitch, "passwd: files\ngroup: files\nhosts: files dns\n")?;
         }
         // A path that every user of the demo can walk, whatever the modes of the directories above the original.
         fs::write(files.binary(), "").context(|| "make a place for the program's file".into())?;
-        bind(&binary, &files.binary())?;
+        // By the link, which leads to the file also when /run was above it.
+        bind(Path::new("/proc/self/exe"), &files.binary())?;
         Ok(files)
     }
 
@@ -89,14 +76,8 @@ impl Files {
 }
 
 fn bind(source: &Path, target: &Path) -> Result<(), DemoError> {
-    mount(
-        Some(source),
-        target,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )
-    .context(|| format!("show {} at {}", source.display(), target.display()))
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .context(|| format!("show {} at {}", source.display(), target.display()))
 }
 
 /// Follows symbolic links as far as they go, also where the last one leads to nothing.
@@ -126,11 +107,7 @@ fn final_target(path: &Path) -> PathBuf {
 pub fn write_secret(path: &Path, text: &str, owner: Option<u32>) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::{OpenOptionsExt, chown};
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())?;
     chown(path, owner, owner)
 }
@@ -143,15 +120,12 @@ mod tests {
 
     #[test]
     fn links_are_followed_to_a_file_that_is_not_there_yet() {
-        let directory =
-            std::env::temp_dir().join(format!("outrigger-demo-links-{}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("outrigger-demo-links-{}", std::process::id()));
         fs::create_dir_all(directory.join("run")).expect("a scratch directory");
         symlink("../run/stub.conf", directory.join("run/middle.conf")).expect("a link");
         symlink("run/middle.conf", directory.join("resolv.conf")).expect("a link");
         let found = final_target(&directory.join("resolv.conf"));
-        let wanted = fs::canonicalize(directory.join("run"))
-            .expect("it was made above")
-            .join("stub.conf");
+        let wanted = fs::canonicalize(directory.join("run")).expect("it was made above").join("stub.conf");
         fs::remove_dir_all(&directory).expect("the scratch directory can be removed");
         assert_eq!(found, wanted);
     }

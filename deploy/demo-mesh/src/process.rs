@@ -68,11 +68,7 @@ pub struct Roster {
 
 impl Roster {
     pub fn new(logs: PathBuf, events: UnboundedSender<Event>) -> Self {
-        Self {
-            logs,
-            events,
-            running: Vec::new(),
-        }
+        Self { logs, events, running: Vec::new() }
     }
 
     /// Starts a process in a pod; `name` is also its log's.
@@ -100,11 +96,7 @@ impl Roster {
             })
             .context(|| format!("start {name}"))?;
         let process = child.id().unwrap_or_default();
-        self.running.push(Running {
-            id: process,
-            name: name.into(),
-            kind,
-        });
+        self.running.push(Running { id: process, name: name.into(), kind });
         let events = self.events.clone();
         tokio::spawn(async move {
             let status = match child.wait().await {
@@ -119,10 +111,7 @@ impl Roster {
 
     /// Takes a process that ended off the list.
     pub fn remove(&mut self, process: u32) -> Option<(String, Kind)> {
-        let index = self
-            .running
-            .iter()
-            .position(|running| running.id == process)?;
+        let index = self.running.iter().position(|running| running.id == process)?;
         let running = self.running.swap_remove(index);
         Some((running.name, running.kind))
     }
@@ -140,12 +129,7 @@ impl Roster {
     /// The error that a process's end is.
     pub fn ended(&self, name: &str, status: String) -> DemoError {
         let log = self.log(name);
-        DemoError::Ended {
-            name: name.into(),
-            status,
-            tail: tail(&log),
-            log,
-        }
+        DemoError::Ended { name: name.into(), status, tail: tail(&log), log }
     }
 
     /// Stops everything, callers before those they call.
@@ -174,11 +158,7 @@ pub fn tail(log: &Path) -> String {
         Ok(text) => {
             let lines: Vec<&str> = text.lines().collect();
             let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-            if last.is_empty() {
-                "(it is empty)".into()
-            } else {
-                last.join("\n")
-            }
+            if last.is_empty() { "(it is empty)".into() } else { last.join("\n") }
         }
         Err(error) => format!("(can't be read: {error})"),
     }
@@ -207,10 +187,7 @@ mod tests {
         let empty = tail(&path);
         fs::remove_file(&path).expect("the scratch file can be removed");
         assert_eq!(shown.lines().count(), TAIL_LINES);
-        assert!(
-            shown.starts_with("line 26\n") && shown.ends_with("line 40"),
-            "{shown}"
-        );
+        assert!(shown.starts_with("line 26\n") && shown.ends_with("line 40"), "{shown}");
         assert_eq!(empty, "(it is empty)");
     }
 }

@@ -34,9 +34,7 @@ const SCRAPE_PATIENCE: Duration = Duration::from_millis(800);
 /// The first step that failed, or the sidecar that ended.
 pub fn supervise() -> Result<ExitCode, DemoError> {
     // The process on the host holds signals back; whatever runs here must end by them.
-    SigSet::all()
-        .thread_unblock()
-        .context(|| "let signals in".into())?;
+    SigSet::all().thread_unblock().context(|| "let signals in".into())?;
     let (sender, mut events) = unbounded_channel();
     let orders = orders::receive(sender.clone())?;
     // Other users must get at the files meant for them, whatever the mask of whoever started the demo.
@@ -44,17 +42,13 @@ pub fn supervise() -> Result<ExitCode, DemoError> {
     let files = Files::prepare()?;
     let logs = orders.logs.clone().unwrap_or_else(|| files.path("logs"));
     fs::create_dir_all(&logs).context(|| format!("make {}", logs.display()))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    runtime
-        .context(|| "start the runtime".into())?
-        .block_on(async {
-            let mut roster = Roster::new(logs, sender);
-            let result = run(orders, &files, &mut roster, &mut events).await;
-            roster.stop(&mut events).await;
-            result.map(|()| ExitCode::SUCCESS)
-        })
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context(|| "start the runtime".into())?.block_on(async {
+        let mut roster = Roster::new(logs, sender);
+        let result = run(orders, &files, &mut roster, &mut events).await;
+        roster.stop(&mut events).await;
+        result.map(|()| ExitCode::SUCCESS)
+    })
 }
 
 async fn run(
@@ -63,13 +57,9 @@ async fn run(
     roster: &mut Roster,
     events: &mut UnboundedReceiver<Event>,
 ) -> Result<(), DemoError> {
-    let commands = Commands {
-        files,
-        exemption: orders.exemption,
-        access_log: orders.access_log,
-    };
+    let commands = Commands { files, exemption: orders.exemption, access_log: orders.access_log };
     let doors = Doors::new(&orders);
-    say("Starting a mesh: CA, discovery, and six pods with their sidecars …")?;
+    say("Starting a mesh: CA, discovery, an entry and five pods, each with its sidecar …")?;
     let sockets = Sockets::take(orders.entry, orders.admin)?;
     let mesh = tokio::select! {
         mesh = mesh::start(&commands, roster, sockets, orders.requests_per_second) => mesh?,
@@ -121,10 +111,7 @@ fn mourn(roster: &mut Roster, process: u32, status: String) -> Result<(), DemoEr
         Some((name, Kind::Sidecar)) => Err(roster.ended(&name, status)),
         Some((name, _)) => {
             let log = roster.log(&name);
-            say(&format!(
-                "{name} ended ({status}); the mesh goes on. The end of its log:\n{}",
-                tail(&log)
-            ))
+            say(&format!("{name} ended ({status}); the mesh goes on. The end of its log:\n{}", tail(&log)))
         }
         None => Ok(()),
     }
@@ -137,17 +124,9 @@ async fn scrape(latest: &mut [Counts]) {
         let address = format!("{}:{METRICS_PORT}", pod.address);
         answers.spawn(async move {
             let none = HeaderMap::new();
-            let answer = timeout(
-                SCRAPE_PATIENCE,
-                plain_http::get(&address, "/metrics", &none),
-            )
-            .await
-            .ok()?
-            .ok()?;
-            answer
-                .status
-                .is_success()
-                .then(|| (index, Counts::read(&String::from_utf8_lossy(&answer.body))))
+            let answer =
+                timeout(SCRAPE_PATIENCE, plain_http::get(&address, "/metrics", &none)).await.ok()?.ok()?;
+            answer.status.is_success().then(|| (index, Counts::read(&String::from_utf8_lossy(&answer.body))))
         });
     }
     while let Some(answer) = answers.join_next().await {

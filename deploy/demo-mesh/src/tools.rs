@@ -37,10 +37,7 @@ pub fn search_path() -> String {
 
 /// Finds a program.
 pub fn find(name: &str) -> Option<PathBuf> {
-    search_path()
-        .split(':')
-        .map(|directory| Path::new(directory).join(name))
-        .find(|path| path.is_file())
+    search_path().split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
 }
 
 /// Sees that all needed programs are there. Root's missing ones are installed where apt-get is the package
@@ -49,39 +46,34 @@ pub fn find(name: &str) -> Option<PathBuf> {
 /// # Errors
 /// What is missing with the one command that installs it, or why installing failed.
 pub fn ensure() -> Result<(), DemoError> {
-    let missing: Vec<_> = NEEDED
-        .into_iter()
-        .filter(|(program, _)| find(program).is_none())
-        .collect();
+    let missing = missing();
     if missing.is_empty() {
         return Ok(());
     }
-    let manager = MANAGERS
-        .iter()
-        .find(|(program, _)| find(program).is_some())
-        .map(|(_, install)| *install);
+    let manager = MANAGERS.iter().find(|(program, _)| find(program).is_some()).map(|(_, install)| *install);
     let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
     let root = geteuid().is_root();
     let command = install_command(&packages, manager, root);
-    match (&command, manager) {
-        (Some(command), Some(manager)) if root && manager.starts_with("apt-get") => {
-            screen::say(&format!("Installing what is missing: {command}"))?;
-            install(command)
+    if let Some(command) = &command
+        && root
+        && manager.is_some_and(|manager| manager.starts_with("apt-get"))
+    {
+        screen::say(&format!("Installing what is missing: {command}"))?;
+        install(command)?;
+        if self::missing().is_empty() {
+            return Ok(());
         }
-        _ => Err(DemoError::ToolMissing {
-            missing: missing
-                .iter()
-                .map(|(program, _)| *program)
-                .collect::<Vec<_>>()
-                .join(", "),
-            remedy: command.unwrap_or_else(|| {
-                format!(
-                    "your system's package manager (packages: {})",
-                    packages.join(" ")
-                )
-            }),
-        }),
     }
+    Err(DemoError::ToolMissing {
+        missing: missing.iter().map(|(program, _)| *program).collect::<Vec<_>>().join(", "),
+        remedy: command
+            .unwrap_or_else(|| format!("your system's package manager (packages: {})", packages.join(" "))),
+    })
+}
+
+/// Needed programs that are not there, each with its package.
+fn missing() -> Vec<(&'static str, &'static str)> {
+    NEEDED.into_iter().filter(|(program, _)| find(program).is_none()).collect()
 }
 
 fn install_command(packages: &[&str], manager: Option<&str>, root: bool) -> Option<String> {
@@ -109,10 +101,7 @@ fn run(command: &str) -> Result<(), DemoError> {
         Ok(status) => status.to_string(),
         Err(error) => error.to_string(),
     };
-    Err(DemoError::Install {
-        command: command.into(),
-        reason,
-    })
+    Err(DemoError::Install { command: command.into(), reason })
 }
 
 #[cfg(test)]
@@ -135,29 +124,18 @@ mod tests {
                 true,
                 Some("apt-get install --yes --no-install-recommends iproute2 iptables"),
             ),
-            (
-                &["iptables"],
-                Some(MANAGERS[2].1),
-                false,
-                Some("sudo apk add iptables"),
-            ),
+            (&["iptables"], Some(MANAGERS[2].1), false, Some("sudo apk add iptables")),
             (&["iptables"], None, false, None),
         ];
         for (packages, manager, root, expected) in table {
-            assert_eq!(
-                install_command(packages, manager, root).as_deref(),
-                expected
-            );
+            assert_eq!(install_command(packages, manager, root).as_deref(), expected);
         }
     }
 
     #[test]
     fn administration_programs_are_found_whatever_the_path() {
         for directory in ADMINISTRATION_PATHS {
-            assert!(
-                search_path().split(':').any(|part| part == directory),
-                "{directory}"
-            );
+            assert!(search_path().split(':').any(|part| part == directory), "{directory}");
         }
     }
 }

@@ -39,17 +39,13 @@ pub fn welcome(doors: &Doors, mesh: &Mesh, logs: &Path) -> String {
 
 fn write_to(text: &mut String, doors: &Doors, mesh: &Mesh, logs: &Path) -> std::fmt::Result {
     let url = format!("http://127.0.0.1:{}", doors.entry);
-    let redis = if mesh.real_redis {
-        "redis-server"
-    } else {
-        "a stand-in for redis, which is not installed"
-    };
+    let redis = if mesh.real_redis { "redis-server" } else { "a stand-in for redis, which is not installed" };
     writeln!(text, "\nThe mesh is up. Open {}", bold(&format!("{url}/")))?;
     writeln!(text, "or type:")?;
     for (path, meaning) in [
         (
             "/api",
-            "web calls api by HTTP: three endpoints, one of them slow, one failing now and then"
+            "web calls api by HTTP: of three endpoints one fails now and then, and a slow one is rarely asked"
                 .to_owned(),
         ),
         ("/grpc", "the same by gRPC".to_owned()),
@@ -63,10 +59,7 @@ fn write_to(text: &mut String, doors: &Doors, mesh: &Mesh, logs: &Path) -> std::
         "\nThe pods; each sidecar's admin port has /config, /certificates, /upstreams and /metrics:"
     )?;
     // The host's number of this process: /proc is the host's.
-    let supervisor = fs::read_link("/proc/self")
-        .unwrap_or_default()
-        .display()
-        .to_string();
+    let supervisor = fs::read_link("/proc/self").unwrap_or_default().display().to_string();
     let proc = Path::new("/proc").join(&supervisor);
     for ((pod, namespace), admin) in PODS.iter().zip(&mesh.pods).zip(&doors.admin) {
         writeln!(
@@ -79,15 +72,9 @@ fn write_to(text: &mut String, doors: &Doors, mesh: &Mesh, logs: &Path) -> std::
     }
     let user = match doors.exemption {
         Exemption::User => String::new(),
-        Exemption::Mark => format!(
-            "--user={} --preserve-credentials ",
-            proc.join("ns/user").display()
-        ),
+        Exemption::Mark => format!("--user={} --preserve-credentials ", proc.join("ns/user").display()),
     };
-    writeln!(
-        text,
-        "\nTo look around inside a pod, as a program beside the sidecar:"
-    )?;
+    writeln!(text, "\nTo look around inside a pod, as a program beside the sidecar:")?;
     writeln!(
         text,
         "  nsenter {user}--mount={} --net={} curl -s http://api.{NAMESPACE}:8080/",
@@ -97,8 +84,7 @@ fn write_to(text: &mut String, doors: &Doors, mesh: &Mesh, logs: &Path) -> std::
     let shown = if doors.kept_logs {
         logs.to_owned()
     } else {
-        proc.join("root")
-            .join(logs.strip_prefix("/").unwrap_or(logs))
+        proc.join("root").join(logs.strip_prefix("/").unwrap_or(logs))
     };
     writeln!(text, "Logs: {}", shown.display())?;
     writeln!(

@@ -16,11 +16,7 @@ use crate::answer::{Asker, Carrier, Reply, failure};
 const LARGEST_QUESTION: usize = 4096;
 
 /// Answers until stopped.
-pub(super) async fn serve(
-    socket: UdpSocket,
-    shared: Arc<Shared>,
-    mut stopped: watch::Receiver<bool>,
-) {
+pub(super) async fn serve(socket: UdpSocket, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
     let socket = Arc::new(socket);
     let mut forwarded = JoinSet::new();
     let mut question = vec![0; LARGEST_QUESTION];
@@ -41,9 +37,7 @@ pub(super) async fn serve(
         if asker.port() == 0 {
             continue;
         }
-        if let Some(answer) =
-            answer_now(&socket, &shared, &mut forwarded, &question[..length], asker)
-        {
+        if let Some(answer) = answer_now(&socket, &shared, &mut forwarded, &question[..length], asker) {
             send(&socket, &answer, asker);
         }
     }

@@ -26,9 +26,7 @@ pub(crate) use stream::framed;
 
 /// Anybody may connect there, so few at once and none for long: clients come over TCP for a single large answer.
 const MOST_PLAIN_CONNECTIONS: usize = 256;
-const PLAIN_PACE: Pace = Pace {
-    idle: Duration::from_secs(10),
-};
+const PLAIN_PACE: Pace = Pace { idle: Duration::from_secs(10) };
 /// Out of file descriptors, accepting fails at once and again; a pause keeps the CPU for what frees them.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// When stopping, answers that are under way get this long.
@@ -62,10 +60,7 @@ pub struct SecureOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     #[error("the address {address} can't be listened on: {source}")]
-    Listen {
-        address: SocketAddr,
-        source: io::Error,
-    },
+    Listen { address: SocketAddr, source: io::Error },
     #[error(
         "there is nothing to listen on: give a certificate source for DNS over TLS, or an address for plain DNS"
     )]
@@ -92,22 +87,14 @@ impl Server {
             return Err(ServerError::Nothing);
         }
         let secure = match options.secure {
-            Some(secure) => Some((
-                listen(secure.listen)?,
-                Secure::new(&secure.trust_domain, secure.certificate),
-            )),
+            Some(secure) => {
+                Some((listen(secure.listen)?, Secure::new(&secure.trust_domain, secure.certificate)))
+            }
             None => None,
         };
         let plain = options.plain.map(listen_plain).transpose()?;
         let forwarder = Forwarder::new(options.forward, options.mark);
-        Ok(Self {
-            shared: Arc::new(Shared {
-                directory,
-                forwarder,
-            }),
-            secure,
-            plain,
-        })
+        Ok(Self { shared: Arc::new(Shared { directory, forwarder }), secure, plain })
     }
 
     /// Where DNS over TLS is served, with the port that was given out where 0 was asked for.
@@ -143,11 +130,7 @@ impl Server {
 }
 
 /// Plain DNS over TCP.
-async fn serve_plain(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    mut stopped: watch::Receiver<bool>,
-) {
+async fn serve_plain(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
     let permits = Arc::new(Semaphore::new(MOST_PLAIN_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -232,13 +215,10 @@ fn bind_datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// `[::]` means 0.0.0.0 on a machine without IPv6.
-fn with_ipv4_instead<T>(
-    address: SocketAddr,
-    bind: impl Fn(SocketAddr) -> io::Result<T>,
-) -> io::Result<T> {
+fn with_ipv4_instead<T>(address: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
     bind(address).or_else(|error| {
-        let taken = error.kind() == io::ErrorKind::AddrInUse
-            || error.kind() == io::ErrorKind::PermissionDenied;
+        let taken =
+            error.kind() == io::ErrorKind::AddrInUse || error.kind() == io::ErrorKind::PermissionDenied;
         if address.ip() == Ipv6Addr::UNSPECIFIED && !taken {
             return bind((Ipv4Addr::UNSPECIFIED, address.port()).into());
         }

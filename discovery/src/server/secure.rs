@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use outrigger_ca::workload::{Material, Status};
-use outrigger_ca::{
-    DISCOVERY_ACCOUNT, ExpectedIdentity, VerifyError, client_verifier, peer_identity,
-};
+use outrigger_ca::{DISCOVERY_ACCOUNT, ExpectedIdentity, VerifyError, client_verifier, peer_identity};
 use rustls::ServerConfig;
 use rustls::sign::SingleCertAndKey;
 use tokio::net::{TcpListener, TcpStream};
@@ -29,9 +27,7 @@ const MOST_HANDSHAKES: usize = 512;
 /// Each sidecar keeps one connection. At some 40 KiB each this bounds memory to 320 MiB.
 const MOST_CONNECTIONS: usize = 8192;
 /// A sidecar asks again for what it uses at least once a minute.
-const PACE: Pace = Pace {
-    idle: Duration::from_secs(180),
-};
+const PACE: Pace = Pace { idle: Duration::from_secs(180) };
 
 /// Why the material gives no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -52,11 +48,7 @@ pub(super) struct Secure {
 impl Secure {
     pub(super) fn new(trust_domain: &str, certificate: watch::Receiver<Arc<Status>>) -> Self {
         let clients = ExpectedIdentity::TrustDomain(trust_domain.into());
-        Self {
-            clients,
-            certificate,
-            current: None,
-        }
+        Self { clients, certificate, current: None }
     }
 
     /// Serves until stopped.
@@ -111,10 +103,7 @@ impl Secure {
     fn acceptor(&mut self) -> Option<TlsAcceptor> {
         let status = self.certificate.borrow().clone();
         if let Some(material) = &status.material
-            && !self
-                .current
-                .as_ref()
-                .is_some_and(|(current, _)| Arc::ptr_eq(current, material))
+            && !self.current.as_ref().is_some_and(|(current, _)| Arc::ptr_eq(current, material))
         {
             match server_config(material) {
                 Ok(config) => {
@@ -129,11 +118,7 @@ impl Secure {
 }
 
 async fn has_material(mut certificate: watch::Receiver<Arc<Status>>) {
-    if certificate
-        .wait_for(|status| status.material.is_some())
-        .await
-        .is_err()
-    {
+    if certificate.wait_for(|status| status.material.is_some()).await.is_err() {
         // Nobody will ever give one.
         std::future::pending::<()>().await;
     }

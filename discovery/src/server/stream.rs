@@ -80,11 +80,7 @@ async fn read_questions<R: AsyncRead + Unpin>(
     answers: mpsc::Sender<Vec<u8>>,
     end: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let asker = Asker {
-        address: peer,
-        carrier: Carrier::Stream,
-        forwards: shared.forwarder.has_servers(),
-    };
+    let asker = Asker { address: peer, carrier: Carrier::Stream, forwards: shared.forwarder.has_servers() };
     let mut forwarded = JoinSet::new();
     let mut end = std::pin::pin!(end);
     loop {
@@ -124,10 +120,7 @@ async fn read_questions<R: AsyncRead + Unpin>(
 }
 
 /// The next question; none when the client is done, or has been for too long without one.
-async fn read_question<R: AsyncRead + Unpin>(
-    reader: &mut R,
-    pace: Pace,
-) -> io::Result<Option<Vec<u8>>> {
+async fn read_question<R: AsyncRead + Unpin>(reader: &mut R, pace: Pace) -> io::Result<Option<Vec<u8>>> {
     let mut first = [0];
     match timeout(pace.idle, reader.read(&mut first)).await {
         Ok(Ok(0)) | Err(_) => return Ok(None),
@@ -137,10 +130,7 @@ async fn read_question<R: AsyncRead + Unpin>(
     let rest = async {
         let length = u16::from_be_bytes([first[0], reader.read_u8().await?]);
         if usize::from(length) < HEADER {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "this is not DNS",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "this is not DNS"));
         }
         let mut question = vec![0; usize::from(length)];
         reader.read_exact(&mut question).await?;

@@ -6,8 +6,7 @@ use crate::support::{Running, Wishes};
 
 const API: &str = "api.shop.svc.cluster.local";
 const API_8080: &str = "_8080._tcp.api.shop.svc.cluster.local";
-const SERVICE: &str =
-    r#""v=1 service name=api ns=shop vip=10.96.0.7,fd00:96::7 timeout=3s retries=1""#;
+const SERVICE: &str = r#""v=1 service name=api ns=shop vip=10.96.0.7,fd00:96::7 timeout=3s retries=1""#;
 
 fn start() -> Running {
     Running::start(Wishes::default())
@@ -18,10 +17,7 @@ fn a_service_has_its_own_addresses_and_without_any_those_of_its_endpoints() {
     let server = start();
     assert_eq!(server.short(&format!("{API} A")), ["10.96.0.7"]);
     assert_eq!(server.short(&format!("{API} AAAA")), ["fd00:96::7"]);
-    assert_eq!(
-        server.short("store.shop.svc.cluster.local A"),
-        ["10.77.0.10", "10.77.0.9"]
-    );
+    assert_eq!(server.short("store.shop.svc.cluster.local A"), ["10.77.0.10", "10.77.0.9"]);
 }
 
 #[test]
@@ -35,30 +31,13 @@ fn srv_names_targets_that_resolve_and_whose_addresses_come_along() {
             "0 3 80 10-77-0-3.api.shop.svc.cluster.local.",
         ]
     );
-    assert_eq!(
-        server.short("10-77-0-4.api.shop.svc.cluster.local A"),
-        ["10.77.0.4"]
-    );
-    assert_eq!(
-        server.short("fd00-77-0-0-0-0-0-5.api.shop.svc.cluster.local AAAA"),
-        ["fd00:77::5"]
-    );
+    assert_eq!(server.short("10-77-0-4.api.shop.svc.cluster.local A"), ["10.77.0.4"]);
+    assert_eq!(server.short("fd00-77-0-0-0-0-0-5.api.shop.svc.cluster.local AAAA"), ["fd00:77::5"]);
     let whole = server.dig(&format!("{API_8080} SRV"));
     assert!(whole.contains("ADDITIONAL: 4"), "{whole}");
-    assert!(
-        whole.contains("10-77-0-3.api.shop.svc.cluster.local. 5 IN A 10.77.0.3") || {
-            let fields: Vec<&str> = whole.split_whitespace().collect();
-            fields.windows(5).any(|w| {
-                w == [
-                    "10-77-0-3.api.shop.svc.cluster.local.",
-                    "5",
-                    "IN",
-                    "A",
-                    "10.77.0.3",
-                ]
-            })
-        }
-    );
+    let fields: Vec<&str> = whole.split_whitespace().collect();
+    let along = ["10-77-0-3.api.shop.svc.cluster.local.", "5", "IN", "A", "10.77.0.3"];
+    assert!(fields.windows(5).any(|window| window == along), "{whole}");
 }
 
 #[test]
@@ -73,14 +52,7 @@ fn txt_tells_the_service_and_its_endpoints_on_the_port_that_was_asked_for() {
     expected.sort_unstable();
     assert_eq!(server.short(&format!("{API_8080} TXT")), expected);
     let opaque = server.short(&format!("_6000._tcp.{API} TXT"));
-    assert_eq!(
-        opaque
-            .iter()
-            .filter(|line| line.contains("opaque=1"))
-            .count(),
-        3,
-        "{opaque:?}"
-    );
+    assert_eq!(opaque.iter().filter(|line| line.contains("opaque=1")).count(), 3, "{opaque:?}");
 }
 
 #[test]
@@ -119,12 +91,8 @@ fn answers_have_authority_and_last_5_seconds() {
     let whole = start().dig(&format!("{API} A"));
     let flags = whole.lines().find(|line| line.contains("flags:")).unwrap();
     assert!(flags.contains("flags: qr aa rd;"), "{whole}");
-    let answer: Vec<&str> = whole
-        .lines()
-        .find(|line| line.starts_with("api.shop"))
-        .unwrap()
-        .split_whitespace()
-        .collect();
+    let answer: Vec<&str> =
+        whole.lines().find(|line| line.starts_with("api.shop")).unwrap().split_whitespace().collect();
     assert_eq!(answer[1], "5", "{whole}");
 }
 
@@ -151,27 +119,14 @@ fn names_that_do_not_exist_are_told_from_names_without_such_records() {
         ("cluster.local AXFR", "", 0),
     ] {
         if code.is_empty() {
-            assert!(
-                server.dig(question).contains("Transfer failed"),
-                "{question}"
-            );
+            assert!(server.dig(question).contains("Transfer failed"), "{question}");
             continue;
         }
         let whole = server.dig(question);
-        assert!(
-            whole.contains(&format!("status: {code}")),
-            "{question}: {whole}"
-        );
-        assert!(
-            whole.contains(&format!("ANSWER: {answers}")),
-            "{question}: {whole}"
-        );
+        assert!(whole.contains(&format!("status: {code}")), "{question}: {whole}");
+        assert!(whole.contains(&format!("ANSWER: {answers}")), "{question}: {whole}");
         let negative = answers == 0 && code != "REFUSED";
-        assert_eq!(
-            whole.contains("\tSOA\t"),
-            negative || question.ends_with("SOA"),
-            "{question}: {whole}"
-        );
+        assert_eq!(whole.contains("\tSOA\t"), negative || question.ends_with("SOA"), "{question}: {whole}");
     }
 }
 
@@ -194,10 +149,7 @@ fn large(endpoints: u32) -> String {
 
 #[test]
 fn what_does_not_fit_into_a_datagram_is_asked_for_again_over_tcp() {
-    let server = Running::start(Wishes {
-        services: Some(large(100)),
-        ..Wishes::default()
-    });
+    let server = Running::start(Wishes { services: Some(large(100)), ..Wishes::default() });
     let name = "_80._tcp.large.shop.svc.cluster.local";
     let cut = server.dig(&format!("+ignore {name} SRV"));
     assert!(cut.contains(" tc ") && cut.contains("ANSWER: 0"), "{cut}");
@@ -209,10 +161,7 @@ fn what_does_not_fit_into_a_datagram_is_asked_for_again_over_tcp() {
 
 #[test]
 fn of_very_many_endpoints_an_asker_gets_256_and_the_same_ones_again() {
-    let server = Running::start(Wishes {
-        services: Some(large(1000)),
-        ..Wishes::default()
-    });
+    let server = Running::start(Wishes { services: Some(large(1000)), ..Wishes::default() });
     for (question, expected) in [
         ("_80._tcp.large.shop.svc.cluster.local SRV", 256),
         ("_80._tcp.large.shop.svc.cluster.local TXT", 257),

@@ -23,11 +23,7 @@ fn claims_authority(text: &'static str) -> SocketAddr {
             let say = |text: &str| {
                 let mut answer = answer.clone();
                 let data = RData::TXT(TXT::new(vec![text.to_owned()]));
-                answer.add_answer(Record::from_rdata(
-                    question.queries[0].name().clone(),
-                    60,
-                    data,
-                ));
+                answer.add_answer(Record::from_rdata(question.queries[0].name().clone(), 60, data));
                 answer
             };
             let mut lie = say("lie");
@@ -42,34 +38,22 @@ fn claims_authority(text: &'static str) -> SocketAddr {
 
 /// An address where nobody answers, and a question is refused at once.
 fn nobody() -> SocketAddr {
-    UdpSocket::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 #[test]
 fn other_names_are_asked_for_elsewhere_and_what_is_heard_there_is_without_authority() {
     let forward = vec![nobody(), claims_authority("truth")];
-    let server = Running::start(Wishes {
-        forward,
-        ..Wishes::default()
-    });
+    let server = Running::start(Wishes { forward, ..Wishes::default() });
     let whole = server.dig("example.com TXT");
-    assert!(
-        whole.contains("\"truth\"") && !whole.contains("lie"),
-        "{whole}"
-    );
+    assert!(whole.contains("\"truth\"") && !whole.contains("lie"), "{whole}");
     assert!(whole.contains("flags: qr rd ra;"), "no authority: {whole}");
 }
 
 #[test]
 fn the_meshs_own_names_are_never_asked_for_elsewhere() {
     let forward = vec![claims_authority("foreign")];
-    let server = Running::start(Wishes {
-        forward,
-        ..Wishes::default()
-    });
+    let server = Running::start(Wishes { forward, ..Wishes::default() });
     for question in [
         "nobody.shop.svc.cluster.local TXT",
         "_8080._tcp.nobody.shop.svc.cluster.local TXT",
@@ -87,10 +71,7 @@ fn the_meshs_own_names_are_never_asked_for_elsewhere() {
 
 #[test]
 fn without_any_answer_from_elsewhere_the_question_fails() {
-    let server = Running::start(Wishes {
-        forward: vec![nobody()],
-        ..Wishes::default()
-    });
+    let server = Running::start(Wishes { forward: vec![nobody()], ..Wishes::default() });
     assert!(server.dig("example.com A").contains("SERVFAIL"));
     assert!(server.dig("+tcp example.com A").contains("SERVFAIL"));
     assert_eq!(server.short("api.shop.svc.cluster.local A"), ["10.96.0.7"]);
@@ -106,10 +87,6 @@ fn over_tcp_it_is_asked_over_tcp() {
         ..Wishes::default()
     });
     for carrier in ["+tcp", "+notcp"] {
-        assert!(
-            server
-                .dig(&format!("{carrier} example.com A"))
-                .contains("REFUSED")
-        );
+        assert!(server.dig(&format!("{carrier} example.com A")).contains("REFUSED"));
     }
 }

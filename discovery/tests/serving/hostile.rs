@@ -12,10 +12,7 @@ const API: &str = "api.shop.svc.cluster.local.";
 
 fn answers_still(server: &Running) {
     assert_eq!(server.short("api.shop.svc.cluster.local A"), ["10.96.0.7"]);
-    assert_eq!(
-        server.short("+tcp api.shop.svc.cluster.local A"),
-        ["10.96.0.7"]
-    );
+    assert_eq!(server.short("+tcp api.shop.svc.cluster.local A"), ["10.96.0.7"]);
 }
 
 /// The code of the answer to these bytes.
@@ -36,26 +33,10 @@ fn what_is_no_question_is_answered_with_what_is_wrong() {
     };
     let last = good.len();
     for (what, bytes, expected) in [
-        (
-            "no question",
-            [&good[..4], &[0; 8]].concat(),
-            ResponseCode::FormErr,
-        ),
-        (
-            "two questions announced",
-            changed(5, 2),
-            ResponseCode::FormErr,
-        ),
-        (
-            "cut off in the name",
-            good[..20].to_vec(),
-            ResponseCode::FormErr,
-        ),
-        (
-            "cut off in the type",
-            good[..last - 3].to_vec(),
-            ResponseCode::FormErr,
-        ),
+        ("no question", [&good[..4], &[0; 8]].concat(), ResponseCode::FormErr),
+        ("two questions announced", changed(5, 2), ResponseCode::FormErr),
+        ("cut off in the name", good[..20].to_vec(), ResponseCode::FormErr),
+        ("cut off in the type", good[..last - 3].to_vec(), ResponseCode::FormErr),
         (
             "a name that points to itself",
             [&good[..12], &[0xc0, 12, 0, 1, 0, 1]].concat(),
@@ -66,22 +47,10 @@ fn what_is_no_question_is_answered_with_what_is_wrong() {
             [&good[..12], &[64], &[b'a'; 64], &[0, 0, 1, 0, 1]].concat(),
             ResponseCode::FormErr,
         ),
-        (
-            "an update",
-            changed(2, u8::from(OpCode::Update) << 3),
-            ResponseCode::NotImp,
-        ),
-        (
-            "a notification",
-            changed(2, u8::from(OpCode::Notify) << 3),
-            ResponseCode::NotImp,
-        ),
+        ("an update", changed(2, u8::from(OpCode::Update) << 3), ResponseCode::NotImp),
+        ("a notification", changed(2, u8::from(OpCode::Notify) << 3), ResponseCode::NotImp),
         ("another class", changed(last - 1, 3), ResponseCode::Refused),
-        (
-            "a transfer",
-            question(9, "cluster.local.", RecordType::AXFR),
-            ResponseCode::Refused,
-        ),
+        ("a transfer", question(9, "cluster.local.", RecordType::AXFR), ResponseCode::Refused),
     ] {
         assert_eq!(code(&server, &bytes), expected, "{what}");
     }
@@ -98,10 +67,7 @@ fn an_unknown_version_of_edns_is_told_so() {
 #[test]
 fn a_question_about_everything_gets_something_small() {
     let server = Running::start(Wishes::default());
-    assert_eq!(
-        server.short("+notcp api.shop.svc.cluster.local ANY").len(),
-        1
-    );
+    assert_eq!(server.short("+notcp api.shop.svc.cluster.local ANY").len(), 1);
 }
 
 #[test]
@@ -114,9 +80,7 @@ fn answers_and_fragments_of_messages_are_met_with_silence() {
         socket.send_to(bytes, server.plain).unwrap();
     }
     // What is answered first is the question that was asked last.
-    socket
-        .send_to(&question(2, API, RecordType::A), server.plain)
-        .unwrap();
+    socket.send_to(&question(2, API, RecordType::A), server.plain).unwrap();
     let mut answer = [0; 512];
     socket.recv(&mut answer).unwrap();
     assert_eq!(answer[..2], [0, 2]);
@@ -180,9 +144,7 @@ fn questions_that_arrive_together_or_in_pieces_are_all_answered() {
             writer.write_all(&[byte]).unwrap();
         }
     });
-    let ids: Vec<u16> = (0..=500)
-        .map(|_| read_framed(&mut stream).metadata.id)
-        .collect();
+    let ids: Vec<u16> = (0..=500).map(|_| read_framed(&mut stream).metadata.id).collect();
     assert_eq!(ids, (0..=500).collect::<Vec<u16>>());
     writing.join().unwrap();
 }
@@ -191,9 +153,7 @@ fn questions_that_arrive_together_or_in_pieces_are_all_answered() {
 fn questions_sent_before_the_end_of_a_connection_are_answered() {
     let server = Running::start(Wishes::default());
     let mut stream = connect(server.plain);
-    stream
-        .write_all(&framed(&question(1, API, RecordType::A)))
-        .unwrap();
+    stream.write_all(&framed(&question(1, API, RecordType::A))).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(read_framed(&mut stream).answers.len(), 1);
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
@@ -203,23 +163,16 @@ fn questions_sent_before_the_end_of_a_connection_are_answered() {
 fn connections_that_say_nothing_leave_datagrams_alone_and_are_closed_for_others() {
     let server = Running::start(Wishes::default());
     let silent: Vec<_> = (0..300).map(|_| connect(server.plain)).collect();
-    assert_eq!(
-        server.short("+notcp api.shop.svc.cluster.local A"),
-        ["10.96.0.7"]
-    );
+    assert_eq!(server.short("+notcp api.shop.svc.cluster.local A"), ["10.96.0.7"]);
     assert_closed(silent, server.plain);
 }
 
 /// The server closes those that it accepted, and so comes to the others.
 fn assert_closed(mut silent: Vec<std::net::TcpStream>, server: SocketAddr) {
     let mut late = connect(server);
-    late.set_read_timeout(Some(std::time::Duration::from_secs(60)))
-        .unwrap();
-    late.write_all(&framed(&question(1, API, RecordType::A)))
-        .unwrap();
+    late.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+    late.write_all(&framed(&question(1, API, RecordType::A))).unwrap();
     assert_eq!(read_framed(&mut late).answers.len(), 1);
-    silent[0]
-        .set_read_timeout(Some(std::time::Duration::from_secs(60)))
-        .unwrap();
+    silent[0].set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
     assert_eq!(silent[0].read(&mut [0]).unwrap(), 0);
 }

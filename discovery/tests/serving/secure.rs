@@ -13,7 +13,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
 };
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use tokio::sync::watch;
 
@@ -46,10 +47,8 @@ impl Root {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         (certificate.pem(), key.serialize_pem())
@@ -60,35 +59,34 @@ impl Root {
         Certificate::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()
     }
 
+    /// A certificate without any name.
+    fn nameless(&self) -> Arc<SingleCertAndKey> {
+        let mut params = CertificateParams::default();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let chain = vec![params.signed_by(&key, &self.0).unwrap().der().clone()];
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let certified = CertifiedKey::from_der(chain, key, &provider).unwrap();
+        Arc::new(SingleCertAndKey::from(certified))
+    }
+
     /// What a server is given.
     fn status(&self) -> Arc<Status> {
-        let material = Material {
-            certificate: self.certificate(DISCOVERY),
-            bundle: self.bundle(),
-        };
-        Arc::new(Status {
-            material: Some(Arc::new(material)),
-            ..Status::default()
-        })
+        let material = Material { certificate: self.certificate(DISCOVERY), bundle: self.bundle() };
+        Arc::new(Status { material: Some(Arc::new(material)), ..Status::default() })
     }
 
     /// A server with a certificate of this root, which can be changed.
     fn server(&self) -> (Running, watch::Sender<Arc<Status>>, SocketAddr) {
         let (sender, certificate) = watch::channel(self.status());
-        let server = Running::start(Wishes {
-            certificate: Some(certificate),
-            ..Wishes::default()
-        });
+        let server = Running::start(Wishes { certificate: Some(certificate), ..Wishes::default() });
         let secure = server.secure.unwrap();
         (server, sender, secure)
     }
 
     /// A client that has a certificate for `id`, or none, and trusts this root.
-    fn client(
-        &self,
-        id: Option<&str>,
-        version: &'static rustls::SupportedProtocolVersion,
-    ) -> ClientConfig {
+    fn client(&self, id: Option<&str>, version: &'static rustls::SupportedProtocolVersion) -> ClientConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[version])
@@ -97,8 +95,7 @@ impl Root {
             .with_custom_certificate_verifier(server_verifier(&self.bundle()));
         let mut config = match id {
             Some(id) => {
-                let key =
-                    rustls::sign::SingleCertAndKey::from(self.certificate(id).certified_key());
+                let key = SingleCertAndKey::from(self.certificate(id).certified_key());
                 builder.with_client_cert_resolver(Arc::new(key))
             }
             None => builder.with_no_client_auth(),
@@ -112,27 +109,18 @@ type Stream = StreamOwned<ClientConnection, std::net::TcpStream>;
 
 fn open(address: SocketAddr, config: ClientConfig) -> Stream {
     let name = ServerName::try_from("discovery.outrigger.svc").unwrap();
-    StreamOwned::new(
-        ClientConnection::new(Arc::new(config), name).unwrap(),
-        connect(address),
-    )
+    StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), connect(address))
 }
 
 /// Whether a question gets an answer.
 fn is_answered(mut stream: Stream) -> bool {
     use std::io::{Read, Write};
     let question = crate::support::framed(&crate::support::question(7, API_8080, RecordType::TXT));
-    stream
-        .write_all(&question)
-        .and_then(|()| stream.read_exact(&mut [0; 2]))
-        .is_ok()
+    stream.write_all(&question).and_then(|()| stream.read_exact(&mut [0; 2])).is_ok()
 }
 
 fn served_by(stream: &Stream) -> String {
-    peer_identity(stream.conn.peer_certificates())
-        .unwrap()
-        .id
-        .to_string()
+    peer_identity(stream.conn.peer_certificates()).unwrap().id.to_string()
 }
 
 #[test]
@@ -156,27 +144,23 @@ fn who_is_not_of_the_mesh_is_not_answered() {
     let (_server, _sender, address) = root.server();
     let tls13 = &rustls::version::TLS13;
     let mut foreign_root = root.client(None, tls13);
-    let key = rustls::sign::SingleCertAndKey::from(stranger.certificate(WEB).certified_key());
+    let key = SingleCertAndKey::from(stranger.certificate(WEB).certified_key());
     foreign_root.client_auth_cert_resolver = Arc::new(key);
+    let mut nameless = root.client(None, tls13);
+    nameless.client_auth_cert_resolver = root.nameless();
     let mut other_protocol = root.client(Some(WEB), tls13);
     other_protocol.alpn_protocols = vec![b"h2".to_vec()];
     for (what, config) in [
         ("no certificate", root.client(None, tls13)),
         ("another root's certificate", foreign_root),
-        (
-            "another trust domain",
-            root.client(Some("spiffe://other.test/ns/shop/sa/web"), tls13),
-        ),
-        ("no SPIFFE ID", root.client(None, tls13)),
+        ("another trust domain", root.client(Some("spiffe://other.test/ns/shop/sa/web"), tls13)),
+        ("no SPIFFE ID", nameless),
         ("TLS 1.2", root.client(Some(WEB), &rustls::version::TLS12)),
         ("another protocol", other_protocol),
     ] {
         assert!(!is_answered(open(address, config)), "{what}");
     }
-    assert!(
-        is_answered(open(address, root.client(Some(WEB), tls13))),
-        "a good one still is"
-    );
+    assert!(is_answered(open(address, root.client(Some(WEB), tls13))), "a good one still is");
 }
 
 #[test]
@@ -186,35 +170,19 @@ fn new_connections_meet_the_newest_certificate_and_roots_and_old_ones_go_on() {
     let new = Root::new();
     let (_server, sender, address) = old.server();
     let mut before = open(address, old.client(Some(WEB), tls13));
-    assert_eq!(
-        ask_over(&mut before, API_8080, RecordType::TXT)
-            .answers
-            .len(),
-        4
-    );
+    assert_eq!(ask_over(&mut before, API_8080, RecordType::TXT).answers.len(), 4);
     sender.send(new.status()).unwrap();
     assert!(is_answered(open(address, new.client(Some(WEB), tls13))));
     assert!(!is_answered(open(address, old.client(Some(WEB), tls13))));
-    assert_eq!(
-        ask_over(&mut before, API_8080, RecordType::TXT)
-            .answers
-            .len(),
-        4
-    );
+    assert_eq!(ask_over(&mut before, API_8080, RecordType::TXT).answers.len(), 4);
 }
 
 #[test]
 fn a_connection_made_before_the_first_certificate_waits_for_it() {
     let root = Root::new();
     let (sender, certificate) = watch::channel(Arc::new(Status::default()));
-    let server = Running::start(Wishes {
-        certificate: Some(certificate),
-        ..Wishes::default()
-    });
-    let stream = open(
-        server.secure.unwrap(),
-        root.client(Some(WEB), &rustls::version::TLS13),
-    );
+    let server = Running::start(Wishes { certificate: Some(certificate), ..Wishes::default() });
+    let stream = open(server.secure.unwrap(), root.client(Some(WEB), &rustls::version::TLS13));
     sender.send(root.status()).unwrap();
     assert!(is_answered(stream));
 }
@@ -227,26 +195,17 @@ fn a_connection_ends_before_the_clients_certificate_does() {
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::URI(WEB.try_into().unwrap())];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    let end = std::time::SystemTime::now() + Duration::from_secs(3);
+    let end = std::time::SystemTime::now() + Duration::from_secs(5);
     params.not_after = end.into();
     let key = KeyPair::generate().unwrap();
     let pem = params.signed_by(&key, &root.0).unwrap().pem();
     let short = Certificate::from_pem(pem.as_bytes(), key.serialize_pem().as_bytes()).unwrap();
     let mut config = root.client(None, &rustls::version::TLS13);
-    let key = rustls::sign::SingleCertAndKey::from(short.certified_key());
+    let key = SingleCertAndKey::from(short.certified_key());
     config.client_auth_cert_resolver = Arc::new(key);
     let mut stream = open(address, config);
-    assert_eq!(
-        ask_over(&mut stream, API_8080, RecordType::TXT)
-            .answers
-            .len(),
-        4
-    );
-    assert_eq!(
-        stream.read(&mut [0]).unwrap(),
-        0,
-        "closed in an orderly way"
-    );
+    assert_eq!(ask_over(&mut stream, API_8080, RecordType::TXT).answers.len(), 4);
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0, "closed in an orderly way");
 }
 
 #[test]
@@ -265,30 +224,11 @@ fn kdig_gets_its_answer_with_a_certificate_and_none_without() {
     let with = |option: &str, path: &Path| format!("+{option}={}", path.display());
     let kdig = |more: &[String]| {
         let mut command = Command::new("kdig");
-        command.args([
-            &format!("@{}", address.ip()),
-            "-p",
-            &address.port().to_string(),
-            "+tls",
-            "+short",
-        ]);
-        command
-            .args(["+retry=0", "+timeout=5"])
-            .args(more)
-            .args([API_8080, "TXT"]);
-        text(
-            command
-                .output()
-                .expect("kdig is installed (Debian package knot-dnsutils)"),
-        )
+        command.args([&format!("@{}", address.ip()), "-p", &address.port().to_string(), "+tls", "+short"]);
+        command.args(["+retry=0", "+timeout=5"]).args(more).args([API_8080, "TXT"]);
+        text(command.output().expect("kdig is installed (Debian package knot-dnsutils)"))
     };
-    let answer = kdig(&[
-        with("tls-certfile", &certificate),
-        with("tls-keyfile", &key),
-    ]);
-    assert!(
-        answer.contains("v=1 addr=10.77.0.3:80 mesh=1 ns=shop sa=api zone=a weight=3"),
-        "{answer}"
-    );
+    let answer = kdig(&[with("tls-certfile", &certificate), with("tls-keyfile", &key)]);
+    assert!(answer.contains("v=1 addr=10.77.0.3:80 mesh=1 ns=shop sa=api zone=a weight=3"), "{answer}");
     assert!(!kdig(&[]).contains("v=1 addr"));
 }

@@ -67,10 +67,7 @@ impl Running {
         let (stop, stopped) = oneshot::channel::<()>();
         let path = services.clone();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let known = Directory::new(ClusterDomain::new("cluster.local").unwrap());
                 let file = ServicesFile::open(path, known.clone()).unwrap();
@@ -81,28 +78,14 @@ impl Running {
                     certificate,
                 });
                 let plain = Some("127.0.0.1:0".parse().unwrap());
-                let options = Options {
-                    secure,
-                    plain,
-                    forward: wishes.forward,
-                    mark: None,
-                };
+                let options = Options { secure, plain, forward: wishes.forward, mark: None };
                 let server = Server::bind(options, known).unwrap();
-                started
-                    .send((server.plain_address().unwrap(), server.secure_address()))
-                    .unwrap();
+                started.send((server.plain_address().unwrap(), server.secure_address())).unwrap();
                 server.serve(async { drop(stopped.await) }).await;
             });
         });
         let (plain, secure) = addresses.recv().unwrap();
-        Self {
-            plain,
-            secure,
-            services,
-            stop: Some(stop),
-            thread: Some(thread),
-            _directory: directory,
-        }
+        Self { plain, secure, services, stop: Some(stop), thread: Some(thread), _directory: directory }
     }
 
     /// Runs dig; the arguments are split at spaces.
@@ -112,11 +95,8 @@ impl Running {
 
     /// The answers alone, sorted.
     pub fn short(&self, arguments: &str) -> Vec<String> {
-        let mut lines: Vec<String> = self
-            .dig(&format!("+short {arguments}"))
-            .lines()
-            .map(str::to_owned)
-            .collect();
+        let mut lines: Vec<String> =
+            self.dig(&format!("+short {arguments}")).lines().map(str::to_owned).collect();
         lines.sort();
         lines
     }
@@ -124,9 +104,7 @@ impl Running {
     /// Asks over UDP with raw bytes.
     pub fn ask_raw(&self, question: &[u8]) -> Option<Vec<u8>> {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         socket.send_to(question, self.plain).unwrap();
         let mut answer = vec![0; 65536];
         let length = socket.recv(&mut answer).ok()?;
@@ -143,18 +121,9 @@ impl Running {
 
 pub fn dig(server: SocketAddr, arguments: &str) -> String {
     let mut command = Command::new("dig");
-    command
-        .arg("-p")
-        .arg(server.port().to_string())
-        .arg(format!("@{}", server.ip()));
-    command
-        .args(["+tries=1", "+timeout=5"])
-        .args(arguments.split(' '));
-    text(
-        command
-            .output()
-            .expect("dig is installed (Debian package bind9-dnsutils)"),
-    )
+    command.arg("-p").arg(server.port().to_string()).arg(format!("@{}", server.ip()));
+    command.args(["+tries=1", "+timeout=5"]).args(arguments.split(' '));
+    text(command.output().expect("dig is installed (Debian package bind9-dnsutils)"))
 }
 
 pub fn text(output: Output) -> String {
@@ -185,9 +154,7 @@ pub fn read_framed(stream: &mut impl Read) -> Message {
 
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     stream
 }
 

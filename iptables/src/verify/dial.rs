@@ -39,9 +39,7 @@ pub(super) struct Seen {
 /// Why nothing arrived.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
-    #[error(
-        "something listens on {0} already, a running sidecar perhaps: run this before it starts"
-    )]
+    #[error("something listens on {0} already, a running sidecar perhaps: run this before it starts")]
     Taken(SocketAddr),
     #[error("may not act as the proxy: {0}")]
     NotTheProxy(String),
@@ -56,9 +54,7 @@ pub(super) enum DialError {
 impl DialError {
     pub(super) fn outcome(self, meant: &str) -> Outcome {
         match self {
-            Self::Taken(_) | Self::NotTheProxy(_) | Self::Listen(..) => {
-                Outcome::Skipped(self.to_string())
-            }
+            Self::Taken(_) | Self::NotTheProxy(_) | Self::Listen(..) => Outcome::Skipped(self.to_string()),
             Self::Dial(_) | Self::Elsewhere => Outcome::Failed(format!("{meant} ({self})")),
         }
     }
@@ -82,9 +78,7 @@ impl Dial {
         })?;
         let caller = client.local_addr().map_err(DialError::Dial)?.as_socket();
         // Limits accept as well (socket(7), SO_RCVTIMEO).
-        SockRef::from(&listener)
-            .set_read_timeout(Some(PATIENCE))
-            .map_err(DialError::Dial)?;
+        SockRef::from(&listener).set_read_timeout(Some(PATIENCE)).map_err(DialError::Dial)?;
         loop {
             let Ok((server, peer)) = listener.accept() else {
                 return Err(DialError::Elsewhere);
@@ -97,43 +91,30 @@ impl Dial {
                 SocketAddr::V4(_) => server.original_dst_v4(),
                 SocketAddr::V6(_) => server.original_dst_v6(),
             };
-            return Ok(Seen {
-                destination,
-                original: original.ok().and_then(|address| address.as_socket()),
-            });
+            return Ok(Seen { destination, original: original.ok().and_then(|address| address.as_socket()) });
         }
     }
 }
 
-fn connect(
-    destination: SocketAddr,
-    source: Option<IpAddr>,
-    caller: Caller,
-) -> Result<Socket, DialError> {
+fn connect(destination: SocketAddr, source: Option<IpAddr>, caller: Caller) -> Result<Socket, DialError> {
     if let Caller::Proxy(Owner::User { gid, .. }) = caller {
         let gid = Gid::from_raw(gid);
         setfsgid(gid);
         // It reports no error; a second call tells what the first one did.
         if setfsgid(gid) != gid {
-            return Err(DialError::NotTheProxy(format!(
-                "taking group {gid} needs the capability SETGID"
-            )));
+            return Err(DialError::NotTheProxy(format!("taking group {gid} needs the capability SETGID")));
         }
     }
-    let socket = Socket::new(Domain::for_address(destination), Type::STREAM, None)
-        .map_err(DialError::Dial)?;
+    let socket =
+        Socket::new(Domain::for_address(destination), Type::STREAM, None).map_err(DialError::Dial)?;
     if let Caller::Proxy(Owner::Mark { proxy, .. }) = caller {
-        socket.set_mark(proxy).map_err(|error| {
-            DialError::NotTheProxy(format!("setting the mark {proxy}: {error}"))
-        })?;
+        socket
+            .set_mark(proxy)
+            .map_err(|error| DialError::NotTheProxy(format!("setting the mark {proxy}: {error}")))?;
     }
     if let Some(source) = source {
-        socket
-            .bind(&SocketAddr::new(source, 0).into())
-            .map_err(DialError::Dial)?;
+        socket.bind(&SocketAddr::new(source, 0).into()).map_err(DialError::Dial)?;
     }
-    socket
-        .connect_timeout(&destination.into(), PATIENCE)
-        .map_err(DialError::Dial)?;
+    socket.connect_timeout(&destination.into(), PATIENCE).map_err(DialError::Dial)?;
     Ok(socket)
 }

@@ -18,10 +18,7 @@ fn pod() -> Namespace {
 }
 
 fn settings() -> Settings {
-    Settings {
-        owner: owners()[0],
-        ..Settings::default()
-    }
+    Settings { owner: owners()[0], ..Settings::default() }
 }
 
 fn apply_in(pod: &Namespace, settings: &Settings) -> Applied {
@@ -34,11 +31,8 @@ fn rules(pod: &Namespace, backend: &str) -> Vec<String> {
         .iter()
         .flat_map(|program| {
             let saved = pod.command(&format!("{program}-{backend}-save -t nat"));
-            let lines: Vec<String> = saved
-                .lines()
-                .filter(|line| line.starts_with("-A"))
-                .map(str::to_owned)
-                .collect();
+            let lines: Vec<String> =
+                saved.lines().filter(|line| line.starts_with("-A")).map(str::to_owned).collect();
             lines
         })
         .collect()

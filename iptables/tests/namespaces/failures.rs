@@ -9,10 +9,7 @@ use crate::pod::owners;
 use crate::support::{Namespace, in_user_namespace, is_in_user_namespace, namespace_tests};
 
 fn settings() -> Settings {
-    Settings {
-        owner: owners()[0],
-        ..Settings::default()
-    }
+    Settings { owner: owners()[0], ..Settings::default() }
 }
 
 /// A machine whose iptables programs are these shell scripts.
@@ -28,8 +25,7 @@ impl Machine {
         for (name, script) in scripts {
             let path = directory.path().join(name);
             fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a script");
-            fs::set_permissions(&path, Permissions::from_mode(0o755))
-                .expect("making it executable");
+            fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("making it executable");
         }
         Self {
             pod: Namespace::new(),
@@ -39,19 +35,14 @@ impl Machine {
     }
 
     fn apply(&self) -> Error {
-        self.pod
-            .run(|| apply(&settings(), Ipv6::Off, &self.tools).unwrap_err())
+        self.pod.run(|| apply(&settings(), Ipv6::Off, &self.tools).unwrap_err())
     }
 
     fn cause(&self) -> (Cause, String) {
         let error = self.apply();
         let text = error.to_string();
         match error {
-            Error::Refused {
-                family: Family::Ipv4,
-                mut attempts,
-                ..
-            } => (attempts.remove(0).cause, text),
+            Error::Refused { family: Family::Ipv4, mut attempts, .. } => (attempts.remove(0).cause, text),
             other => panic!("not refused: {other}"),
         }
     }
@@ -145,9 +136,6 @@ fn a_uid_that_the_user_namespace_does_not_map_is_refused_with_the_way_out() {
     }
     let pod = Namespace::new();
     let error = pod.run(|| apply(&Settings::default(), Ipv6::Off, &Tools::find()).unwrap_err());
-    assert!(
-        error.to_string().contains("uid 1337 is not mapped"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("uid 1337 is not mapped"), "{error}");
     assert!(error.to_string().contains("--exempt mark"), "{error}");
 }

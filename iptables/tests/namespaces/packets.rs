@@ -174,33 +174,18 @@ namespace_tests! {
 /// Sends a lone ACK, as the first packet of a connection that nobody opened (RFC 9293, section 3.1).
 fn send_ack(source: Ipv4Addr, source_port: u16, to: Ipv4Addr, port: u16) -> io::Result<()> {
     const HEADER_WORDS_AND_FLAGS: u16 = (5 << 12) | 0x10;
-    let mut words = [
-        source_port,
-        port,
-        0,
-        1,
-        0,
-        1,
-        HEADER_WORDS_AND_FLAGS,
-        1024,
-        0,
-        0,
-    ];
+    let mut words = [source_port, port, 0, 1, 0, 1, HEADER_WORDS_AND_FLAGS, 1024, 0, 0];
     let pseudo_header = [source, to].map(|address| {
         let [a, b, c, d] = address.octets();
         u32::from(u16::from_be_bytes([a, b])) + u32::from(u16::from_be_bytes([c, d]))
     });
-    let mut sum = pseudo_header.iter().sum::<u32>()
-        + 6
-        + 20
-        + words.iter().map(|word| u32::from(*word)).sum::<u32>();
+    let mut sum =
+        pseudo_header.iter().sum::<u32>() + 6 + 20 + words.iter().map(|word| u32::from(*word)).sum::<u32>();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     words[8] = !(sum as u16);
     let segment: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP))?;
-    socket
-        .send_to(&segment, &SocketAddr::new(to.into(), 0).into())
-        .map(drop)
+    socket.send_to(&segment, &SocketAddr::new(to.into(), 0).into()).map(drop)
 }

@@ -74,10 +74,7 @@ pub const FOREIGN_EXCLUDED: u16 = 9001;
 /// Runs a test once for each way to tell the proxy's traffic and each family, in a fresh pod with the rules applied.
 pub fn in_each_pod(change: impl Fn(&mut Settings), test: impl Fn(&Pod, &Addresses)) {
     for owner in owners() {
-        let mut settings = Settings {
-            owner,
-            ..Settings::default()
-        };
+        let mut settings = Settings { owner, ..Settings::default() };
         change(&mut settings);
         let pod = Pod::new(settings);
         pod.apply();
@@ -89,11 +86,7 @@ pub fn in_each_pod(change: impl Fn(&mut Settings), test: impl Fn(&Pod, &Addresse
 }
 
 pub fn owners() -> Vec<Owner> {
-    if uids_are_mapped() {
-        vec![Owner::USER, Owner::MARK]
-    } else {
-        vec![Owner::MARK]
-    }
+    if uids_are_mapped() { vec![Owner::USER, Owner::MARK] } else { vec![Owner::MARK] }
 }
 
 impl Pod {
@@ -142,21 +135,14 @@ impl Pod {
         ] {
             behind.command(line);
         }
-        let mut pod = Self {
-            inside,
-            outside,
-            behind,
-            settings,
-            listeners: Vec::new(),
-        };
+        let mut pod = Self { inside, outside, behind, settings, listeners: Vec::new() };
         pod.listen_everywhere();
         pod
     }
 
     /// Applies the pod's settings, IPv6 as the pod has it.
     pub fn apply(&self) -> Applied {
-        self.inside
-            .run(|| apply(&self.settings, Ipv6::Auto, &Tools::find()).expect("applying"))
+        self.inside.run(|| apply(&self.settings, Ipv6::Auto, &Tools::find()).expect("applying"))
     }
 
     fn listen_everywhere(&mut self) {
@@ -172,43 +158,19 @@ impl Pod {
                 ("workload", addresses.pod, POD_ADDRESS_ONLY),
                 ("workload", addresses.loopback, LOOPBACK_ONLY),
             ] {
-                self.listeners.push(Listener::new(
-                    &self.inside,
-                    by,
-                    SocketAddr::new(address, port),
-                ));
+                self.listeners.push(Listener::new(&self.inside, by, SocketAddr::new(address, port)));
             }
             for port in [FOREIGN, FOREIGN_EXCLUDED] {
-                self.listeners.push(Listener::new(
-                    &self.outside,
-                    "outside",
-                    SocketAddr::new(any, port),
-                ));
+                self.listeners.push(Listener::new(&self.outside, "outside", SocketAddr::new(any, port)));
             }
-            self.listeners.push(Listener::new(
-                &self.behind,
-                "behind",
-                SocketAddr::new(any, FOREIGN),
-            ));
+            self.listeners.push(Listener::new(&self.behind, "behind", SocketAddr::new(any, FOREIGN)));
         }
     }
 
     /// What a connection of somebody in the pod comes to.
-    pub fn dial(
-        &self,
-        caller: Caller,
-        source: Option<IpAddr>,
-        to: SocketAddr,
-    ) -> io::Result<Answer> {
+    pub fn dial(&self, caller: Caller, source: Option<IpAddr>, to: SocketAddr) -> io::Result<Answer> {
         let owner = self.settings.owner;
-        self.inside.run(|| {
-            dial(
-                caller,
-                owner,
-                source.map(|source| SocketAddr::new(source, 0)),
-                to,
-            )
-        })
+        self.inside.run(|| dial(caller, owner, source.map(|source| SocketAddr::new(source, 0)), to))
     }
 
     /// What a connection from outside comes to.
@@ -218,14 +180,9 @@ impl Pod {
     }
 
     /// The same from a given address.
-    pub fn dial_from_outside_address(
-        &self,
-        source: SocketAddr,
-        to: SocketAddr,
-    ) -> io::Result<Answer> {
+    pub fn dial_from_outside_address(&self, source: SocketAddr, to: SocketAddr) -> io::Result<Answer> {
         let owner = self.settings.owner;
-        self.outside
-            .run(|| dial(Caller::Workload, owner, Some(source), to))
+        self.outside.run(|| dial(Caller::Workload, owner, Some(source), to))
     }
 }
 
@@ -289,22 +246,17 @@ impl Listener {
             socket.listen(128)?;
             io::Result::Ok(TcpListener::from(socket))
         });
-        let socket =
-            Arc::new(socket.unwrap_or_else(|error| panic!("listening on {address}: {error}")));
+        let socket = Arc::new(socket.unwrap_or_else(|error| panic!("listening on {address}: {error}")));
         let accepting = Arc::clone(&socket);
         thread::spawn(move || {
             while let Ok((mut stream, peer)) = accepting.accept() {
                 let socket = SockRef::from(&stream);
-                let original = if peer.is_ipv4() {
-                    socket.original_dst_v4()
-                } else {
-                    socket.original_dst_v6()
-                };
+                let original =
+                    if peer.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
                 // Where no rule was ever in force, nothing but the socket's own address is known.
                 let original = original.ok().and_then(|address| address.as_socket());
-                let original = original
-                    .or(stream.local_addr().ok())
-                    .map_or("unknown".to_owned(), |at| at.to_string());
+                let original =
+                    original.or(stream.local_addr().ok()).map_or("unknown".to_owned(), |at| at.to_string());
                 // A caller that is gone has no use for an answer.
                 drop(write!(stream, "{by} {original} {}", peer.ip()));
             }
@@ -320,12 +272,7 @@ impl Drop for Listener {
     }
 }
 
-fn dial(
-    caller: Caller,
-    owner: Owner,
-    source: Option<SocketAddr>,
-    to: SocketAddr,
-) -> io::Result<Answer> {
+fn dial(caller: Caller, owner: Owner, source: Option<SocketAddr>, to: SocketAddr) -> io::Result<Answer> {
     if let Owner::User { uid, gid } = owner {
         // These are the thread's own, and what xt_owner looks at.
         match caller {
@@ -351,14 +298,6 @@ fn dial(
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let mut words = answer.split_whitespace().map(str::to_owned);
-    let mut word = || {
-        words
-            .next()
-            .ok_or(io::Error::from(io::ErrorKind::UnexpectedEof))
-    };
-    Ok(Answer {
-        by: word()?,
-        original_destination: word()?,
-        peer: word()?,
-    })
+    let mut word = || words.next().ok_or(io::Error::from(io::ErrorKind::UnexpectedEof));
+    Ok(Answer { by: word()?, original_destination: word()?, peer: word()? })
 }

@@ -32,9 +32,7 @@ impl Namespace {
             unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
             File::open("/proc/thread-self/ns/net").expect("its handle")
         });
-        Self {
-            handle: handle.join().expect("a new network namespace"),
-        }
+        Self { handle: handle.join().expect("a new network namespace") }
     }
 
     /// Runs something on a thread in the namespace.
@@ -70,32 +68,21 @@ impl Namespace {
 
     /// Lays a cable to another namespace.
     pub fn connect(&self, interface: &str, other: &Self, other_interface: &str) {
-        let other = format!(
-            "/proc/{}/fd/{}",
-            std::process::id(),
-            other.handle.as_raw_fd()
-        );
-        self.command(&format!(
-            "ip link add {interface} type veth peer name {other_interface} netns {other}"
-        ));
+        let other = format!("/proc/{}/fd/{}", std::process::id(), other.handle.as_raw_fd());
+        self.command(&format!("ip link add {interface} type veth peer name {other_interface} netns {other}"));
     }
 }
 
 /// Whether a rule can match the proxy's uid here.
 pub fn uids_are_mapped() -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").expect("the map of user IDs");
-    map.split_whitespace()
-        .nth(2)
-        .and_then(|count| count.parse().ok())
-        .is_some_and(|count: u64| count > 1337)
+    map.split_whitespace().nth(2).and_then(|count| count.parse().ok()).is_some_and(|count: u64| count > 1337)
 }
 
 /// Runs a test here if it may make network namespaces, else in a user namespace, where it may; if it may not make
 /// one of these either, it says so.
 pub fn where_allowed(test: &str, body: impl FnOnce()) {
-    let allowed = thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET).is_ok())
-        .join()
-        .unwrap_or(false);
+    let allowed = thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET).is_ok()).join().unwrap_or(false);
     if allowed {
         body();
     } else if std::env::var_os(INSIDE).is_some() {
@@ -117,17 +104,12 @@ pub fn in_user_namespace(test: &str) {
         command.args(["--user", "--map-root-user", "--", program]);
         command
     };
-    if !unshare("true")
-        .output()
-        .is_ok_and(|output| output.status.success())
-    {
+    if !unshare("true").output().is_ok_and(|output| output.status.success()) {
         eprintln!("SKIPPED {test}: neither root nor allowed to make user namespaces");
         return;
     }
     let program = std::env::current_exe().expect("this program's path");
-    let (_, name) = test
-        .split_once("::")
-        .expect("a path that begins with the crate");
+    let (_, name) = test.split_once("::").expect("a path that begins with the crate");
     let output = unshare(&program.to_string_lossy())
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
@@ -135,13 +117,7 @@ pub fn in_user_namespace(test: &str) {
         .expect("running this program again");
     let said = String::from_utf8_lossy(&output.stderr);
     eprint!("{said}");
-    assert!(
-        output.status.success(),
-        "{test} failed in a user namespace: {said}"
-    );
+    assert!(output.status.success(), "{test} failed in a user namespace: {said}");
     let told = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        told.contains("1 passed"),
-        "{test} did not run in a user namespace: {told}"
-    );
+    assert!(told.contains("1 passed"), "{test} did not run in a user namespace: {told}");
 }

@@ -33,39 +33,25 @@ impl Pod {
         }
         outside.command("ip addr add 10.77.0.1/24 dev eth0");
         outside.command("ip addr add fd77::1/64 dev eth0 nodad");
-        Self {
-            inside,
-            _outside: outside,
-            settings,
-        }
+        Self { inside, _outside: outside, settings }
     }
 
     fn apply(self) -> Self {
-        self.inside
-            .run(|| apply(&self.settings, Ipv6::Auto, &Tools::find()).expect("applying"));
+        self.inside.run(|| apply(&self.settings, Ipv6::Auto, &Tools::find()).expect("applying"));
         self
     }
 
     fn verify(&self) -> Report {
-        self.inside
-            .run(|| verify(&self.settings, Ipv6::Auto, &Tools::find()).expect("verifying"))
+        self.inside.run(|| verify(&self.settings, Ipv6::Auto, &Tools::find()).expect("verifying"))
     }
 }
 
 fn pods() -> impl Iterator<Item = Pod> {
-    owners().into_iter().map(|owner| {
-        Pod::new(Settings {
-            owner,
-            ..Settings::default()
-        })
-    })
+    owners().into_iter().map(|owner| Pod::new(Settings { owner, ..Settings::default() }))
 }
 
 fn failures(report: &Report) -> Vec<&str> {
-    let failed = report
-        .checks
-        .iter()
-        .filter(|check| matches!(check.outcome, Outcome::Failed(_)));
+    let failed = report.checks.iter().filter(|check| matches!(check.outcome, Outcome::Failed(_)));
     failed.map(|check| check.name.as_str()).collect()
 }
 

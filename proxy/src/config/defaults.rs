@@ -55,11 +55,7 @@ impl Config {
 
     /// The mTLS mode of an inbound port.
     pub fn inbound_mtls(&self, port: u16) -> Mtls {
-        self.inbound
-            .ports
-            .get(&port)
-            .and_then(|port| port.mtls)
-            .unwrap_or(self.mtls)
+        self.inbound.ports.get(&port).and_then(|port| port.mtls).unwrap_or(self.mtls)
     }
 }
 
@@ -73,9 +69,7 @@ impl Dns {
 impl Inbound {
     /// What is spoken on a port.
     pub fn protocol(&self, port: u16) -> Protocol {
-        self.ports
-            .get(&port)
-            .map_or(Protocol::Auto, |port| port.protocol)
+        self.ports.get(&port).map_or(Protocol::Auto, |port| port.protocol)
     }
 
     /// Whether nothing is parsed on a port. A protocol stated for the port wins over the default list.
@@ -97,26 +91,18 @@ impl Outbound {
     /// Whether a name lies under one of `meshDomains`.
     pub fn is_mesh_name(&self, name: &str) -> bool {
         let name = without_root(name);
-        self.mesh_domains
-            .iter()
-            .any(|domain| is_under(name, without_root(domain)))
+        self.mesh_domains.iter().any(|domain| is_under(name, without_root(domain)))
     }
 
     /// Whether an address lies in one of `meshNetworks`.
     pub fn is_mesh_address(&self, address: IpAddr) -> bool {
-        self.mesh_networks
-            .iter()
-            .any(|network| network.contains(address))
+        self.mesh_networks.iter().any(|network| network.contains(address))
     }
 
     /// Whether an endpoint is listed as having no sidecar, by its qualified name or its address.
     pub fn is_unmeshed(&self, name: Option<&str>, port: u16, address: IpAddr) -> bool {
         let name = name.map(without_root);
-        let listed = || {
-            self.unmeshed
-                .iter()
-                .filter_map(|entry| Unmeshed::parse(entry))
-        };
+        let listed = || self.unmeshed.iter().filter_map(|entry| Unmeshed::parse(entry));
         name.is_some_and(is_kubernetes_api)
             || listed().any(|entry| match entry {
                 Unmeshed::Network(network) => network.contains(address),
@@ -168,8 +154,7 @@ fn is_under(name: &str, domain: &str) -> bool {
 
 /// `kubernetes.default.svc` with any cluster domain.
 fn is_kubernetes_api(name: &str) -> bool {
-    name.get(..KUBERNETES_API.len())
-        .is_some_and(|start| start.eq_ignore_ascii_case(KUBERNETES_API))
+    name.get(..KUBERNETES_API.len()).is_some_and(|start| start.eq_ignore_ascii_case(KUBERNETES_API))
         && matches!(name.as_bytes().get(KUBERNETES_API.len()), None | Some(b'.'))
 }
 
@@ -180,10 +165,7 @@ mod tests {
 
     #[test]
     fn a_name_is_of_the_mesh_when_it_lies_under_a_mesh_domain() {
-        let outbound = Outbound {
-            mesh_domains: vec!["svc.cluster.local".into()],
-            ..Outbound::default()
-        };
+        let outbound = Outbound { mesh_domains: vec!["svc.cluster.local".into()], ..Outbound::default() };
         for (name, want) in [
             ("api.shop.svc.cluster.local", true),
             ("API.shop.SVC.cluster.local.", true),
@@ -201,87 +183,48 @@ mod tests {
     #[test]
     fn unmeshed_entries_are_hosts_ports_of_hosts_and_networks() {
         let outbound = Outbound {
-            unmeshed: [
-                "legacy.shop.svc.cluster.local:80",
-                "old.example",
-                "10.1.0.0/16",
-                "fd00::1",
-            ]
-            .map(String::from)
-            .into(),
+            unmeshed: ["legacy.shop.svc.cluster.local:80", "old.example", "10.1.0.0/16", "fd00::1"]
+                .map(String::from)
+                .into(),
             ..Outbound::default()
         };
         for (name, port, address, want) in [
             (Some("legacy.shop.svc.cluster.local"), 80, "192.0.2.1", true),
-            (
-                Some("legacy.shop.svc.cluster.local"),
-                81,
-                "192.0.2.1",
-                false,
-            ),
+            (Some("legacy.shop.svc.cluster.local"), 81, "192.0.2.1", false),
             (Some("Old.Example."), 9, "192.0.2.1", true),
             (Some("very.old.example"), 9, "192.0.2.1", false),
             (None, 9, "192.0.2.1", false),
             (None, 9, "10.1.2.3", true),
             (None, 9, "fd00::1", true),
             (Some("kubernetes.default.svc"), 443, "192.0.2.1", true),
-            (
-                Some("Kubernetes.default.svc.example.internal"),
-                443,
-                "192.0.2.1",
-                true,
-            ),
+            (Some("Kubernetes.default.svc.example.internal"), 443, "192.0.2.1", true),
             (Some("kubernetes.default.svcx"), 443, "192.0.2.1", false),
-            (
-                Some("kubernetes.shop.svc.cluster.local"),
-                443,
-                "192.0.2.1",
-                false,
-            ),
+            (Some("kubernetes.shop.svc.cluster.local"), 443, "192.0.2.1", false),
         ] {
             let address = address.parse().unwrap();
-            assert_eq!(
-                outbound.is_unmeshed(name, port, address),
-                want,
-                "{name:?} {port} {address}"
-            );
+            assert_eq!(outbound.is_unmeshed(name, port, address), want, "{name:?} {port} {address}");
         }
     }
 
     #[test]
     fn a_protocol_stated_for_a_port_wins_over_the_default_opaque_ports() {
-        let port = |protocol| InboundPort {
-            protocol,
-            ..InboundPort::default()
-        };
+        let port = |protocol| InboundPort { protocol, ..InboundPort::default() };
         let inbound = Inbound {
             opaque_ports: vec![6000],
             ports: [(3306, port(Protocol::Http1)), (7000, port(Protocol::Tcp))].into(),
             ..Inbound::default()
         };
-        for (port, want) in [
-            (6000, true),
-            (25, true),
-            (3306, false),
-            (7000, true),
-            (80, false),
-        ] {
+        for (port, want) in [(6000, true), (25, true), (3306, false), (7000, true), (80, false)] {
             assert_eq!(inbound.is_opaque(port), want, "{port}");
         }
     }
 
     #[test]
     fn the_mode_of_a_port_is_its_own_or_that_of_the_proxy() {
-        let own = InboundPort {
-            mtls: Some(Mtls::Permissive),
-            ..InboundPort::default()
-        };
+        let own = InboundPort { mtls: Some(Mtls::Permissive), ..InboundPort::default() };
         let config = Config {
             mtls: Mtls::Audit,
-            inbound: Inbound {
-                ports: [(9090, own)].into(),
-                ..Inbound::default()
-            },
+            inbound: Inbound { ports: [(9090, own)].into(), ..Inbound::default() },
             ..Config::default()
         };
         assert_eq!(config.inbound_mtls(9090), Mtls::Permissive);

@@ -46,10 +46,7 @@ pub enum ConfigError {
 
 fn lines(origin: &str, problems: &[Problem]) -> String {
     let line = |problem: &Problem| {
-        format!(
-            "{origin}:{}:{}: {problem}",
-            problem.position.line, problem.position.column
-        )
+        format!("{origin}:{}:{}: {problem}", problem.position.line, problem.position.column)
     };
     problems.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -69,17 +66,11 @@ pub fn load(file: &Path) -> Result<Loaded, ConfigError> {
 pub fn read_text(file: &Path) -> Result<String, ConfigError> {
     use std::io::Read as _;
 
-    let failed = |source| ConfigError::Read {
-        file: file.into(),
-        source,
-    };
+    let failed = |source| ConfigError::Read { file: file.into(), source };
     let mut text = String::new();
     // One byte more than allowed tells a file that is too large; a device has no length to ask for.
     let opened = std::fs::File::open(file).map_err(failed)?;
-    opened
-        .take(MAX_FILE_BYTES + 1)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
+    opened.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > MAX_FILE_BYTES {
         return Err(ConfigError::TooLarge(file.into()));
     }
@@ -91,10 +82,7 @@ pub fn read_text(file: &Path) -> Result<String, ConfigError> {
 /// # Errors
 /// It breaks rules.
 pub fn parse(text: &str, origin: &str) -> Result<Loaded, ConfigError> {
-    let invalid = |problems| ConfigError::Invalid {
-        origin: origin.into(),
-        problems,
-    };
+    let invalid = |problems| ConfigError::Invalid { origin: origin.into(), problems };
     let root = tree::parse(text).map_err(|problem| invalid(vec![problem]))?;
     let (config, unread) = read::read(&root);
     let warnings = rules::check(&config, &root, unread).map_err(invalid)?;

@@ -251,10 +251,7 @@ fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAdd
         }
     }
 
-    Ok(Vec::<Address>::deserialize(deserializer)?
-        .into_iter()
-        .map(|address| address.0)
-        .collect())
+    Ok(Vec::<Address>::deserialize(deserializer)?.into_iter().map(|address| address.0).collect())
 }
 
 /// Endpoints by DNS.

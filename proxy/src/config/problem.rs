@@ -33,11 +33,7 @@ impl fmt::Display for Problem {
             write!(f, "{}: ", self.field)?;
         }
         f.write_str(&self.message)?;
-        if self.remedy.is_empty() {
-            Ok(())
-        } else {
-            write!(f, "; {}", self.remedy)
-        }
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, "; {}", self.remedy) }
     }
 }
 
@@ -68,10 +64,7 @@ impl Path {
     fn with(&self, segment: &str) -> Self {
         let mut parents = self.parents.clone();
         parents.push(self.text.len());
-        Self {
-            text: format!("{}{segment}", self.text),
-            parents,
-        }
+        Self { text: format!("{}{segment}", self.text), parents }
     }
 
     pub(super) fn as_str(&self) -> &str {
@@ -129,13 +122,7 @@ mod tests {
 
     #[test]
     fn a_slip_of_the_pen_finds_what_was_meant() {
-        let known = [
-            "connectTimeout",
-            "hosts",
-            "identity",
-            "tls",
-            "anyDestination",
-        ];
+        let known = ["connectTimeout", "hosts", "identity", "tls", "anyDestination"];
         for (written, meant) in [
             ("conectTimeout", Some("connectTimeout")),
             ("connect_timeout", Some("connectTimeout")),
@@ -153,11 +140,7 @@ mod tests {
 
     #[test]
     fn a_path_names_its_parents_and_quotes_what_is_no_plain_name() {
-        let path = Path::default()
-            .field("upstreams")
-            .field("a.b")
-            .field("hosts")
-            .item(0);
+        let path = Path::default().field("upstreams").field("a.b").field("hosts").item(0);
         assert_eq!(
             path.and_parents().collect::<Vec<_>>(),
             [

@@ -7,8 +7,7 @@ use std::collections::HashSet;
 use serde::Deserialize as _;
 use serde::de::value::StrDeserializer;
 use serde::de::{
-    self, DeserializeSeed, EnumAccess, IntoDeserializer as _, MapAccess, SeqAccess, VariantAccess,
-    Visitor,
+    self, DeserializeSeed, EnumAccess, IntoDeserializer as _, MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 use serde::forward_to_deserialize_any;
 
@@ -33,10 +32,7 @@ pub(super) fn read(root: &Node) -> (Config, Vec<Problem>) {
     let mut skipped = HashSet::new();
     let mut problems = Vec::new();
     while problems.len() < MAX_PROBLEMS {
-        let error = match Config::deserialize(Reader {
-            node: root,
-            skipped: &skipped,
-        }) {
+        let error = match Config::deserialize(Reader { node: root, skipped: &skipped }) {
             Ok(config) => {
                 rest = config;
                 break;
@@ -96,15 +92,10 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
             },
             Value::Fraction(value) => visitor.visit_f64(*value),
             Value::Text(value) => visitor.visit_str(value),
-            Value::List(items) => visitor.visit_seq(Items {
-                reader: self,
-                items: items.iter(),
-            }),
-            Value::Map(entries) => visitor.visit_map(Entries {
-                reader: self,
-                entries: entries.iter(),
-                value: None,
-            }),
+            Value::List(items) => visitor.visit_seq(Items { reader: self, items: items.iter() }),
+            Value::Map(entries) => {
+                visitor.visit_map(Entries { reader: self, entries: entries.iter(), value: None })
+            }
         }
     }
 
@@ -125,10 +116,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.node.value {
-            Value::Nothing => visitor.visit_seq(Items {
-                reader: self,
-                items: [].iter(),
-            }),
+            Value::Nothing => visitor.visit_seq(Items { reader: self, items: [].iter() }),
             _ => self.deserialize_any(visitor),
         }
     }
@@ -136,11 +124,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.node.value {
             // A section whose lines are all commented out.
-            Value::Nothing => visitor.visit_map(Entries {
-                reader: self,
-                entries: [].iter(),
-                value: None,
-            }),
+            Value::Nothing => visitor.visit_map(Entries { reader: self, entries: [].iter(), value: None }),
             _ => self.deserialize_any(visitor),
         }
     }
@@ -166,43 +150,22 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
     ) -> Result<V::Value, ReadError> {
         let has_content = WITH_CONTENT.contains(&name);
         let wrong = |found: &str| {
-            let what = if has_content {
-                "one of the fields"
-            } else {
-                "one of"
-            };
+            let what = if has_content { "one of the fields" } else { "one of" };
             let all = listed(variants.iter().copied());
-            let written: Vec<String> = variants
-                .iter()
-                .map(|name| format!("{{{name}: …}}"))
-                .collect();
-            let remedy = if has_content {
-                format!("write {}", written.join(" or "))
-            } else {
-                String::new()
-            };
-            Err(ReadError::new(
-                format!("expected {what} {all}, found {found}"),
-                remedy,
-            ))
+            let written: Vec<String> = variants.iter().map(|name| format!("{{{name}: …}}")).collect();
+            let remedy = if has_content { format!("write {}", written.join(" or ")) } else { String::new() };
+            Err(ReadError::new(format!("expected {what} {all}, found {found}"), remedy))
         };
         match &self.node.value {
             Value::Text(text) if has_content => wrong(&format!("the text {text:?}")),
-            Value::Text(name) => visitor.visit_enum(Variant {
-                reader: self,
-                name,
-                content: None,
-            }),
+            Value::Text(name) => visitor.visit_enum(Variant { reader: self, name, content: None }),
             Value::Map(entries) => match entries.as_slice() {
-                [(_, content)] if !self.is_read(content) => Err(ReadError {
-                    reported: true,
-                    ..ReadError::new("", "")
-                }),
-                [(name, content)] => visitor.visit_enum(Variant {
-                    reader: self,
-                    name,
-                    content: Some(content),
-                }),
+                [(_, content)] if !self.is_read(content) => {
+                    Err(ReadError { reported: true, ..ReadError::new("", "") })
+                }
+                [(name, content)] => {
+                    visitor.visit_enum(Variant { reader: self, name, content: Some(content) })
+                }
                 [] => wrong("no field"),
                 _ => {
                     let both = listed(entries.iter().map(|(name, _)| name.as_str()));
@@ -234,17 +197,12 @@ struct Items<'a> {
 impl<'de> SeqAccess<'de> for Items<'_> {
     type Error = ReadError;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(
-        &mut self,
-        seed: T,
-    ) -> Result<Option<T::Value>, ReadError> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, ReadError> {
         let reader = self.reader;
         let Some(node) = self.items.find(|node| reader.is_read(node)) else {
             return Ok(None);
         };
-        seed.deserialize(reader.of(node))
-            .map(Some)
-            .map_err(|error| error.at(node, reader.skipped))
+        seed.deserialize(reader.of(node)).map(Some).map_err(|error| error.at(node, reader.skipped))
     }
 }
 
@@ -257,26 +215,20 @@ struct Entries<'a> {
 impl<'de> MapAccess<'de> for Entries<'_> {
     type Error = ReadError;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, ReadError> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ReadError> {
         let reader = self.reader;
         let Some((key, node)) = self.entries.find(|(_, node)| reader.is_read(node)) else {
             return Ok(None);
         };
         self.value = Some(node);
-        seed.deserialize(Key(key))
-            .map(Some)
-            .map_err(|error| error.at_key(node))
+        seed.deserialize(Key(key)).map(Some).map_err(|error| error.at_key(node))
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, ReadError> {
         let Some(node) = self.value.take() else {
             return Err(ReadError::new("a value was asked for before its key", ""));
         };
-        seed.deserialize(self.reader.of(node))
-            .map_err(|error| error.at(node, self.reader.skipped))
+        seed.deserialize(self.reader.of(node)).map_err(|error| error.at(node, self.reader.skipped))
     }
 }
 
@@ -293,10 +245,7 @@ impl<'de> de::Deserializer<'de> for Key<'_> {
     fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.0.parse() {
             Ok(number) => visitor.visit_u16(number),
-            Err(_) => Err(ReadError::mismatch(
-                &format!("{:?}", self.0),
-                &"a port, 1 to 65535",
-            )),
+            Err(_) => Err(ReadError::mismatch(&format!("{:?}", self.0), &"a port, 1 to 65535")),
         }
     }
 
@@ -350,8 +299,7 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
             ));
         };
         let reader = self.reader.of(content);
-        seed.deserialize(reader)
-            .map_err(|error| error.at(content, reader.skipped))
+        seed.deserialize(reader).map_err(|error| error.at(content, reader.skipped))
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, ReadError> {
@@ -364,8 +312,7 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
         visitor: V,
     ) -> Result<V::Value, ReadError> {
         de::Deserializer::deserialize_any(
-            self.content
-                .map_or(self.reader, |content| self.reader.of(content)),
+            self.content.map_or(self.reader, |content| self.reader.of(content)),
             visitor,
         )
     }

@@ -10,11 +10,7 @@ use super::schema::schema;
 pub fn reference() -> String {
     let schema = schema();
     let mut table = String::from("| field | type | meaning |\n|---|---|---|\n");
-    Table {
-        definitions: &schema["$defs"],
-        rows: &mut table,
-    }
-    .object("", &schema);
+    Table { definitions: &schema["$defs"], rows: &mut table }.object("", &schema);
     table
 }
 
@@ -26,16 +22,9 @@ struct Table<'a> {
 impl<'a> Table<'a> {
     /// The fields of an object, each followed by those within it.
     fn object(&mut self, path: &str, schema: &'a Value) {
-        let required = schema["required"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
+        let required = schema["required"].as_array().map(Vec::as_slice).unwrap_or_default();
         for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-            let path = if path.is_empty() {
-                name.clone()
-            } else {
-                format!("{path}.{name}")
-            };
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
             let is_required = required.iter().any(|field| field == name.as_str());
             self.field(&path, property, property, is_required);
         }
@@ -44,9 +33,7 @@ impl<'a> Table<'a> {
     /// One row, and those of what lies below. What `described` says comes before what the type says.
     fn field(&mut self, path: &str, described: &'a Value, property: &'a Value, is_required: bool) {
         let target = self.resolved(property);
-        let text = [described, target]
-            .into_iter()
-            .find_map(|schema| schema["description"].as_str());
+        let text = [described, target].into_iter().find_map(|schema| schema["description"].as_str());
         let mut meaning = one_line(text.unwrap_or_default());
         for (value, text) in self.values(target) {
             let _ = write!(meaning, " `{value}`: {}", lower_first(&one_line(text)));
@@ -55,11 +42,7 @@ impl<'a> Table<'a> {
             meaning.push_str(" Required.");
         }
         let kind = self.kind(target);
-        let _ = writeln!(
-            self.rows,
-            "| `{path}` | {kind} | {} |",
-            meaning.trim().replace('|', "\\|")
-        );
+        let _ = writeln!(self.rows, "| `{path}` | {kind} | {} |", meaning.trim().replace('|', "\\|"));
         self.within(path, target);
     }
 
@@ -71,22 +54,15 @@ impl<'a> Table<'a> {
         }
         for entries in [
             target.get("additionalProperties"),
-            target["patternProperties"]
-                .as_object()
-                .and_then(|p| p.values().next()),
+            target["patternProperties"].as_object().and_then(|p| p.values().next()),
         ] {
             if let Some(entries) = entries.filter(|entries| entries.is_object()) {
-                self.within(
-                    &format!("{path}.<{}>", map_key(path)),
-                    self.resolved(entries),
-                );
+                self.within(&format!("{path}.<{}>", map_key(path)), self.resolved(entries));
             }
         }
         for alternative in alternatives(target) {
             match choice(alternative) {
-                Some((name, property)) => {
-                    self.field(&format!("{path}.{name}"), alternative, property, false)
-                }
+                Some((name, property)) => self.field(&format!("{path}.{name}"), alternative, property, false),
                 None => self.within(path, self.resolved(alternative)),
             }
         }
@@ -94,15 +70,10 @@ impl<'a> Table<'a> {
 
     /// The type behind a reference, a nullable type, or a wrapper that only adds a description.
     fn resolved(&self, schema: &'a Value) -> &'a Value {
-        if let Some(name) = schema["$ref"]
-            .as_str()
-            .and_then(|name| name.strip_prefix("#/$defs/"))
-        {
+        if let Some(name) = schema["$ref"].as_str().and_then(|name| name.strip_prefix("#/$defs/")) {
             return self.resolved(&self.definitions[name]);
         }
-        let others: Vec<&Value> = alternatives(schema)
-            .filter(|schema| schema["type"] != "null")
-            .collect();
+        let others: Vec<&Value> = alternatives(schema).filter(|schema| schema["type"] != "null").collect();
         match others.as_slice() {
             [only] if alternatives(schema).count() == 2 => self.resolved(only),
             _ => schema,
@@ -112,10 +83,7 @@ impl<'a> Table<'a> {
     /// The values of an enumeration, with their meaning.
     fn values(&self, target: &'a Value) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
         alternatives(target).filter_map(|alternative| {
-            Some((
-                alternative["const"].as_str()?,
-                alternative["description"].as_str()?,
-            ))
+            Some((alternative["const"].as_str()?, alternative["description"].as_str()?))
         })
     }
 
@@ -136,10 +104,7 @@ impl<'a> Table<'a> {
             return format!("list of {}", plural(&self.kind(self.resolved(items))));
         }
         let name = match &target["type"] {
-            Value::Array(names) => names
-                .iter()
-                .filter_map(Value::as_str)
-                .find(|name| *name != "null"),
+            Value::Array(names) => names.iter().filter_map(Value::as_str).find(|name| *name != "null"),
             name => name.as_str(),
         };
         match name {
@@ -153,10 +118,7 @@ impl<'a> Table<'a> {
 }
 
 fn alternatives(schema: &Value) -> impl Iterator<Item = &Value> {
-    ["oneOf", "anyOf"]
-        .into_iter()
-        .filter_map(|word| schema[word].as_array())
-        .flatten()
+    ["oneOf", "anyOf"].into_iter().filter_map(|word| schema[word].as_array()).flatten()
 }
 
 /// The field of an alternative that is an object with just one.
@@ -167,11 +129,7 @@ fn choice(alternative: &Value) -> Option<(&String, &Value)> {
 
 /// What the keys of a map are.
 fn map_key(path: &str) -> &'static str {
-    if path.ends_with("ports") {
-        "port"
-    } else {
-        "name"
-    }
+    if path.ends_with("ports") { "port" } else { "name" }
 }
 
 fn plural(kind: &str) -> String {
@@ -210,16 +168,11 @@ mod tests {
         let Ok(text) = std::fs::read_to_string(readme) else {
             return;
         };
-        let markers = (
-            "<!-- config reference: begin -->",
-            "<!-- config reference: end -->",
-        );
+        let markers = ("<!-- config reference: begin -->", "<!-- config reference: end -->");
         let Some((_, rest)) = text.split_once(markers.0) else {
             return;
         };
-        let (held, _) = rest
-            .split_once(markers.1)
-            .expect("the marker of the reference's end is missing");
+        let (held, _) = rest.split_once(markers.1).expect("the marker of the reference's end is missing");
         assert!(
             held.trim() == reference().trim(),
             "the README's config reference is out of date: put the output of `outrigger validate --reference` between its markers"
@@ -241,10 +194,7 @@ mod tests {
         ] {
             assert!(reference.contains(row), "{row}\n\n{reference}");
         }
-        let empty: Vec<&str> = reference
-            .lines()
-            .filter(|row| row.ends_with("|  |"))
-            .collect();
+        let empty: Vec<&str> = reference.lines().filter(|row| row.ends_with("|  |")).collect();
         assert_eq!(empty, Vec::<&str>::new());
     }
 }

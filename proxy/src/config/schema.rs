@@ -8,13 +8,8 @@ use super::model::Config;
 
 /// The schema, JSON Schema draft 2020-12.
 pub fn schema() -> Value {
-    let mut schema = SchemaSettings::draft2020_12()
-        .into_generator()
-        .into_root_schema_for::<Config>();
-    schema.insert(
-        "title".into(),
-        "Configuration of an Outrigger sidecar".into(),
-    );
+    let mut schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Config>();
+    schema.insert("title".into(), "Configuration of an Outrigger sidecar".into());
     // Defaults that hold are in the descriptions; `null` and empty objects would only be read as such.
     RecursiveTransform(|schema: &mut schemars::Schema| {
         schema.remove("default");

@@ -45,16 +45,12 @@ pub(super) fn is_host_name(name: &str) -> bool {
     let name = without_root(name);
     // A last label of digits makes it an IPv4 address, or something that was meant to be one.
     let last = name.rsplit('.').next().unwrap_or_default();
-    name.len() <= 253
-        && name.split('.').all(is_label)
-        && !last.bytes().all(|byte| byte.is_ascii_digit())
+    name.len() <= 253 && name.split('.').all(is_label) && !last.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn is_label(label: &str) -> bool {
     (1..=63).contains(&label.len())
-        && label
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
         && !label.starts_with('-')
         && !label.ends_with('-')
 }
@@ -72,10 +68,7 @@ pub(super) fn host(host: &str) -> Result<(), Wrong> {
         return Ok(());
     }
     if host.parse::<Network>().is_ok() || host.trim_matches(['[', ']']).parse::<Network>().is_ok() {
-        return Err(wrong(
-            format!("`{host}` is an address, not a host name"),
-            example,
-        ));
+        return Err(wrong(format!("`{host}` is an address, not a host name"), example));
     }
     if host.starts_with("*.") {
         return Err(wrong(
@@ -84,24 +77,18 @@ pub(super) fn host(host: &str) -> Result<(), Wrong> {
         ));
     }
     match host.split_once(':') {
-        Some((name, _)) if is_host_name(name) => Err(wrong(
-            format!("`{host}` is more than a host name"),
-            format!("write {name}, without port"),
-        )),
+        Some((name, _)) if is_host_name(name) => {
+            Err(wrong(format!("`{host}` is more than a host name"), format!("write {name}, without port")))
+        }
         _ => Err(wrong(format!("`{host}` is not a host name"), example)),
     }
 }
 
 /// `host:port`, where the host may be an address.
 pub(super) fn host_and_port(address: &str) -> Result<(), Wrong> {
-    let is_socket_address = address
-        .parse::<std::net::SocketAddr>()
-        .is_ok_and(|address| address.port() != 0);
-    let is_named = || {
-        address
-            .split_once(':')
-            .is_some_and(|(host, text)| is_host_name(host) && port(text).is_some())
-    };
+    let is_socket_address = address.parse::<std::net::SocketAddr>().is_ok_and(|address| address.port() != 0);
+    let is_named =
+        || address.split_once(':').is_some_and(|(host, text)| is_host_name(host) && port(text).is_some());
     if is_socket_address || is_named() {
         return Ok(());
     }
@@ -136,15 +123,10 @@ pub(super) fn dns_name(name: &str) -> Result<DnsName, Wrong> {
 /// A method, as requests carry it.
 pub(super) fn method(method: &str) -> Result<(), Wrong> {
     if http::Method::from_bytes(method.as_bytes()).is_err() {
-        return Err(wrong(
-            format!("`{method}` is not an HTTP method"),
-            "write one such as GET",
-        ));
+        return Err(wrong(format!("`{method}` is not an HTTP method"), "write one such as GET"));
     }
     let upper = method.to_ascii_uppercase();
-    let standard = [
-        "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
-    ];
+    let standard = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
     if upper != method && standard.contains(&upper.as_str()) {
         return Err(wrong(
             format!("`{method}` matches no request, because the case of methods counts"),
@@ -157,10 +139,7 @@ pub(super) fn method(method: &str) -> Result<(), Wrong> {
 /// A path to compare a request's with.
 pub(super) fn path(path: &str) -> Result<(), Wrong> {
     if !path.starts_with('/') {
-        return Err(wrong(
-            format!("`{path}` is not a path"),
-            "a path starts with `/`",
-        ));
+        return Err(wrong(format!("`{path}` is not a path"), "a path starts with `/`"));
     }
     if path.contains(['?', '#']) {
         return Err(wrong(
@@ -168,10 +147,7 @@ pub(super) fn path(path: &str) -> Result<(), Wrong> {
             "leave out the query, which is not compared",
         ));
     }
-    let unclear = path.contains("//")
-        || path
-            .split('/')
-            .any(|segment| segment == "." || segment == "..");
+    let unclear = path.contains("//") || path.split('/').any(|segment| segment == "." || segment == "..");
     if unclear || path.contains(|c: char| c.is_whitespace() || c.is_control() || c == '\\') {
         return Err(wrong(
             format!("`{path}` holds what a path can't, or what servers read in different ways"),
@@ -187,38 +163,20 @@ mod tests {
 
     #[test]
     fn host_names_are_told_from_what_looks_like_them() {
-        for name in [
-            "api",
-            "api.shop.svc.cluster.local",
-            "API.shop.",
-            "a-b.c_d",
-            "1password.com",
-            "x1",
-        ] {
+        for name in ["api", "api.shop.svc.cluster.local", "API.shop.", "a-b.c_d", "1password.com", "x1"] {
             assert!(is_host_name(name), "{name}");
         }
-        for name in [
-            "", ".", "a..b", ".a", "-a", "a-", "10.0.0.1", "10.0.0", "a b", "a:80", "*.a",
-            "http://a", "ä",
-        ] {
+        for name in
+            ["", ".", "a..b", ".a", "-a", "a-", "10.0.0.1", "10.0.0", "a b", "a:80", "*.a", "http://a", "ä"]
+        {
             assert!(!is_host_name(name), "{name}");
         }
     }
 
     #[test]
     fn what_is_neither_a_host_nor_a_network_is_no_unmeshed_entry() {
-        for entry in [
-            "",
-            "a:b",
-            "a:0",
-            "a:+80",
-            "a:70000",
-            "a:80:80",
-            "10.1.2",
-            "10.1.2.3:80",
-            "a b",
-            "*.a",
-        ] {
+        for entry in ["", "a:b", "a:0", "a:+80", "a:70000", "a:80:80", "10.1.2", "10.1.2.3:80", "a b", "*.a"]
+        {
             assert_eq!(Unmeshed::parse(entry), None, "{entry}");
         }
     }
@@ -242,20 +200,12 @@ mod tests {
 
     #[test]
     fn srv_names_start_with_port_and_protocol() {
-        for name in [
-            "_8080._tcp.api.shop",
-            "_http._tcp.api.shop.svc.cluster.local",
-        ] {
+        for name in ["_8080._tcp.api.shop", "_http._tcp.api.shop.svc.cluster.local"] {
             assert!(matches!(dns_name(name), Ok(DnsName::Service)), "{name}");
         }
-        for name in [
-            "_8080.api.shop",
-            "_8080._udp.api",
-            "_._tcp.api",
-            "_8080._tcp",
-            "_8080._tcp.",
-            "10.0.0.1",
-        ] {
+        for name in
+            ["_8080.api.shop", "_8080._udp.api", "_._tcp.api", "_8080._tcp", "_8080._tcp.", "10.0.0.1"]
+        {
             assert!(dns_name(name).is_err(), "{name}");
         }
     }

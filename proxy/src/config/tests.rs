@@ -7,12 +7,8 @@ use super::{Config, ConfigError, Problem, load, parse};
 const EXAMPLE: &str = include_str!("testdata/sidecar.yaml");
 
 fn lines(problems: &[Problem]) -> Vec<String> {
-    let line = |problem: &Problem| {
-        format!(
-            "{}:{}: {problem}",
-            problem.position.line, problem.position.column
-        )
-    };
+    let line =
+        |problem: &Problem| format!("{}:{}: {problem}", problem.position.line, problem.position.column);
     problems.iter().map(line).collect()
 }
 
@@ -35,21 +31,14 @@ fn warnings(text: &str) -> Vec<String> {
 fn check(table: &str, said: fn(&str) -> Vec<String>) {
     let mut differences = String::new();
     for case in table.split("----\n").filter(|case| !case.is_empty()) {
-        let (expected, text): (Vec<&str>, Vec<&str>) =
-            case.lines().partition(|line| line.starts_with("=> "));
+        let (expected, text): (Vec<&str>, Vec<&str>) = case.lines().partition(|line| line.starts_with("=> "));
         let text = text.join("\n");
-        let said: Vec<String> = said(&text)
-            .iter()
-            .map(|line| format!("=> {line}"))
-            .collect();
+        let said: Vec<String> = said(&text).iter().map(|line| format!("=> {line}")).collect();
         if said != expected || expected.is_empty() {
             differences += &format!("{text}\n{}\n----\n", said.join("\n"));
         }
     }
-    assert!(
-        differences.is_empty(),
-        "other than in the table:\n{differences}"
-    );
+    assert!(differences.is_empty(), "other than in the table:\n{differences}");
 }
 
 #[test]
@@ -66,38 +55,23 @@ fn an_unwise_file_is_accepted_with_warnings() {
 fn the_example_is_accepted() {
     let config = parse(EXAMPLE, "sidecar.yaml").unwrap().config;
     assert_eq!(config.mtls, Mtls::Strict);
-    assert_eq!(
-        config.identity.ca.as_ref().unwrap().address,
-        "ca.outrigger.svc:15012"
-    );
+    assert_eq!(config.identity.ca.as_ref().unwrap().address, "ca.outrigger.svc:15012");
     assert_eq!(config.inbound_mtls(9090), Mtls::Permissive);
     assert!(config.inbound.is_opaque(6000));
-    assert_eq!(
-        config.inbound.allow.as_ref().unwrap()[0].methods,
-        ["GET", "POST"]
-    );
+    assert_eq!(config.inbound.allow.as_ref().unwrap()[0].methods, ["GET", "POST"]);
     let api = &config.upstreams["api"];
     assert_eq!(api.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh)));
     assert_eq!(api.pool.idle_timeout(), Pool::default().idle_timeout());
     let store = &config.upstreams["store"];
     assert_eq!(store.protocol, Protocol::Tcp);
-    assert_eq!(
-        store.discovery,
-        Some(Discovery::Static(vec!["10.0.0.7:6379".parse().unwrap()]))
-    );
+    assert_eq!(store.discovery, Some(Discovery::Static(vec!["10.0.0.7:6379".parse().unwrap()])));
     assert_eq!(config.routes[0].upstreams[0].weight, 100);
 }
 
 #[test]
 fn what_is_not_stated_has_its_default() {
-    for text in [
-        "",
-        "\n",
-        "# only a comment\n",
-        "---\n",
-        "inbound:\noutbound:\n  # nothing\nroutes:\n",
-        "{}",
-    ] {
+    for text in ["", "\n", "# only a comment\n", "---\n", "inbound:\noutbound:\n  # nothing\nroutes:\n", "{}"]
+    {
         let loaded = parse(text, "file").unwrap();
         assert_eq!(loaded.config, Config::default(), "{text}");
         assert_eq!(loaded.warnings, [], "{text}");
@@ -116,10 +90,7 @@ fn anchors_and_merge_keys_save_repeating() {
 fn a_config_written_out_is_read_back_as_it_was() {
     let config = parse(EXAMPLE, "sidecar.yaml").unwrap().config;
     let json = serde_json::to_string(&config).unwrap();
-    assert_eq!(
-        parse(&json, "json").unwrap().config.upstreams,
-        config.upstreams
-    );
+    assert_eq!(parse(&json, "json").unwrap().config.upstreams, config.upstreams);
 }
 
 #[test]
@@ -134,10 +105,7 @@ fn a_file_that_can_not_be_read_is_named_in_the_error() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("sidecar.yaml");
     let error = load(&file).unwrap_err().to_string();
-    assert!(
-        error.contains("sidecar.yaml") && error.contains("No such file"),
-        "{error}"
-    );
+    assert!(error.contains("sidecar.yaml") && error.contains("No such file"), "{error}");
     std::fs::write(&file, [0xff, 0xfe, 0x00]).unwrap();
     let error = load(&file).unwrap_err().to_string();
     assert!(error.contains("UTF-8"), "{error}");
@@ -145,5 +113,10 @@ fn a_file_that_can_not_be_read_is_named_in_the_error() {
     assert!(matches!(load(&file), Err(ConfigError::TooLarge(_))));
     std::fs::write(&file, "mtls: off\n").unwrap();
     let error = load(&file).unwrap_err().to_string();
-    assert!(error.ends_with("sidecar.yaml:1:7: mtls: `off` is not known here; allowed: `strict`, `permissive`, `audit`"), "{error}");
+    assert!(
+        error.ends_with(
+            "sidecar.yaml:1:7: mtls: `off` is not known here; allowed: `strict`, `permissive`, `audit`"
+        ),
+        "{error}"
+    );
 }

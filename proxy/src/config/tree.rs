@@ -64,34 +64,19 @@ fn syntax_problem(error: &Error) -> Problem {
         Error::DuplicateMappingKey { key: Some(key), .. } => {
             (format!("`{key}` is stated twice"), "keep one of them")
         }
-        Error::MultipleDocuments { .. } => (
-            "the file holds more than one YAML document".into(),
-            "remove what follows the line `---`",
-        ),
-        other => (
-            format!(
-                "the YAML can't be read: {}",
-                UserMessageFormatter.format_message(other)
-            ),
-            "",
-        ),
+        Error::MultipleDocuments { .. } => {
+            ("the file holds more than one YAML document".into(), "remove what follows the line `---`")
+        }
+        other => (format!("the YAML can't be read: {}", UserMessageFormatter.format_message(other)), ""),
     };
     let position = error.location().map_or(START, position);
-    Problem {
-        position,
-        field: String::new(),
-        message,
-        remedy: remedy.into(),
-    }
+    Problem { position, field: String::new(), message, remedy: remedy.into() }
 }
 
 const START: Position = Position { line: 1, column: 1 };
 
 fn position(location: Location) -> Position {
-    Position {
-        line: location.line().max(1),
-        column: location.column().max(1),
-    }
+    Position { line: location.line().max(1), column: location.column().max(1) }
 }
 
 impl Node {
@@ -140,10 +125,7 @@ impl Node {
 impl Positions {
     /// Where a field stands; for one that is absent, where its nearest parent does.
     pub(super) fn of(&self, path: &Path) -> Position {
-        path.and_parents()
-            .find_map(|path| self.0.get(path))
-            .copied()
-            .unwrap_or(START)
+        path.and_parents().find_map(|path| self.0.get(path)).copied().unwrap_or(START)
     }
 
     /// Whether the file states the field.
@@ -156,12 +138,7 @@ impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
         let at = position(spanned.referenced);
-        Ok(Self {
-            path: Path::default(),
-            named_at: at,
-            at,
-            value: spanned.value,
-        })
+        Ok(Self { path: Path::default(), named_at: at, at, value: spanned.value })
     }
 }
 

@@ -19,9 +19,7 @@ pub enum UnitError {
     )]
     Duration(String),
     /// Not a network.
-    #[error(
-        "`{0}` is not a network: write an address or a CIDR, for example 10.1.0.0/16 or fd00::/8"
-    )]
+    #[error("`{0}` is not a network: write an address or a CIDR, for example 10.1.0.0/16 or fd00::/8")]
     Network(String),
     /// Bits behind the prefix length: it is unclear whether the network or the one address is meant.
     #[error("`{0}` has bits set behind its prefix: the network is {1}, the address alone is {2}")]
@@ -68,10 +66,7 @@ fn milliseconds(text: &str) -> Option<u64> {
     let mut rest = text;
     while !rest.is_empty() {
         let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
-        let (unit, tail) = tail.split_at(
-            tail.find(|c: char| c.is_ascii_digit())
-                .unwrap_or(tail.len()),
-        );
+        let (unit, tail) = tail.split_at(tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len()));
         let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
         let part = number.parse::<u64>().ok()?.checked_mul(*factor)?;
         sum = Some(sum.unwrap_or(0).checked_add(part)?);
@@ -124,22 +119,15 @@ fn bits(address: IpAddr) -> u8 {
 fn masked(address: IpAddr, prefix: u8) -> IpAddr {
     let behind = u32::from(bits(address) - prefix);
     match address {
-        IpAddr::V4(v4) => {
-            IpAddr::V4((v4.to_bits() & u32::MAX.checked_shl(behind).unwrap_or(0)).into())
-        }
-        IpAddr::V6(v6) => {
-            IpAddr::V6((v6.to_bits() & u128::MAX.checked_shl(behind).unwrap_or(0)).into())
-        }
+        IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() & u32::MAX.checked_shl(behind).unwrap_or(0)).into()),
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & u128::MAX.checked_shl(behind).unwrap_or(0)).into()),
     }
 }
 
 impl From<IpAddr> for Network {
     fn from(address: IpAddr) -> Self {
         let address = address.to_canonical();
-        Self {
-            address,
-            prefix: bits(address),
-        }
+        Self { address, prefix: bits(address) }
     }
 }
 
@@ -153,21 +141,11 @@ impl FromStr for Network {
         };
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         // `+8` and `008` would pass as numbers.
-        if prefix.is_empty()
-            || prefix.len() > 3
-            || !prefix.bytes().all(|byte| byte.is_ascii_digit())
-        {
+        if prefix.is_empty() || prefix.len() > 3 || !prefix.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(wrong());
         }
-        let prefix: u8 = prefix
-            .parse()
-            .ok()
-            .filter(|prefix| *prefix <= bits(address))
-            .ok_or_else(wrong)?;
-        let network = Self {
-            address: masked(address, prefix),
-            prefix,
-        };
+        let prefix: u8 = prefix.parse().ok().filter(|prefix| *prefix <= bits(address)).ok_or_else(wrong)?;
+        let network = Self { address: masked(address, prefix), prefix };
         if network.address != address {
             return Err(UnitError::HostBits(text.into(), network, address));
         }
@@ -177,11 +155,7 @@ impl FromStr for Network {
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_single() {
-            self.address.fmt(f)
-        } else {
-            write!(f, "{}/{}", self.address, self.prefix)
-        }
+        if self.is_single() { self.address.fmt(f) } else { write!(f, "{}/{}", self.address, self.prefix) }
     }
 }
 
@@ -262,24 +236,9 @@ mod tests {
 
     #[test]
     fn what_is_not_a_duration_is_refused() {
-        for text in [
-            "",
-            "15",
-            "s",
-            "1.5s",
-            "-1s",
-            "1 s",
-            "1S",
-            "1sec",
-            "1us",
-            "1s ",
-            "99999999999999999999s",
-        ] {
-            assert_eq!(
-                text.parse::<Duration>(),
-                Err(UnitError::Duration(text.into())),
-                "{text}"
-            );
+        for text in ["", "15", "s", "1.5s", "-1s", "1 s", "1S", "1sec", "1us", "1s ", "99999999999999999999s"]
+        {
+            assert_eq!(text.parse::<Duration>(), Err(UnitError::Duration(text.into())), "{text}");
         }
     }
 
@@ -300,31 +259,16 @@ mod tests {
             ("fd00::1", "fd00::1", true),
         ] {
             let network: Network = network.parse().unwrap();
-            assert_eq!(
-                network.contains(address.parse().unwrap()),
-                inside,
-                "{network} {address}"
-            );
+            assert_eq!(network.contains(address.parse().unwrap()), inside, "{network} {address}");
         }
     }
 
     #[test]
     fn what_is_not_a_network_is_refused() {
-        for text in [
-            "",
-            "10.1",
-            "10.1.0.0/33",
-            "fd00::/129",
-            "10.0.0.0/",
-            "10.0.0.0/+8",
-            "10.0.0.0/8/8",
-            "host",
-        ] {
-            assert_eq!(
-                text.parse::<Network>(),
-                Err(UnitError::Network(text.into())),
-                "{text}"
-            );
+        for text in
+            ["", "10.1", "10.1.0.0/33", "fd00::/129", "10.0.0.0/", "10.0.0.0/+8", "10.0.0.0/8/8", "host"]
+        {
+            assert_eq!(text.parse::<Network>(), Err(UnitError::Network(text.into())), "{text}");
         }
         let error = "10.1.2.3/16".parse::<Network>().unwrap_err().to_string();
         assert_eq!(

@@ -102,7 +102,8 @@ mod tests {
 
     #[test]
     fn upgrades_connect_and_expect_have_a_connection_of_their_own() {
-        let cases: &[(&str, &[(&str, &str)], bool)] = &[
+        type Case = (&'static str, &'static [(&'static str, &'static str)], bool);
+        let cases: &[Case] = &[
             ("GET", &[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")], true),
             ("GET", &[("upgrade", "websocket")], false),
             ("GET", &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")], false),

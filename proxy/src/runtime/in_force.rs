@@ -12,6 +12,9 @@ use crate::config::{self, Config};
 use crate::telemetry::Metrics;
 use crate::worker::{Effective, Shared};
 
+/// Told when the file changed; `None` without a file.
+pub(super) type Changes = Option<tokio::sync::mpsc::Receiver<()>>;
+
 /// The config in force. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct ConfigInForce {
@@ -23,14 +26,17 @@ pub(super) struct ConfigInForce {
 
 impl ConfigInForce {
     /// Reads the file, if there is one, and puts the command line on top.
-    pub(super) fn load(file: Option<PathBuf>, overlay: Overlay) -> Result<Self, RunError> {
+    pub(super) fn load(file: Option<PathBuf>, overlay: Overlay) -> Result<(Self, Changes), RunError> {
+        // Watched before it is read: a change in between is then read again.
+        let changes = file.as_ref().map(|file| outrigger_ca::file_watch::watch([file.clone()])).transpose()?;
         let config = read(file.as_deref(), &overlay)?;
-        Ok(Self {
+        let in_force = Self {
             file,
             overlay: Arc::new(overlay),
             current: Arc::new(ArcSwap::from_pointee(config)),
             rejected: Arc::default(),
-        })
+        };
+        Ok((in_force, changes))
     }
 
     pub(super) fn current(&self) -> Arc<Config> {
@@ -47,12 +53,8 @@ impl ConfigInForce {
     }
 
     /// Puts changes of the file in force while the proxy runs. A wrong file changes nothing.
-    pub(super) async fn keep_reloaded(self, shared: Arc<Shared>, metrics: Arc<Metrics>) {
-        let Some(file) = &self.file else { return };
-        let mut changes = match outrigger_ca::file_watch::watch([file.clone()]) {
-            Ok(changes) => changes,
-            Err(error) => return tracing::error!("changes of {} go unnoticed: {error}", file.display()),
-        };
+    pub(super) async fn keep_reloaded(self, changes: Changes, shared: Arc<Shared>, metrics: Arc<Metrics>) {
+        let (Some(file), Some(mut changes)) = (&self.file, changes) else { return };
         metrics.config_last_reload_success.set(now());
         while changes.recv().await.is_some() {
             match read(Some(file), &self.overlay) {
@@ -97,7 +99,14 @@ impl ConfigInForce {
 
 fn read(file: Option<&Path>, overlay: &Overlay) -> Result<Config, RunError> {
     let mut config = match file {
-        Some(file) => config::load(file)?.config,
+        Some(file) => {
+            let loaded = config::load(file)?;
+            for warning in &loaded.warnings {
+                let config::Position { line, column } = warning.position;
+                tracing::warn!("{}:{line}:{column}: {warning}", file.display());
+            }
+            loaded.config
+        }
         None => Config::default(),
     };
     overlay(&mut config);

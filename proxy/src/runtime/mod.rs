@@ -87,7 +87,7 @@ pub struct Settings {
     /// A request for this path panics.
     pub panic_path: Option<String>,
     /// Changes the level of the proxy's own log.
-    pub set_log_level: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    pub set_log_level: admin::SetLogLevel,
     /// The binary's version.
     pub version: &'static str,
 }
@@ -98,6 +98,9 @@ pub enum RunError {
     /// The config.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Its file can't be watched.
+    #[error("changes of the config can't be watched: {0}")]
+    Watch(#[from] outrigger_ca::file_watch::WatchError),
     /// Strict mode needs a certificate.
     #[error(
         "no source of certificates, and mtls is strict: give --ca HOST:PORT with --token-file FILE, or \
@@ -139,7 +142,7 @@ pub fn run(settings: Settings) -> Result<Ended, RunError> {
 }
 
 async fn control(mut settings: Settings) -> Result<Ended, RunError> {
-    let config = ConfigInForce::load(settings.config_file.clone(), settings.overlay)?;
+    let (config, config_changes) = ConfigInForce::load(settings.config_file.clone(), settings.overlay)?;
     let first = config.current();
     let metrics = Arc::new(Metrics::new());
     count_panics(&metrics);
@@ -192,7 +195,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         let metrics = metrics.clone();
         tokio::spawn(async move { metrics.keep_swept().await });
     }
-    tokio::spawn(config.keep_reloaded(shared.clone(), metrics.clone()));
+    tokio::spawn(config.keep_reloaded(config_changes, shared.clone(), metrics.clone()));
     tracing::info!("outrigger {} is listening", settings.version);
     let drain = drain::Drain { shared: &shared, drain_inbound, drain_outbound, phase, draining, stopping };
     let ended = drain.until_ended(first.drain_timeout(), &access_log).await?;

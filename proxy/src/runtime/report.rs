@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::drain::Stop;
 use super::in_force::ConfigInForce;
-use crate::admin::Sources;
+use crate::admin::{SetLogLevel, Sources};
 use crate::resolve::Snapshot;
 use crate::telemetry::{Direction, Metrics};
 use crate::upstream::{Security, Upstream};
@@ -55,7 +55,7 @@ pub(super) fn sources(
     metrics: &Arc<Metrics>,
     stop: &mpsc::Sender<Stop>,
     version: &'static str,
-    set_log_level: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    set_log_level: SetLogLevel,
 ) -> Sources {
     let (shared, status) = (ready.shared.clone(), ready.status.clone());
     let upstreams = shared.clone();

@@ -12,9 +12,9 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 use std::{io, thread};
 
+use prometheus::IntCounter;
 use thiserror::Error;
 
-use super::metric::Counter;
 use super::metrics::Metrics;
 use super::recorder::{RequestRecord, TcpRecord};
 use writer::{Sink, write_lines};
@@ -60,7 +60,7 @@ pub enum AccessLogError {
 pub struct AccessLog {
     queue: Option<SyncSender<Message>>,
     reopen: Arc<AtomicBool>,
-    dropped: Arc<Counter>,
+    dropped: IntCounter,
 }
 
 #[derive(Debug)]
@@ -85,12 +85,12 @@ impl AccessLog {
                 Err(source) => return Err(AccessLogError::Open { path, source }),
             },
         };
-        let (mut log, lines) = Self::queued(Arc::clone(&metrics.log_dropped));
+        let (mut log, lines) = Self::queued(metrics.log_dropped.clone());
         let Some(sink) = sink else {
             log.queue = None;
             return Ok(log);
         };
-        let (reopen, dropped) = (Arc::clone(&log.reopen), Arc::clone(&log.dropped));
+        let (reopen, dropped) = (Arc::clone(&log.reopen), log.dropped.clone());
         thread::Builder::new()
             .name("access-log".into())
             .spawn(move || write_lines(sink, &lines, &reopen, &dropped))
@@ -98,16 +98,9 @@ impl AccessLog {
         Ok(log)
     }
 
-    fn queued(dropped: Arc<Counter>) -> (Self, Receiver<Message>) {
+    fn queued(dropped: IntCounter) -> (Self, Receiver<Message>) {
         let (queue, lines) = sync_channel(QUEUE);
-        (
-            Self {
-                queue: Some(queue),
-                reopen: Arc::default(),
-                dropped,
-            },
-            lines,
-        )
+        (Self { queue: Some(queue), reopen: Arc::default(), dropped }, lines)
     }
 
     /// Opens the file anew before the next line, as after it was rotated away.
@@ -134,9 +127,7 @@ impl AccessLog {
             }
             thread::sleep(RETRY_FLUSH);
         }
-        written
-            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            .is_ok()
+        written.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok()
     }
 
     pub(super) fn request(&self, record: &RequestRecord<'_>) {
@@ -149,10 +140,7 @@ impl AccessLog {
 
     fn line(&self, format: impl FnOnce() -> String) {
         let Some(queue) = &self.queue else { return };
-        if queue
-            .try_send(Message::Line(format().into_bytes()))
-            .is_err()
-        {
+        if queue.try_send(Message::Line(format().into_bytes())).is_err() {
             self.dropped.inc();
         }
     }
@@ -168,8 +156,8 @@ mod tests {
 
     #[test]
     fn a_full_queue_drops_and_counts_and_never_waits() {
-        let dropped = Arc::new(Counter::default());
-        let (log, lines) = AccessLog::queued(Arc::clone(&dropped));
+        let dropped = IntCounter::new("dropped_total", "Dropped lines.").unwrap();
+        let (log, lines) = AccessLog::queued(dropped.clone());
         for _ in 0..QUEUE + 3 {
             log.line(|| "{}\n".into());
         }
@@ -207,12 +195,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_opened_is_named() {
         let output = AccessLogOutput::File("/nowhere/access.log".into());
-        let error = AccessLog::new(output, &Metrics::new())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.starts_with("can't open the access log /nowhere/access.log: "),
-            "{error}"
-        );
+        let error = AccessLog::new(output, &Metrics::new()).unwrap_err().to_string();
+        assert!(error.starts_with("can't open the access log /nowhere/access.log: "), "{error}");
     }
 }

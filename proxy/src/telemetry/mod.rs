@@ -1,23 +1,28 @@
 //! What the proxy tells about itself: metrics (registry and text format) and the access log.
 //!
+//! Metrics are the crate `prometheus`'s: its counters and gauges, its registry, its text format. The series of
+//! requests and TCP connections alone are atomics of our own that a collector shows to the registry, because
+//! its vectors can neither drop a series that is idle without losing what is counted just then, nor bound
+//! how many sets of label values there are.
+//!
 //! What is counted where is decided by the floors above. Trace context, span export and the tap will
 //! live here too. No server: the admin floor serves what is rendered here.
 
 mod access_log;
-mod exposition;
+mod collector;
 mod family;
+mod gathered;
 mod labels;
 mod metric;
 mod metrics;
 mod process;
 mod recorder;
-mod render;
+mod single;
 mod traffic;
 
 pub use access_log::{AccessLog, AccessLogError, AccessLogOutput};
-pub use exposition::CONTENT_TYPE as METRICS_CONTENT_TYPE;
 pub use family::{CounterFamily, GaugeFamily};
 pub use labels::{Direction, Tls};
-pub use metric::{Counter, Gauge, Held};
-pub use metrics::{Metrics, PerDirection};
+pub use metrics::{CONTENT_TYPE as METRICS_CONTENT_TYPE, Metrics, PerDirection};
 pub use recorder::{OpenTcp, Recorder, RequestRecord, TcpLabels, TcpRecord};
+pub use single::{Held, LateGauge, OpenGauge, TotalCounter};

@@ -4,62 +4,97 @@ use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
+use nix::sys::time::TimeVal;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{MetricFamily, MetricType};
 
-use super::exposition::Exposition;
+use super::gathered::Family;
 
-/// Writes the `process_*` families that Prometheus' own clients have. What can't be read is left out:
-/// without a free file descriptor, for example, `/proc` can't be opened.
-pub(super) fn render(started: SystemTime, text: &mut Exposition) {
-    if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
-        let seconds = |time: nix::sys::time::TimeVal| {
-            Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000)
-        };
-        let cpu = seconds(usage.user_time()) + seconds(usage.system_time());
-        text.single(
-            "process_cpu_seconds_total",
-            "counter",
-            "CPU time used, user and system, in seconds.",
-            cpu.as_secs_f64(),
-        );
+/// The `process_*` families that Prometheus' own clients have. What can't be read is left out: without a
+/// free file descriptor, for example, `/proc` can't be opened.
+pub(super) struct ProcessCollector {
+    started: SystemTime,
+    cpu: Family,
+    resident_memory: Family,
+    virtual_memory: Family,
+    threads: Family,
+    open_descriptors: Family,
+    most_descriptors: Family,
+    start_time: Family,
+}
+
+impl ProcessCollector {
+    pub fn new(started: SystemTime) -> Self {
+        let gauge = |name, help| Family::new(MetricType::GAUGE, name, help, &[]);
+        Self {
+            started,
+            cpu: Family::new(
+                MetricType::COUNTER,
+                "process_cpu_seconds_total",
+                "CPU time used, user and system, in seconds.",
+                &[],
+            ),
+            resident_memory: gauge("process_resident_memory_bytes", "Resident memory in bytes."),
+            virtual_memory: gauge("process_virtual_memory_bytes", "Virtual memory in bytes."),
+            threads: gauge("process_threads", "Threads."),
+            open_descriptors: gauge("process_open_fds", "Open file descriptors."),
+            most_descriptors: gauge("process_max_fds", "The most file descriptors that may be open."),
+            start_time: gauge(
+                "process_start_time_seconds",
+                "When the process started, in seconds since 1970.",
+            ),
+        }
     }
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if let Some(kibibytes) = field(&status, "VmRSS:") {
-        let help = "Resident memory in bytes.";
-        text.single(
-            "process_resident_memory_bytes",
-            "gauge",
-            help,
-            kibibytes * 1024,
-        );
+}
+
+impl Collector for ProcessCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        [
+            &self.cpu,
+            &self.resident_memory,
+            &self.virtual_memory,
+            &self.threads,
+            &self.open_descriptors,
+            &self.most_descriptors,
+            &self.start_time,
+        ]
+        .map(Family::desc)
+        .into()
     }
-    if let Some(kibibytes) = field(&status, "VmSize:") {
-        let help = "Virtual memory in bytes.";
-        text.single(
-            "process_virtual_memory_bytes",
-            "gauge",
-            help,
-            kibibytes * 1024,
-        );
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let bytes = |name| field(&status, name).map(|kibibytes| (kibibytes * 1024) as f64);
+        let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let values = [
+            (&self.cpu, cpu_seconds()),
+            (&self.resident_memory, bytes("VmRSS:")),
+            (&self.virtual_memory, bytes("VmSize:")),
+            (&self.threads, field(&status, "Threads:").map(|threads| threads as f64)),
+            (&self.open_descriptors, open_descriptors()),
+            (&self.most_descriptors, most_descriptors()),
+            (&self.start_time, Some(started.as_secs_f64())),
+        ];
+        let readable = values.into_iter().filter_map(|(family, value)| Some((family, value?)));
+        readable.map(|(family, value)| family.with(vec![family.sample(&[], value)])).collect()
     }
-    if let Some(threads) = field(&status, "Threads:") {
-        text.single("process_threads", "gauge", "Threads.", threads);
-    }
-    if let Ok(entries) = fs::read_dir("/proc/self/fd") {
-        // The one that lists them is none of them.
-        let open = entries.count().saturating_sub(1);
-        text.single("process_open_fds", "gauge", "Open file descriptors.", open);
-    }
-    if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let help = "The most file descriptors that may be open.";
-        text.single("process_max_fds", "gauge", help, soft);
-    }
-    let started = started.duration_since(UNIX_EPOCH).unwrap_or_default();
-    text.single(
-        "process_start_time_seconds",
-        "gauge",
-        "When the process started, in seconds since 1970.",
-        started.as_secs_f64(),
-    );
+}
+
+fn cpu_seconds() -> Option<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+    let time = |time: TimeVal| Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000);
+    Some((time(usage.user_time()) + time(usage.system_time())).as_secs_f64())
+}
+
+fn open_descriptors() -> Option<f64> {
+    let entries = fs::read_dir("/proc/self/fd").ok()?;
+    // The one that lists them is none of them.
+    Some(entries.count().saturating_sub(1) as f64)
+}
+
+fn most_descriptors() -> Option<f64> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    Some(soft as f64)
 }
 
 /// The number behind `name` in the format of `/proc/self/status`.
@@ -82,20 +117,15 @@ mod tests {
 
     #[test]
     fn this_process_uses_memory_descriptors_and_a_thread() {
-        let mut text = Exposition::default();
-        render(UNIX_EPOCH + Duration::from_millis(1500), &mut text);
-        let text = text.finish();
-        for name in [
-            "process_resident_memory_bytes",
-            "process_open_fds",
-            "process_threads",
-        ] {
-            let line = text
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .unwrap();
-            assert!(line.trim().parse::<u64>().unwrap() > 0, "{name}");
+        let collector = ProcessCollector::new(UNIX_EPOCH + Duration::from_millis(1500));
+        let families = collector.collect();
+        let value = |name| {
+            let family = families.iter().find(|family| family.name() == name);
+            family.unwrap().get_metric()[0].get_gauge().get_value()
+        };
+        for name in ["process_resident_memory_bytes", "process_open_fds", "process_threads"] {
+            assert!(value(name) >= 1.0, "{name}");
         }
-        assert!(text.ends_with("\nprocess_start_time_seconds 1.5\n"));
+        assert_eq!(value("process_start_time_seconds"), 1.5);
     }
 }

@@ -11,11 +11,10 @@ use http::{Method, Version};
 use outrigger_ca::SpiffeId;
 
 use super::access_log::AccessLog;
-use super::family::lock;
 use super::labels::{Direction, Labels, Tls};
 use super::metric::Histogram;
 use super::metrics::Metrics;
-use super::traffic::{RequestSeries, TcpSeries};
+use super::traffic::{RequestSeries, TcpSeries, lock};
 
 /// Most series that a worker keeps at hand; a full cache is emptied, which costs one slow lookup each.
 const CACHE_BOUND: usize = 4096;
@@ -129,12 +128,8 @@ pub struct OpenTcp {
 impl OpenTcp {
     /// Shows the bytes carried so far before the end, for connections that live long: totals, not steps.
     pub fn carried(&mut self, received_bytes: u64, sent_bytes: u64) {
-        self.series
-            .received_bytes
-            .add(received_bytes.saturating_sub(self.received_bytes));
-        self.series
-            .sent_bytes
-            .add(sent_bytes.saturating_sub(self.sent_bytes));
+        self.series.received_bytes.add(received_bytes.saturating_sub(self.received_bytes));
+        self.series.sent_bytes.add(sent_bytes.saturating_sub(self.sent_bytes));
         self.received_bytes = self.received_bytes.max(received_bytes);
         self.sent_bytes = self.sent_bytes.max(sent_bytes);
     }
@@ -151,12 +146,7 @@ impl Recorder {
     /// Records into `metrics` and `access_log`.
     pub fn new(metrics: Arc<Metrics>, access_log: AccessLog) -> Self {
         let sweeps = Cell::new(metrics.sweeps.load(Relaxed));
-        Self {
-            metrics,
-            access_log,
-            cache: RefCell::default(),
-            sweeps,
-        }
+        Self { metrics, access_log, cache: RefCell::default(), sweeps }
     }
 
     /// The metrics that this records into.
@@ -184,15 +174,10 @@ impl Recorder {
             grpc_status: None,
             peer: labels.peer.cloned(),
         };
-        let series = self.metrics.tcp.get(&labels, |_| TcpSeries::default());
+        let series = self.metrics.traffic.tcp.get(&labels, |_| TcpSeries::default());
         series.opened.inc();
         series.open.inc();
-        OpenTcp {
-            series,
-            received_bytes: 0,
-            sent_bytes: 0,
-            reason: "aborted",
-        }
+        OpenTcp { series, received_bytes: 0, sent_bytes: 0, reason: "aborted" }
     }
 
     /// Counts the end of an opaque TCP connection and logs it.
@@ -209,17 +194,12 @@ impl Recorder {
             Ok(()) => ("success", ""),
             Err(reason) => ("failure", reason),
         };
-        self.metrics
-            .tls_handshakes
-            .inc([direction.as_str(), result, reason]);
+        self.metrics.tls_handshakes.inc([direction.as_str(), result, reason]);
     }
 
     fn series(&self, record: &RequestRecord<'_>) -> Arc<RequestSeries> {
         let hash = hash(record);
-        if let Some(cached) = self
-            .cache
-            .borrow()
-            .find(hash, |cached| is_of(&cached.labels, record))
+        if let Some(cached) = self.cache.borrow().find(hash, |cached| is_of(&cached.labels, record))
             && let Some(series) = cached.series.upgrade()
         {
             cached.used.set(self.sweeps.get());
@@ -239,15 +219,13 @@ impl Recorder {
             grpc_status: record.grpc_status,
             peer: record.peer.cloned(),
         };
-        let series = self.metrics.requests.get(&labels, |labels| RequestSeries {
+        let series = self.metrics.traffic.requests.get(&labels, |labels| RequestSeries {
             count: Default::default(),
-            durations: self.metrics.durations.get(
-                &Labels {
-                    code: None,
-                    ..labels.clone()
-                },
-                |_| Histogram::default(),
-            ),
+            durations: self
+                .metrics
+                .traffic
+                .durations
+                .get(&Labels { code: None, ..labels.clone() }, |_| Histogram::default()),
         });
         let mut cache = self.cache.borrow_mut();
         if cache.len() >= CACHE_BOUND {
@@ -257,12 +235,7 @@ impl Recorder {
             dead.remove();
         }
         let used = Cell::new(self.sweeps.get());
-        let cached = Cached {
-            hash,
-            labels,
-            series: Arc::downgrade(&series),
-            used,
-        };
+        let cached = Cached { hash, labels, series: Arc::downgrade(&series), used };
         cache.insert_unique(hash, cached, |cached| cached.hash);
         series
     }
@@ -272,8 +245,7 @@ impl Recorder {
         let sweeps = self.metrics.sweeps.load(Relaxed);
         if self.sweeps.replace(sweeps) != sweeps {
             self.cache.borrow_mut().retain(|cached| {
-                cached.series.strong_count() > 0
-                    && sweeps.wrapping_sub(cached.used.get()) <= UNUSED_SWEEPS
+                cached.series.strong_count() > 0 && sweeps.wrapping_sub(cached.used.get()) <= UNUSED_SWEEPS
             });
         }
     }
@@ -292,8 +264,7 @@ fn is_of(labels: &Labels, record: &RequestRecord<'_>) -> bool {
 /// Multiply and rotate, as Firefox's hash tables do: a few instructions for the few words there are.
 /// Nobody outside chooses them: names are configured or resolved, and identities come from the CA.
 fn hash(record: &RequestRecord<'_>) -> u64 {
-    let mix =
-        |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    let mix = |hash: u64, word: u64| (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
     let small = u64::from(record.code)
         | u64::from(record.grpc_status.unwrap_or(u16::MAX)) << 16
         | (record.direction as u64) << 32

@@ -1,14 +1,47 @@
 //! The series of requests and TCP connections: as many as label values meet, bounded, and gone when idle.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::family::lock;
+use prometheus::{IntCounter, IntCounterVec};
+
 use super::labels::Labels;
 use super::metric::{Counter, Gauge, Histogram};
 
 /// A series that did not change over that many sweeps goes. One sweep a minute: 10 minutes.
 const IDLE_SWEEPS: u32 = 10;
+
+/// Most series of a family of requests or connections; what is more becomes `other`.
+const SERIES_BOUND: usize = 10_000;
+/// Most label sets of the histogram: each is 19 lines, and so these are about 7 MB of text.
+const HISTOGRAMS_BOUND: usize = 2_000;
+
+/// All series of traffic.
+#[derive(Debug)]
+pub(super) struct Traffic {
+    pub requests: SeriesMap<RequestSeries>,
+    pub durations: SeriesMap<Histogram>,
+    pub tcp: SeriesMap<TcpSeries>,
+}
+
+impl Traffic {
+    /// No series yet. Those too many will be counted in `overflowed`, by its label `family`.
+    pub fn new(overflowed: &IntCounterVec) -> Self {
+        let overflowed = |family: &str| overflowed.with_label_values(&[family]);
+        Self {
+            requests: SeriesMap::new(SERIES_BOUND, overflowed("requests_total")),
+            durations: SeriesMap::new(HISTOGRAMS_BOUND, overflowed("request_duration_seconds")),
+            tcp: SeriesMap::new(SERIES_BOUND, overflowed("tcp")),
+        }
+    }
+
+    pub fn sweep(&self) {
+        // Requests first: their series hold their histograms.
+        self.requests.sweep();
+        self.durations.sweep();
+        self.tcp.sweep();
+    }
+}
 
 /// Requests of one set of label values.
 #[derive(Debug)]
@@ -59,7 +92,7 @@ pub(super) struct SeriesMap<V> {
     bound: usize,
     slots: Mutex<BTreeMap<Labels, Slot<V>>>,
     /// How often a series had to be `other`.
-    pub overflowed: Counter,
+    overflowed: IntCounter,
 }
 
 #[derive(Debug)]
@@ -71,21 +104,13 @@ struct Slot<V> {
 
 impl<V> Slot<V> {
     fn new(series: V) -> Self {
-        Self {
-            series: Arc::new(series),
-            activity: 0,
-            idle_sweeps: 0,
-        }
+        Self { series: Arc::new(series), activity: 0, idle_sweeps: 0 }
     }
 }
 
 impl<V: Activity> SeriesMap<V> {
-    pub fn new(bound: usize) -> Self {
-        Self {
-            bound,
-            slots: Mutex::default(),
-            overflowed: Counter::default(),
-        }
+    pub fn new(bound: usize, overflowed: IntCounter) -> Self {
+        Self { bound, slots: Mutex::default(), overflowed }
     }
 
     /// The series of `labels`, made if there is none; `make` gets the labels it will really have.
@@ -100,20 +125,12 @@ impl<V: Activity> SeriesMap<V> {
             self.overflowed.inc();
             labels.other()
         };
-        Arc::clone(
-            &slots
-                .entry(labels)
-                .or_insert_with_key(|labels| Slot::new(make(labels)))
-                .series,
-        )
+        Arc::clone(&slots.entry(labels).or_insert_with_key(|labels| Slot::new(make(labels))).series)
     }
 
     /// All series now, in the order of their labels. Rendering goes on without the lock.
     pub fn snapshot(&self) -> Vec<(Labels, Arc<V>)> {
-        lock(&self.slots)
-            .iter()
-            .map(|(labels, slot)| (labels.clone(), Arc::clone(&slot.series)))
-            .collect()
+        lock(&self.slots).iter().map(|(labels, slot)| (labels.clone(), Arc::clone(&slot.series))).collect()
     }
 
     /// Removes what has been idle for [`IDLE_SWEEPS`] sweeps. No count is lost: recorders keep weak
@@ -144,18 +161,16 @@ impl<V: Activity> SeriesMap<V> {
                 }
                 Ok(_) => {}
                 Err(series) => {
-                    slots.insert(
-                        labels,
-                        Slot {
-                            series,
-                            activity: slot.activity,
-                            idle_sweeps: 0,
-                        },
-                    );
+                    slots.insert(labels, Slot { series, activity: slot.activity, idle_sweeps: 0 });
                 }
             }
         }
     }
+}
+
+/// The maps hold nothing that a panic could leave half done.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -177,34 +192,29 @@ mod tests {
         }
     }
 
+    fn map<V: Activity>(bound: usize) -> SeriesMap<V> {
+        SeriesMap::new(bound, IntCounter::new("n_total", "Number.").unwrap())
+    }
+
     fn names(map: &SeriesMap<TcpSeries>) -> Vec<String> {
-        map.snapshot()
-            .into_iter()
-            .map(|(labels, _)| labels.route.to_string())
-            .collect()
+        map.snapshot().into_iter().map(|(labels, _)| labels.route.to_string()).collect()
     }
 
     #[test]
     fn beyond_the_bound_series_share_one_named_other_and_are_counted() {
-        let map = SeriesMap::<TcpSeries>::new(2);
+        let map = map::<TcpSeries>(2);
         for route in ["a", "b", "c", "d", "a"] {
-            map.get(&labels(route), |_| TcpSeries::default())
-                .opened
-                .inc();
+            map.get(&labels(route), |_| TcpSeries::default()).opened.inc();
         }
         assert_eq!(names(&map), ["a", "b", "other"]);
         assert_eq!(map.overflowed.get(), 2);
-        let opened: u64 = map
-            .snapshot()
-            .iter()
-            .map(|(_, series)| series.opened.get())
-            .sum();
+        let opened: u64 = map.snapshot().iter().map(|(_, series)| series.opened.get()).sum();
         assert_eq!(opened, 5);
     }
 
     #[test]
     fn a_series_goes_after_ten_idle_sweeps_and_any_record_starts_them_over() {
-        let map = SeriesMap::<TcpSeries>::new(10);
+        let map = map::<TcpSeries>(10);
         map.get(&labels("a"), |_| TcpSeries::default()).opened.inc();
         map.get(&labels("b"), |_| TcpSeries::default()).opened.inc();
         for _ in 0..IDLE_SWEEPS {
@@ -217,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_series_that_somebody_holds_stays() {
-        let map = SeriesMap::<TcpSeries>::new(10);
+        let map = map::<TcpSeries>(10);
         let held = map.get(&labels("a"), |_| TcpSeries::default());
         for _ in 0..3 * IDLE_SWEEPS {
             map.sweep();
@@ -249,7 +259,7 @@ mod tests {
         }
         const RECORDS: u64 = 20_000;
         let (gone, done) = (Counter::default(), AtomicBool::new(false));
-        let map = SeriesMap::<Tallied<'_>>::new(10);
+        let map = map::<Tallied<'_>>(10);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Ordering::Acquire) {

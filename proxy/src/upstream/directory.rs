@@ -49,6 +49,9 @@ pub enum DestinationError {
     Stopping,
 }
 
+/// An upstream in use, and what discovery last said of it.
+pub type InUse = (Arc<Upstream>, Option<Arc<Snapshot>>);
+
 /// Asks the directory; one for all workers.
 #[derive(Clone, Debug)]
 pub struct Directory {
@@ -181,7 +184,7 @@ impl Directory {
     }
 
     /// Every upstream in use, by name, and what discovery last said of it, for the admin port and the metrics.
-    pub fn upstreams(&self) -> BTreeMap<Arc<str>, (Arc<Upstream>, Option<Arc<Snapshot>>)> {
+    pub fn upstreams(&self) -> BTreeMap<Arc<str>, InUse> {
         let snapshot = |made: &Made| made.followed.as_ref().map(Followed::current);
         self.shared
             .made()

@@ -1,7 +1,7 @@
 //! Pods joined by a bridge, with sidecars where a test wants them.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -44,6 +44,13 @@ pub struct Setup<'mesh> {
     wait_until_ready: bool,
 }
 
+/// The binary under test: the one built with the tests, unless `OUTRIGGER_TEST_BINARY` names another.
+pub fn binary() -> PathBuf {
+    let named = std::env::var("OUTRIGGER_TEST_BINARY").ok();
+    let built = option_env!("CARGO_BIN_EXE_outrigger").map(str::to_owned);
+    named.or(built).expect("a binary to test").into()
+}
+
 /// Whether user 1337 can be taken on; in a user namespace that maps one user only, it cannot.
 pub fn users_can_be_taken_on() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
@@ -78,7 +85,7 @@ impl Mesh {
     pub fn pod(&self, name: &str) -> Pod {
         let number = self.pods.fetch_add(1, Ordering::Relaxed);
         let directory = self.directory.path().join(name);
-        Pod::new(name, number, self.hub.id(), directory, Path::new(env!("CARGO_BIN_EXE_outrigger")))
+        Pod::new(name, number, self.hub.id(), directory, &binary())
     }
 
     /// A sidecar beside `pod`, not started yet: strict, with a certificate for the pod's name.

@@ -1,6 +1,7 @@
 //! Programs that run inside a pod: killed with the test, their output kept for when it fails.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -13,25 +14,29 @@ use super::wait;
 pub struct Process {
     name: String,
     child: Child,
-    log: PathBuf,
+    log: File,
 }
 
 impl Process {
     /// Starts `command` with its output in the file `log`.
     pub fn start(name: &str, mut command: Command, log: PathBuf) -> Self {
-        let file = File::create(&log).expect("create a log file");
+        let file = File::options().create_new(true).read(true).append(true).open(&log).expect("create a log file");
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("share the log file"))
-            .stderr(file)
+            .stderr(file.try_clone().expect("share the log file"))
             .spawn()
             .unwrap_or_else(|error| panic!("start {name}: {error}"));
-        Self { name: name.to_owned(), child, log }
+        Self { name: name.to_owned(), child, log: file }
     }
 
     /// What it has printed so far.
     pub fn output(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+        // By the open file: the directory may be gone already when a failed test comes to its end.
+        let length = self.log.metadata().map_or(0, |metadata| metadata.len());
+        let mut bytes = vec![0; usize::try_from(length).expect("a log fits into memory")];
+        let _ = self.log.read_exact_at(&mut bytes, 0);
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Sends a signal.

@@ -1,5 +1,6 @@
 //! TLS peers that believe everything, so that only the proxy's own checks can end a connection.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
@@ -114,6 +115,40 @@ pub fn client(config: &Arc<ClientConfig>, socket: TcpStream) -> std::io::Result<
     }
     let alpn = session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
     Ok((Connection::over(Box::new(StreamOwned::new(session, stream)), socket), alpn))
+}
+
+/// As [`client`], with everything that is sent cut into segments of `size` bytes.
+pub fn client_in_segments(config: &Arc<ClientConfig>, socket: TcpStream, size: usize) -> std::io::Result<Connection> {
+    let name = ServerName::try_from("api.shop.svc.cluster.local").expect("a name");
+    let mut session = ClientConnection::new(Arc::clone(config), name).expect("a client");
+    socket.set_nodelay(true)?;
+    let mut stream = Segments { socket: socket.try_clone()?, size };
+    while session.is_handshaking() {
+        session.complete_io(&mut stream)?;
+    }
+    Ok(Connection::over(Box::new(StreamOwned::new(session, stream)), socket))
+}
+
+/// Sends no more than `size` bytes at a time, each in a segment of its own.
+struct Segments {
+    socket: TcpStream,
+    size: usize,
+}
+
+impl Read for Segments {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.socket.read(buffer)
+    }
+}
+
+impl Write for Segments {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.socket.write(&bytes[..bytes.len().min(self.size)])
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.socket.flush()
+    }
 }
 
 /// A TLS server's settings: any client is believed, and asked for a certificate when `mutual`.

@@ -55,15 +55,8 @@ async fn answer(settings: Arc<Settings>, request: Request<Incoming>) -> Response
     if request.method() == Method::POST && request.uri().path() == GRPC_METHOD {
         return answer_grpc(&settings.name, fails);
     }
-    let caller = request
-        .headers()
-        .get(CLIENT_ID_HEADER)
-        .and_then(|id| id.to_str().ok());
-    let status = if fails {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
-    };
+    let caller = request.headers().get(CLIENT_ID_HEADER).and_then(|id| id.to_str().ok());
+    let status = if fails { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let latency = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     respond_json(
         status,
@@ -73,18 +66,11 @@ async fn answer(settings: Arc<Settings>, request: Request<Incoming>) -> Response
 
 fn answer_grpc(name: &str, fails: bool) -> Response<Body> {
     let mut trailers = HeaderMap::new();
-    trailers.insert(
-        "grpc-status",
-        if fails { GRPC_UNAVAILABLE } else { GRPC_OK },
-    );
+    trailers.insert("grpc-status", if fails { GRPC_UNAVAILABLE } else { GRPC_OK });
     let message = if fails { Bytes::new() } else { frame(name) };
-    let body = Full::new(message)
-        .with_trailers(std::future::ready(Some(Ok(trailers))))
-        .boxed();
+    let body = Full::new(message).with_trailers(std::future::ready(Some(Ok(trailers)))).boxed();
     let mut response = Response::new(body);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
 }
 
@@ -102,9 +88,7 @@ pub fn frame(text: &str) -> Bytes {
 pub fn unframe(frame: &[u8]) -> Option<&str> {
     let message = frame.get(5..)?;
     match message {
-        [0x0a, length, text @ ..] if usize::from(*length) == text.len() => {
-            std::str::from_utf8(text).ok()
-        }
+        [0x0a, length, text @ ..] if usize::from(*length) == text.len() => std::str::from_utf8(text).ok(),
         _ => None,
     }
 }
@@ -115,10 +99,7 @@ mod tests {
 
     #[test]
     fn a_grpc_message_is_read_as_it_was_written() {
-        assert_eq!(
-            frame("api-1").as_ref(),
-            b"\x00\x00\x00\x00\x07\x0a\x05api-1"
-        );
+        assert_eq!(frame("api-1").as_ref(), b"\x00\x00\x00\x00\x07\x0a\x05api-1");
         for name in ["", "api-1", &"x".repeat(127)] {
             assert_eq!(unframe(&frame(name)), Some(name));
         }

@@ -50,9 +50,7 @@ pub fn run(service: impl Future<Output = Result<(), ServiceError>>) -> Result<()
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServiceError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| ServiceError::Listen { address, source })
+    TcpListener::bind(address).await.map_err(|source| ServiceError::Listen { address, source })
 }
 
 /// The next connection; what prevents one is logged, and waited out.

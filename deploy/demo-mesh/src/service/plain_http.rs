@@ -105,10 +105,7 @@ where
             });
             let server = auto::Builder::new(TokioExecutor::new());
             // A connection's end, however it comes, is the client's business.
-            server
-                .serve_connection(TokioIo::new(stream), service)
-                .await
-                .ok();
+            server.serve_connection(TokioIo::new(stream), service).await.ok();
         });
     }
 }
@@ -118,10 +115,7 @@ where
 /// # Errors
 /// Why no response came.
 pub async fn get(authority: &str, path: &str, headers: &HeaderMap) -> Result<Answer, CallError> {
-    in_time(authority, async {
-        get_on(connect(authority).await?, authority, path, headers).await
-    })
-    .await
+    in_time(authority, async { get_on(connect(authority).await?, authority, path, headers).await }).await
 }
 
 /// As [`get`], on a connection made already.
@@ -134,23 +128,13 @@ pub async fn get_on(
     path: &str,
     headers: &HeaderMap,
 ) -> Result<Answer, CallError> {
-    let mut request = Request::get(path)
-        .header(HOST, authority)
-        .body(Empty::<Bytes>::new())?;
+    let mut request = Request::get(path).header(HOST, authority).body(Empty::<Bytes>::new())?;
     request.headers_mut().extend(headers.clone());
     in_time(authority, async {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(exchange(authority))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(exchange(authority))?;
         tokio::spawn(connection);
-        whole(
-            sender
-                .send_request(request)
-                .await
-                .map_err(exchange(authority))?,
-            authority,
-        )
-        .await
+        whole(sender.send_request(request).await.map_err(exchange(authority))?, authority).await
     })
     .await
 }
@@ -174,18 +158,10 @@ pub async fn post_grpc(
     request.headers_mut().extend(headers.clone());
     in_time(authority, async {
         let stream = TokioIo::new(connect(authority).await?);
-        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream)
-            .await
-            .map_err(exchange(authority))?;
+        let (mut sender, connection) =
+            http2::handshake(TokioExecutor::new(), stream).await.map_err(exchange(authority))?;
         tokio::spawn(connection);
-        whole(
-            sender
-                .send_request(request)
-                .await
-                .map_err(exchange(authority))?,
-            authority,
-        )
-        .await
+        whole(sender.send_request(request).await.map_err(exchange(authority))?, authority).await
     })
     .await
 }
@@ -194,39 +170,26 @@ async fn in_time(
     authority: &str,
     call: impl Future<Output = Result<Answer, CallError>>,
 ) -> Result<Answer, CallError> {
-    timeout(CALL_PATIENCE, call).await.unwrap_or_else(|_| {
-        Err(CallError::TooLate {
-            authority: authority.into(),
-        })
-    })
+    timeout(CALL_PATIENCE, call)
+        .await
+        .unwrap_or_else(|_| Err(CallError::TooLate { authority: authority.into() }))
 }
 
 async fn connect(authority: &str) -> Result<TcpStream, CallError> {
     TcpStream::connect(authority)
         .await
-        .map_err(|source| CallError::Connect {
-            authority: authority.into(),
-            source,
-        })
+        .map_err(|source| CallError::Connect { authority: authority.into(), source })
 }
 
 fn exchange(authority: &str) -> impl Fn(hyper::Error) -> CallError {
-    move |source| CallError::Exchange {
-        authority: authority.into(),
-        source,
-    }
+    move |source| CallError::Exchange { authority: authority.into(), source }
 }
 
 async fn whole(response: Response<Incoming>, authority: &str) -> Result<Answer, CallError> {
     let (head, body) = response.into_parts();
     let body = body.collect().await.map_err(exchange(authority))?;
     let trailers = body.trailers().cloned().unwrap_or_default();
-    Ok(Answer {
-        status: head.status,
-        headers: head.headers,
-        body: body.to_bytes(),
-        trailers,
-    })
+    Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes(), trailers })
 }
 
 /// The headers of `request` that belong to its trace.
@@ -238,16 +201,10 @@ pub fn trace_headers(request: &HeaderMap) -> HeaderMap {
 }
 
 /// A response with a body at hand.
-pub fn respond(
-    status: StatusCode,
-    content_type: &'static str,
-    body: impl Into<Bytes>,
-) -> Response<Body> {
+pub fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Full::new(body.into()).boxed());
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -263,18 +220,12 @@ mod tests {
     #[test]
     fn the_trace_is_passed_on_and_nothing_else() {
         let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("traceparent", "00-1-2-01"),
-            ("b3", "1-2-1"),
-            ("cookie", "secret"),
-            ("host", "web"),
-        ] {
+        for (name, value) in
+            [("traceparent", "00-1-2-01"), ("b3", "1-2-1"), ("cookie", "secret"), ("host", "web")]
+        {
             headers.insert(name, HeaderValue::from_static(value));
         }
-        let mut names: Vec<_> = trace_headers(&headers)
-            .keys()
-            .map(ToString::to_string)
-            .collect();
+        let mut names: Vec<_> = trace_headers(&headers).keys().map(ToString::to_string).collect();
         names.sort();
         assert_eq!(names, ["b3", "traceparent"]);
     }

@@ -25,9 +25,7 @@ pub async fn run(target: String) -> Result<(), ServiceError> {
                     let carried = client.set_nodelay(true).and(server.set_nodelay(true));
                     if carried.is_ok() {
                         // Either end may break off at any time.
-                        tokio::io::copy_bidirectional(&mut client, &mut server)
-                            .await
-                            .ok();
+                        tokio::io::copy_bidirectional(&mut client, &mut server).await.ok();
                     }
                 }
                 Err(error) => eprintln!("can't connect to {target}: {error}"),

@@ -46,17 +46,13 @@ async fn converse(stream: TcpStream, counters: &Counters) -> io::Result<()> {
 }
 
 /// Reads an array of bulk strings, as all Redis clients send; None at the end of the connection.
-async fn read_command(
-    stream: &mut (impl AsyncBufRead + Unpin),
-) -> io::Result<Option<Vec<Vec<u8>>>> {
+async fn read_command(stream: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<Vec<Vec<u8>>>> {
     let Some(count) = read_length(stream, '*', MOST_ARGUMENTS).await? else {
         return Ok(None);
     };
     let mut command = Vec::with_capacity(count);
     for _ in 0..count {
-        let length = read_length(stream, '$', LONGEST_ARGUMENT)
-            .await?
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let length = read_length(stream, '$', LONGEST_ARGUMENT).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let mut argument = vec![0; length + 2];
         stream.read_exact(&mut argument).await?;
         argument.truncate(length);
@@ -75,9 +71,7 @@ async fn read_length(
     if (&mut *stream).take(16).read_line(&mut line).await? == 0 {
         return Ok(None);
     }
-    let length = line
-        .strip_prefix(kind)
-        .and_then(|digits| digits.trim_end().parse().ok());
+    let length = line.strip_prefix(kind).and_then(|digits| digits.trim_end().parse().ok());
     match length.filter(|length| *length <= most) {
         Some(length) => Ok(Some(length)),
         None => Err(io::Error::new(
@@ -89,10 +83,7 @@ async fn read_length(
 
 fn execute(command: &[Vec<u8>], counters: &Counters) -> String {
     let mut counters = counters.lock().unwrap_or_else(PoisonError::into_inner);
-    let name = command
-        .first()
-        .map(|name| name.to_ascii_uppercase())
-        .unwrap_or_default();
+    let name = command.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default();
     match (name.as_slice(), &command[command.len().min(1)..]) {
         (b"PING", []) => "+PONG\r\n".into(),
         (b"INCR", [key]) => {
@@ -122,10 +113,7 @@ mod tests {
         let counters = Counters::default();
         let mut stream = input;
         let mut answers = Vec::new();
-        while let Some(command) = read_command(&mut stream)
-            .await
-            .map_err(|error| error.kind())?
-        {
+        while let Some(command) = read_command(&mut stream).await.map_err(|error| error.kind())? {
             answers.push(execute(&command, &counters));
         }
         Ok(answers)

@@ -56,11 +56,7 @@ struct Web {
 /// The address can't be listened on.
 pub async fn run(settings: Settings) -> Result<(), ServiceError> {
     let listener = listen(settings.listen).await?;
-    let web = Web {
-        settings,
-        store: Mutex::default(),
-        answers: std::sync::Mutex::default(),
-    };
+    let web = Web { settings, store: Mutex::default(), answers: std::sync::Mutex::default() };
     serve(listener, Arc::new(web), answer).await
 }
 
@@ -69,26 +65,15 @@ async fn answer(web: Arc<Web>, request: Request<Incoming>) -> Response<Body> {
         return respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n");
     }
     let trace = trace_headers(request.headers());
-    let caller = request
-        .headers()
-        .get(CLIENT_ID_HEADER)
-        .and_then(|id| id.to_str().ok());
+    let caller = request.headers().get(CLIENT_ID_HEADER).and_then(|id| id.to_str().ok());
     match request.uri().path() {
-        "/" => respond(
-            StatusCode::OK,
-            "text/html; charset=utf-8",
-            web.page(caller, &trace).await,
-        ),
+        "/" => respond(StatusCode::OK, "text/html; charset=utf-8", web.page(caller, &trace).await),
         "/api" => result(web.call_api(&trace).await),
         "/grpc" => result(web.call_grpc(&trace).await),
         "/store" => result(web.count_visit().await),
         "/stream" => stream(web),
         "/healthz" => respond(StatusCode::OK, "text/plain", "ok\n"),
-        _ => respond(
-            StatusCode::NOT_FOUND,
-            "text/plain",
-            "try / /api /grpc /store /stream\n",
-        ),
+        _ => respond(StatusCode::NOT_FOUND, "text/plain", "try / /api /grpc /store /stream\n"),
     }
 }
 
@@ -120,10 +105,7 @@ impl Web {
                         "proxy_status": answer.headers.get("proxy-status").and_then(|said| said.to_str().ok()),
                     })
                 });
-                self.remember(
-                    value["endpoint"].as_str().unwrap_or("(no endpoint)"),
-                    answer.status,
-                );
+                self.remember(value["endpoint"].as_str().unwrap_or("(no endpoint)"), answer.status);
                 (answer.status, with_time(value, began))
             }
             Err(error) => failure(&error),
@@ -135,25 +117,12 @@ impl Web {
         match post_grpc(&self.settings.api, GRPC_METHOD, frame(""), trace).await {
             Ok(answer) => {
                 // A response without message carries its status in the headers.
-                let status = answer
-                    .trailers
-                    .get("grpc-status")
-                    .or_else(|| answer.headers.get("grpc-status"));
-                let status = status
-                    .and_then(|status| status.to_str().ok())
-                    .unwrap_or("missing")
-                    .to_owned();
-                let http_status = if status == "0" {
-                    StatusCode::OK
-                } else {
-                    StatusCode::BAD_GATEWAY
-                };
+                let status = answer.trailers.get("grpc-status").or_else(|| answer.headers.get("grpc-status"));
+                let status = status.and_then(|status| status.to_str().ok()).unwrap_or("missing").to_owned();
+                let http_status = if status == "0" { StatusCode::OK } else { StatusCode::BAD_GATEWAY };
                 (
                     http_status,
-                    with_time(
-                        json!({"grpc_status": status, "endpoint": unframe(&answer.body)}),
-                        began,
-                    ),
+                    with_time(json!({"grpc_status": status, "endpoint": unframe(&answer.body)}), began),
                 )
             }
             Err(error) => failure(&error),
@@ -165,10 +134,7 @@ impl Web {
         match timeout(STORE_PATIENCE, self.increment("visits")).await {
             Ok(Ok(visits)) => (StatusCode::OK, with_time(json!({"visits": visits}), began)),
             Ok(Err(error)) => failure(&format!("store: {error}")),
-            Err(_) => failure(&format!(
-                "store: no answer within {} s",
-                STORE_PATIENCE.as_secs()
-            )),
+            Err(_) => failure(&format!("store: no answer within {} s", STORE_PATIENCE.as_secs())),
         }
     }
 
@@ -190,23 +156,14 @@ impl Web {
 
     fn remember(&self, endpoint: &str, status: StatusCode) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        *answers
-            .entry(format!("{endpoint} {}", status.as_u16()))
-            .or_default() += 1;
+        *answers.entry(format!("{endpoint} {}", status.as_u16())).or_default() += 1;
     }
 
     async fn event(&self) -> String {
         let none = HeaderMap::new();
         let (api, store) = tokio::join!(self.call_api(&none), self.count_visit());
-        let answers = self
-            .answers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        format!(
-            "data: {}\n\n",
-            json!({"api": api.1, "store": store.1, "answers": answers})
-        )
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        format!("data: {}\n\n", json!({"api": api.1, "store": store.1, "answers": answers}))
     }
 }
 
@@ -216,9 +173,7 @@ async fn ask(connection: &mut BufReader<TcpStream>, key: &str) -> io::Result<i64
     let mut line = String::new();
     connection.read_line(&mut line).await?;
     let unexpected = || io::Error::other(format!("unexpected answer {line:?}"));
-    line.strip_prefix(':')
-        .and_then(|number| number.trim_end().parse().ok())
-        .ok_or_else(unexpected)
+    line.strip_prefix(':').and_then(|number| number.trim_end().parse().ok()).ok_or_else(unexpected)
 }
 
 fn failure(error: &dyn std::fmt::Display) -> (StatusCode, Value) {
@@ -244,17 +199,12 @@ fn stream(web: Arc<Web>) -> Response<Body> {
         }
     });
     let mut response = Response::new(body.boxed());
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     response
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]
@@ -270,9 +220,6 @@ mod tests {
 
     #[test]
     fn values_can_not_become_markup() {
-        assert_eq!(
-            escape(r#"<b title="a&b">"#),
-            "&lt;b title=&quot;a&amp;b&quot;&gt;"
-        );
+        assert_eq!(escape(r#"<b title="a&b">"#), "&lt;b title=&quot;a&amp;b&quot;&gt;");
     }
 }

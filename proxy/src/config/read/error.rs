@@ -38,23 +38,13 @@ impl Place {
                 .collect(),
             _ => Vec::new(),
         };
-        Box::new(Self {
-            path: node.path.clone(),
-            position: node.shown_at(),
-            skipped_fields,
-        })
+        Box::new(Self { path: node.path.clone(), position: node.shown_at(), skipped_fields })
     }
 }
 
 impl ReadError {
     pub(super) fn new(message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            remedy: remedy.into(),
-            missing: None,
-            reported: false,
-            place: None,
-        }
+        Self { message: message.into(), remedy: remedy.into(), missing: None, reported: false, place: None }
     }
 
     /// The innermost place counts.
@@ -65,11 +55,7 @@ impl ReadError {
 
     /// At a key rather than its value.
     pub(super) fn at_key(mut self, node: &Node) -> Self {
-        let place = Place {
-            path: node.path.clone(),
-            position: node.named_at,
-            skipped_fields: Vec::new(),
-        };
+        let place = Place { path: node.path.clone(), position: node.named_at, skipped_fields: Vec::new() };
         self.place.get_or_insert(Box::new(place));
         self
     }
@@ -138,24 +124,15 @@ impl de::Error for ReadError {
     }
 
     fn unknown_field(field: &str, known: &'static [&'static str]) -> Self {
-        Self::new(
-            format!("there is no field `{field}` here"),
-            allowed(field, known),
-        )
+        Self::new(format!("there is no field `{field}` here"), allowed(field, known))
     }
 
     fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {
-        Self::new(
-            format!("`{variant}` is not known here"),
-            allowed(variant, known),
-        )
+        Self::new(format!("`{variant}` is not known here"), allowed(variant, known))
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self {
-            missing: Some(field),
-            ..Self::new("this field is missing and required", "")
-        }
+        Self { missing: Some(field), ..Self::new("this field is missing and required", "") }
     }
 }
 

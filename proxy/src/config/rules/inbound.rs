@@ -50,27 +50,14 @@ fn allow(config: &Config, at: &Path, rule: &AllowRule, report: &mut Report) {
     for (name, _) in conditions.iter().filter(|(_, is_empty)| *is_empty) {
         let at = at.field(name);
         if report.states(&at) {
-            report.error(
-                &at,
-                "an empty list would let all in",
-                "name what is let in, or remove the field",
-            );
+            report.error(&at, "an empty list would let all in", "name what is let in, or remove the field");
         }
     }
     if conditions.iter().all(|(_, is_empty)| *is_empty) {
-        report.warn(
-            at,
-            "this rule lets everybody do everything",
-            "name identities, ports, methods or paths",
-        );
+        report.warn(at, "this rule lets everybody do everything", "name identities, ports, methods or paths");
     }
     for (index, identity) in rule.identities.iter().enumerate() {
-        pattern(
-            config,
-            &at.field("identities").item(index),
-            identity,
-            report,
-        );
+        pattern(config, &at.field("identities").item(index), identity, report);
     }
     report.ports(&at.field("ports"), &rule.ports);
     report.methods(&at.field("methods"), &rule.methods);
@@ -82,11 +69,8 @@ fn allow(config: &Config, at: &Path, rule: &AllowRule, report: &mut Report) {
         }
     }
     if !(rule.methods.is_empty() && rule.paths.is_empty()) {
-        for (index, port) in rule
-            .ports
-            .iter()
-            .enumerate()
-            .filter(|(_, port)| config.inbound.is_opaque(**port))
+        for (index, port) in
+            rule.ports.iter().enumerate().filter(|(_, port)| config.inbound.is_opaque(**port))
         {
             report.error(
                 &at.field("ports").item(index),

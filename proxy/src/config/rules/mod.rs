@@ -18,11 +18,7 @@ pub(super) fn check(
     root: &Node,
     unread: Vec<Problem>,
 ) -> Result<Vec<Problem>, Vec<Problem>> {
-    let mut report = Report {
-        positions: root.positions(),
-        errors: Vec::new(),
-        warnings: Vec::new(),
-    };
+    let mut report = Report { positions: root.positions(), errors: Vec::new(), warnings: Vec::new() };
     proxy::check(config, &mut report);
     inbound::check(config, &mut report);
     upstreams::check(config, &mut report);
@@ -31,24 +27,14 @@ pub(super) fn check(
     let is_whole = |name: &str| unread.iter().all(|problem| section(problem) != name);
     report.errors.retain(|error| match section(error) {
         // Routes refer to upstreams, whose very name may be what was misspelled.
-        "routes" => {
-            unread.is_empty() || has_upstreams && is_whole("routes") && is_whole("upstreams")
-        }
+        "routes" => unread.is_empty() || has_upstreams && is_whole("routes") && is_whole("upstreams"),
         name => is_whole(name),
     });
-    let Report {
-        mut errors,
-        mut warnings,
-        ..
-    } = report;
+    let Report { mut errors, mut warnings, .. } = report;
     errors.extend(unread);
     errors.sort_by_key(|problem| problem.position);
     warnings.sort_by_key(|problem| problem.position);
-    if errors.is_empty() {
-        Ok(warnings)
-    } else {
-        Err(errors)
-    }
+    if errors.is_empty() { Ok(warnings) } else { Err(errors) }
 }
 
 /// The field of the file that a problem lies in.
@@ -75,12 +61,7 @@ impl Report {
     }
 
     fn problem(&self, at: &Path, message: String, remedy: String) -> Problem {
-        Problem {
-            position: self.positions.of(at),
-            field: at.as_str().into(),
-            message,
-            remedy,
-        }
+        Problem { position: self.positions.of(at), field: at.as_str().into(), message, remedy }
     }
 
     /// Whether the file states the field, be it empty.
@@ -90,11 +71,7 @@ impl Report {
 
     /// A field that is read and checked, and does nothing yet.
     fn later(&mut self, at: &Path) {
-        self.warn(
-            at,
-            "this takes effect with a later release; until then it is only checked",
-            "",
-        );
+        self.warn(at, "this takes effect with a later release; until then it is only checked", "");
     }
 
     fn ports(&mut self, at: &Path, ports: &[u16]) {
@@ -115,11 +92,7 @@ impl Report {
 
     fn at_least_one(&mut self, at: &Path, number: Option<u32>) {
         if number == Some(0) {
-            self.error(
-                at,
-                "0 is not allowed",
-                "write 1 or more, or leave the field out",
-            );
+            self.error(at, "0 is not allowed", "write 1 or more, or leave the field out");
         }
     }
 
@@ -152,18 +125,11 @@ fn root() -> Path {
 /// All upstreams, each with its place.
 fn upstreams(config: &Config) -> impl Iterator<Item = (Path, &str, &Upstream)> {
     let at = root().field("upstreams");
-    config
-        .upstreams
-        .iter()
-        .map(move |(name, upstream)| (at.field(name), name.as_str(), upstream))
+    config.upstreams.iter().map(move |(name, upstream)| (at.field(name), name.as_str(), upstream))
 }
 
 /// All routes, each with its place.
 fn routes(config: &Config) -> impl Iterator<Item = (Path, &Route)> {
     let at = root().field("routes");
-    config
-        .routes
-        .iter()
-        .enumerate()
-        .map(move |(index, route)| (at.item(index), route))
+    config.routes.iter().enumerate().map(move |(index, route)| (at.item(index), route))
 }

@@ -57,11 +57,7 @@ fn identity(identity: &Identity, report: &mut Report) {
     let at = root().field("identity");
     if let Some(ca) = &identity.ca {
         if identity.files.is_some() {
-            report.error(
-                &at,
-                "both `ca` and `files` are stated",
-                "keep exactly one of them",
-            );
+            report.error(&at, "both `ca` and `files` are stated", "keep exactly one of them");
         }
         if let Err((message, remedy)) = host_and_port(&ca.address) {
             report.error(&at.field("ca").field("address"), message, remedy);
@@ -80,9 +76,7 @@ fn dns(dns: &Dns, report: &mut Report) {
     let at = root().field("dns");
     for (index, server) in dns.servers.iter().enumerate() {
         let is_address = server.parse::<std::net::IpAddr>().is_ok()
-            || server
-                .parse::<std::net::SocketAddr>()
-                .is_ok_and(|address| address.port() != 0);
+            || server.parse::<std::net::SocketAddr>().is_ok_and(|address| address.port() != 0);
         if !is_address {
             report.error(
                 &at.field("servers").item(index),
@@ -98,11 +92,7 @@ fn dns(dns: &Dns, report: &mut Report) {
         report.host(&at.field("search").item(index), domain);
     }
     if dns.ndots.is_some_and(|ndots| ndots > MAX_NDOTS) {
-        report.error(
-            &at.field("ndots"),
-            "no name has that many dots",
-            format!("write 0 to {MAX_NDOTS}"),
-        );
+        report.error(&at.field("ndots"), "no name has that many dots", format!("write 0 to {MAX_NDOTS}"));
     }
 }
 
@@ -112,9 +102,8 @@ fn outbound(config: &Config, report: &mut Report) {
         let at = at.field("meshDomains").item(index);
         let bare = domain.trim_start_matches("*.").trim_start_matches('.');
         if bare != domain && syntax::host(bare).is_ok() {
-            let message = format!(
-                "`{domain}` has a wildcard or dot too many, since a domain stands for all below it"
-            );
+            let message =
+                format!("`{domain}` has a wildcard or dot too many, since a domain stands for all below it");
             report.error(&at, message, format!("write {bare}"));
         } else {
             report.host(&at, domain);
@@ -148,10 +137,7 @@ fn spans(tracing: &Tracing, report: &mut Report) {
             );
         }
     }
-    if tracing
-        .sample_ratio
-        .is_some_and(|ratio| !(0.0..=1.0).contains(&ratio))
-    {
+    if tracing.sample_ratio.is_some_and(|ratio| !(0.0..=1.0).contains(&ratio)) {
         report.error(
             &at.field("sampleRatio"),
             "a share lies between 0 and 1",

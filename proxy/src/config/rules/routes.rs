@@ -53,11 +53,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
 fn matches(at: &Path, route: &Route, report: &mut Report) {
     let at = at.field("match");
     if route.matches.is_empty() {
-        report.error(
-            &at,
-            "a route without match would never be used",
-            "write [{host: <name>}]",
-        );
+        report.error(&at, "a route without match would never be used", "write [{host: <name>}]");
     }
     for (index, alternative) in route.matches.iter().enumerate() {
         one_match(&at.item(index), alternative, report);
@@ -84,11 +80,7 @@ fn one_match(at: &Path, alternative: &RouteMatch, report: &mut Report) {
 fn destinations(config: &Config, at: &Path, route: &Route, report: &mut Report) {
     let at = at.field("upstreams");
     if route.upstreams.is_empty() {
-        report.error(
-            &at,
-            "the route names no upstream",
-            "write [{name: <upstream>}]",
-        );
+        report.error(&at, "the route names no upstream", "write [{name: <upstream>}]");
         return;
     }
     let mut named = HashSet::new();
@@ -103,11 +95,7 @@ fn destinations(config: &Config, at: &Path, route: &Route, report: &mut Report) 
                 "name it once, with the sum of the weights",
             );
         }
-        if config
-            .upstreams
-            .get(&upstream.name)
-            .is_some_and(|upstream| upstream.protocol == Protocol::Tcp)
-        {
+        if config.upstreams.get(&upstream.name).is_some_and(|upstream| upstream.protocol == Protocol::Tcp) {
             report.error(
                 &at_name,
                 format!(
@@ -118,11 +106,7 @@ fn destinations(config: &Config, at: &Path, route: &Route, report: &mut Report) 
             );
         }
         if upstream.weight > MAX_WEIGHT {
-            report.error(
-                &at.field("weight"),
-                "the weight is too large",
-                format!("write 0 to {MAX_WEIGHT}"),
-            );
+            report.error(&at.field("weight"), "the weight is too large", format!("write 0 to {MAX_WEIGHT}"));
         }
     }
     if route.upstreams.iter().all(|upstream| upstream.weight == 0) {
@@ -146,14 +130,9 @@ fn retry(at: &Path, route: &Route, retry: &Retry, report: &mut Report) {
         );
     }
     for (index, condition) in retry.on.iter().enumerate() {
-        let is_named = matches!(
-            condition.as_str(),
-            "connectFailure" | "refusedStream" | "reset"
-        );
-        let is_status = condition.len() == 3
-            && condition
-                .parse()
-                .is_ok_and(|status: u16| (500..=599).contains(&status));
+        let is_named = matches!(condition.as_str(), "connectFailure" | "refusedStream" | "reset");
+        let is_status =
+            condition.len() == 3 && condition.parse().is_ok_and(|status: u16| (500..=599).contains(&status));
         if !is_named && !is_status {
             report.error(
                 &at.field("on").item(index),

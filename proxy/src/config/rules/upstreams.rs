@@ -10,8 +10,8 @@ use rustls_pki_types::ServerName;
 use super::inbound::of_the_mesh;
 use super::{Report, upstreams};
 use crate::config::model::{
-    Breaker, Config, Discovery, DnsDiscovery, Fallback, HealthCheck, Outlier, Upstream,
-    UpstreamTls, UpstreamTlsMode,
+    Breaker, Config, Discovery, DnsDiscovery, Fallback, HealthCheck, Outlier, Upstream, UpstreamTls,
+    UpstreamTlsMode,
 };
 use crate::config::problem::{Path, listed, nearest};
 use crate::config::syntax::{DnsName, dns_name, normal};
@@ -21,28 +21,16 @@ const LONG_CONNECT: Duration = Duration::from_secs(10);
 
 pub(super) fn check(config: &Config, report: &mut Report) {
     hosts(config, report);
-    let routed: HashSet<&str> = config
-        .routes
-        .iter()
-        .flat_map(|route| &route.upstreams)
-        .map(|upstream| &*upstream.name)
-        .collect();
+    let routed: HashSet<&str> =
+        config.routes.iter().flat_map(|route| &route.upstreams).map(|upstream| &*upstream.name).collect();
     for (at, name, upstream) in upstreams(config) {
         if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            report.error(
-                &at,
-                format!("{name:?} is not a name for an upstream"),
-                "write one without blanks",
-            );
+            report.error(&at, format!("{name:?} is not a name for an upstream"), "write one without blanks");
         }
         // Fixed endpoints are found by their addresses.
         let has_addresses = matches!(upstream.discovery, Some(Discovery::Static(_)));
         if upstream.hosts.is_empty() && !routed.contains(name) && !has_addresses {
-            report.warn(
-                &at,
-                "nothing goes here",
-                "state `hosts`, or name it in a route",
-            );
+            report.warn(&at, "nothing goes here", "state `hosts`, or name it in a route");
         }
         discovery(&at, upstream, report);
         security(config, &at, upstream, report);
@@ -91,9 +79,7 @@ fn discovery(at: &Path, upstream: &Upstream, report: &mut Report) {
         ),
         None => {}
         Some(Discovery::Dns(dns)) => by_dns(&at_discovery.field("dns"), dns, report),
-        Some(Discovery::Static(addresses)) => {
-            fixed(&at_discovery.field("static"), addresses, report)
-        }
+        Some(Discovery::Static(addresses)) => fixed(&at_discovery.field("static"), addresses, report),
     }
 }
 
@@ -114,11 +100,7 @@ fn by_dns(at: &Path, dns: &DnsDiscovery, report: &mut Report) {
 
 fn fixed(at: &Path, addresses: &[SocketAddr], report: &mut Report) {
     if addresses.is_empty() {
-        report.error(
-            at,
-            "the list of endpoints is empty",
-            "write at least one ip:port",
-        );
+        report.error(at, "the list of endpoints is empty", "write at least one ip:port");
     }
     for (index, address) in addresses.iter().enumerate() {
         let at = at.item(index);
@@ -132,11 +114,7 @@ fn fixed(at: &Path, addresses: &[SocketAddr], report: &mut Report) {
                 "write an endpoint's own address",
             );
         } else if addresses[..index].contains(address) {
-            report.error(
-                &at,
-                format!("{address} is stated twice"),
-                "name each endpoint once",
-            );
+            report.error(&at, format!("{address} is stated twice"), "name each endpoint once");
         } else {
             report.warn(
                 &at,
@@ -172,11 +150,7 @@ fn security(config: &Config, at: &Path, upstream: &Upstream, report: &mut Report
             );
         }
         Some(UpstreamTls::Mode(UpstreamTlsMode::None)) => {
-            for host in upstream
-                .hosts
-                .iter()
-                .filter(|host| config.outbound.is_mesh_name(host))
-            {
+            for host in upstream.hosts.iter().filter(|host| config.outbound.is_mesh_name(host)) {
                 report.warn(
                     &at_tls,
                     format!("requests to {host}, which is under `outbound.meshDomains`, go out in plaintext"),
@@ -184,15 +158,10 @@ fn security(config: &Config, at: &Path, upstream: &Upstream, report: &mut Report
                 );
             }
         }
-        Some(UpstreamTls::Server(server))
-            if ServerName::try_from(server.server_name.as_str()).is_err() =>
-        {
+        Some(UpstreamTls::Server(server)) if ServerName::try_from(server.server_name.as_str()).is_err() => {
             report.error(
                 &at_tls.field("serverName"),
-                format!(
-                    "`{}` is not a name that a certificate can carry",
-                    server.server_name
-                ),
+                format!("`{}` is not a name that a certificate can carry", server.server_name),
                 "write a host name",
             );
         }
@@ -251,29 +220,16 @@ fn health_check(at: &Path, check: &HealthCheck, report: &mut Report) {
 
 fn outlier(at: &Path, outlier: &Outlier, report: &mut Report) {
     report.later(at);
-    report.at_least_one(
-        &at.field("consecutiveFailures"),
-        outlier.consecutive_failures,
-    );
+    report.at_least_one(&at.field("consecutiveFailures"), outlier.consecutive_failures);
     report.above_zero(&at.field("ejection"), outlier.ejection);
-    if outlier
-        .max_ejected_percent
-        .is_some_and(|percent| percent > 100)
-    {
-        report.error(
-            &at.field("maxEjectedPercent"),
-            "there are no more than 100 percent",
-            "write 0 to 100",
-        );
+    if outlier.max_ejected_percent.is_some_and(|percent| percent > 100) {
+        report.error(&at.field("maxEjectedPercent"), "there are no more than 100 percent", "write 0 to 100");
     }
 }
 
 fn breaker(at: &Path, breaker: &Breaker, report: &mut Report) {
     report.later(at);
-    report.at_least_one(
-        &at.field("consecutiveFailures"),
-        breaker.consecutive_failures,
-    );
+    report.at_least_one(&at.field("consecutiveFailures"), breaker.consecutive_failures);
     if breaker.consecutive_failures == Some(1) {
         report.warn(
             &at.field("consecutiveFailures"),
@@ -305,10 +261,7 @@ pub(super) fn refer(config: &Config, at: &Path, name: &str, report: &mut Report)
     let remedy = match nearest(name, names()) {
         Some(meant) => format!("did you mean `{meant}`?"),
         None if config.upstreams.is_empty() => "add it under `upstreams`".into(),
-        None => format!(
-            "add it under `upstreams`, or name one of {}",
-            listed(names())
-        ),
+        None => format!("add it under `upstreams`, or name one of {}", listed(names())),
     };
     report.error(at, format!("there is no upstream `{name}`"), remedy);
 }

@@ -15,10 +15,7 @@ pub(super) fn request(now: SystemTime, record: &RequestRecord<'_>) -> String {
     line.text("direction", record.direction.as_str());
     line.text("method", record.method.as_str());
     // A query may hold credentials; which it does only the workload knows.
-    line.text(
-        "path",
-        record.path.split(['?', '#']).next().unwrap_or_default(),
-    );
+    line.text("path", record.path.split(['?', '#']).next().unwrap_or_default());
     line.text("authority", record.authority);
     line.text("version", version(record.version));
     line.raw("code", record.code);
@@ -92,9 +89,7 @@ impl Line {
     }
 
     fn push(&mut self, arguments: std::fmt::Arguments<'_>) {
-        self.0
-            .write_fmt(arguments)
-            .expect("writing into a String does not fail");
+        self.0.write_fmt(arguments).expect("writing into a String does not fail");
     }
 
     /// A number.
@@ -148,10 +143,7 @@ impl Display for Rfc3339 {
         let (year, month, day) = civil_from_days(days);
         let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
         let millisecond = since.subsec_millis();
-        write!(
-            formatter,
-            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z"
-        )
+        write!(formatter, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z")
     }
 }
 
@@ -163,16 +155,11 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     const DAYS_IN_400_YEARS: u64 = 146_097;
     let days = days + DAYS_FROM_MARCH_OF_YEAR_0;
     let (era, day_of_era) = (days / DAYS_IN_400_YEARS, days % DAYS_IN_400_YEARS);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -271,25 +258,14 @@ mod tests {
 
     #[test]
     fn hostile_text_comes_back_out_of_any_json_parser_and_stays_on_its_line() {
-        let every: String = (0..0x300)
-            .filter_map(char::from_u32)
-            .chain(['\u{2028}', '\u{1f6a3}'])
-            .collect();
+        let every: String = (0..0x300).filter_map(char::from_u32).chain(['\u{2028}', '\u{1f6a3}']).collect();
         let mut line = Line::new(at(0, 0));
         line.text("path", &every);
         let text = line.finish();
-        assert_eq!(
-            text.chars()
-                .filter(|character| character.is_control())
-                .collect::<String>(),
-            "\n"
-        );
+        assert_eq!(text.chars().filter(|character| character.is_control()).collect::<String>(), "\n");
         let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
         let path = parsed["path"].as_str().unwrap();
-        assert_eq!(
-            path,
-            format!("{}…", &every[..every.floor_char_boundary(LONGEST_TEXT)])
-        );
+        assert_eq!(path, format!("{}…", &every[..every.floor_char_boundary(LONGEST_TEXT)]));
     }
 
     #[test]
@@ -297,9 +273,6 @@ mod tests {
         let mut line = Line::new(at(0, 0));
         line.text("path", &"é".repeat(LONGEST_TEXT));
         let parsed: serde_json::Value = serde_json::from_str(&line.finish()).unwrap();
-        assert_eq!(
-            parsed["path"].as_str().unwrap(),
-            format!("{}…", "é".repeat(LONGEST_TEXT / 2))
-        );
+        assert_eq!(parsed["path"].as_str().unwrap(), format!("{}…", "é".repeat(LONGEST_TEXT / 2)));
     }
 }

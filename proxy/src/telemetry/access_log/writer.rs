@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::Receiver;
 
+use prometheus::IntCounter;
+
 use super::Message;
-use crate::telemetry::metric::Counter;
 
 /// As many bytes are written at once, if they wait.
 const BATCH: usize = 64 << 10;
@@ -45,11 +46,7 @@ impl Sink {
 }
 
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .open(path)
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
 /// Writes until the last handle on the log is gone and everything queued is written.
@@ -57,7 +54,7 @@ pub(super) fn write_lines(
     mut sink: Sink,
     messages: &Receiver<Message>,
     reopen: &AtomicBool,
-    dropped: &Counter,
+    dropped: &IntCounter,
 ) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut failing = false;
@@ -73,11 +70,7 @@ pub(super) fn write_lines(
                 }
                 Message::Flush(done) => flushes.push(done),
             }
-            next = if batch.len() < BATCH {
-                messages.try_recv().ok()
-            } else {
-                None
-            };
+            next = if batch.len() < BATCH { messages.try_recv().ok() } else { None };
         }
         if reopen.swap(false, Relaxed) {
             sink.reopen();
@@ -87,12 +80,10 @@ pub(super) fn write_lines(
         match written {
             Ok(()) => failing = false,
             Err(error) => {
-                dropped.add(lines);
+                dropped.inc_by(lines);
                 // Once an outage, not once a batch.
                 if !failing {
-                    tracing::error!(
-                        "can't write the access log: {error}; its lines are dropped and counted"
-                    );
+                    tracing::error!("can't write the access log: {error}; its lines are dropped and counted");
                 }
                 failing = true;
             }

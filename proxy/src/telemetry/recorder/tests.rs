@@ -13,12 +13,7 @@ impl World {
         let metrics = Arc::new(Metrics::new());
         let log = AccessLog::new(AccessLogOutput::None, &metrics).unwrap();
         let recorder = Recorder::new(Arc::clone(&metrics), log);
-        Self {
-            metrics,
-            recorder,
-            route: "main".into(),
-            upstream: "api".into(),
-        }
+        Self { metrics, recorder, route: "main".into(), upstream: "api".into() }
     }
 
     fn record(&self) -> RequestRecord<'_> {
@@ -44,20 +39,12 @@ impl World {
     }
 
     fn tcp(&self) -> TcpLabels<'_> {
-        TcpLabels {
-            direction: Direction::Inbound,
-            upstream: &self.upstream,
-            tls: Tls::Plain,
-            peer: None,
-        }
+        TcpLabels { direction: Direction::Inbound, upstream: &self.upstream, tls: Tls::Plain, peer: None }
     }
 
     fn samples(&self, name: &str) -> Vec<String> {
         let text = self.metrics.render();
-        text.lines()
-            .filter_map(|line| line.strip_prefix(name))
-            .map(str::to_owned)
-            .collect()
+        text.lines().filter_map(|line| line.strip_prefix(name)).map(str::to_owned).collect()
     }
 
     fn cached(&self) -> usize {
@@ -71,10 +58,7 @@ fn requests_are_counted_by_all_labels_and_timed_by_all_but_the_code() {
     let peer = SpiffeId::new("cluster.local", "shop", "web").unwrap();
     world.recorder.request(&world.record());
     world.recorder.request(&world.record());
-    world.recorder.request(&RequestRecord {
-        code: 503,
-        ..world.record()
-    });
+    world.recorder.request(&RequestRecord { code: 503, ..world.record() });
     world.recorder.request(&RequestRecord {
         direction: Direction::Inbound,
         grpc_status: Some(4),
@@ -101,9 +85,7 @@ fn requests_are_counted_by_all_labels_and_timed_by_all_but_the_code() {
         ]
     );
     assert_eq!(
-        world
-            .samples("outrigger_request_duration_seconds_bucket")
-            .len(),
+        world.samples("outrigger_request_duration_seconds_bucket").len(),
         2 * (crate::telemetry::metric::BUCKETS.len() + 1)
     );
 }
@@ -111,24 +93,17 @@ fn requests_are_counted_by_all_labels_and_timed_by_all_but_the_code() {
 #[test]
 fn the_cache_has_an_entry_a_set_of_label_values_and_hits_are_counted_exactly() {
     let world = World::new();
-    let peers =
-        ["web", "cart"].map(|account| SpiffeId::new("cluster.local", "shop", account).unwrap());
+    let peers = ["web", "cart"].map(|account| SpiffeId::new("cluster.local", "shop", account).unwrap());
     for _ in 0..100 {
         for peer in &peers {
             // Each connection reads its peer's identity anew: equal ones must find the same entry.
             let peer: SpiffeId = peer.as_str().parse().unwrap();
-            world.recorder.request(&RequestRecord {
-                peer: Some(&peer),
-                ..world.record()
-            });
+            world.recorder.request(&RequestRecord { peer: Some(&peer), ..world.record() });
         }
     }
     assert_eq!(world.cached(), 2);
-    let counts: Vec<_> = world
-        .samples("outrigger_requests_total")
-        .iter()
-        .map(|line| line.ends_with("} 100"))
-        .collect();
+    let counts: Vec<_> =
+        world.samples("outrigger_requests_total").iter().map(|line| line.ends_with("} 100")).collect();
     assert_eq!(counts, [true, true]);
 }
 
@@ -137,10 +112,7 @@ fn a_route_of_the_same_name_after_a_reload_goes_on_with_its_series() {
     let world = World::new();
     let reloaded: Arc<str> = "main".into();
     world.recorder.request(&world.record());
-    world.recorder.request(&RequestRecord {
-        route: &reloaded,
-        ..world.record()
-    });
+    world.recorder.request(&RequestRecord { route: &reloaded, ..world.record() });
     assert!(world.samples("outrigger_requests_total")[0].ends_with("} 2"));
 }
 
@@ -149,10 +121,7 @@ fn a_full_cache_starts_again_and_loses_no_count() {
     let world = World::new();
     let routes: Vec<Arc<str>> = (0..=CACHE_BOUND).map(|_| Arc::from("main")).collect();
     for route in routes.iter().chain(&routes) {
-        world.recorder.request(&RequestRecord {
-            route,
-            ..world.record()
-        });
+        world.recorder.request(&RequestRecord { route, ..world.record() });
         assert!(world.cached() <= CACHE_BOUND);
     }
     let all = format!("}} {}", 2 * routes.len());
@@ -167,11 +136,7 @@ fn a_series_that_was_swept_comes_back_with_its_next_request() {
         world.metrics.sweep();
     }
     assert!(world.samples("outrigger_requests_total{").is_empty());
-    assert!(
-        world
-            .samples("outrigger_request_duration_seconds_count")
-            .is_empty()
-    );
+    assert!(world.samples("outrigger_request_duration_seconds_count").is_empty());
     world.recorder.request(&world.record());
     assert_eq!(world.cached(), 1);
     assert!(world.samples("outrigger_requests_total")[0].ends_with("} 1"));
@@ -182,10 +147,7 @@ fn a_series_that_was_swept_comes_back_with_its_next_request() {
 fn the_cache_lets_go_of_what_is_not_used() {
     let world = World::new();
     let other: Arc<str> = "other".into();
-    world.recorder.request(&RequestRecord {
-        route: &other,
-        ..world.record()
-    });
+    world.recorder.request(&RequestRecord { route: &other, ..world.record() });
     for _ in 0..=UNUSED_SWEEPS + 1 {
         world.recorder.request(&world.record());
         world.metrics.sweep();
@@ -202,14 +164,8 @@ fn a_connection_is_open_until_it_is_closed_and_its_bytes_count_once() {
     let labels = r#"{direction="inbound",upstream="api",tls="none",peer=""}"#;
     let mut open = world.recorder.tcp_opened(&world.tcp());
     open.carried(10, 20);
-    assert_eq!(
-        world.samples("outrigger_tcp_open_connections"),
-        [format!("{labels} 1")]
-    );
-    assert_eq!(
-        world.samples("outrigger_tcp_received_bytes_total"),
-        [format!("{labels} 10")]
-    );
+    assert_eq!(world.samples("outrigger_tcp_open_connections"), [format!("{labels} 1")]);
+    assert_eq!(world.samples("outrigger_tcp_received_bytes_total"), [format!("{labels} 10")]);
     let record = TcpRecord {
         labels: world.tcp(),
         reason: "end",
@@ -225,41 +181,24 @@ fn a_connection_is_open_until_it_is_closed_and_its_bytes_count_once() {
     let closed = r#"{direction="inbound",upstream="api",tls="none",peer="","#;
     assert_eq!(
         world.samples("outrigger_tcp_connections_closed_total"),
-        [
-            format!(r#"{closed}reason="aborted"}} 1"#),
-            format!(r#"{closed}reason="end"}} 1"#)
-        ]
+        [format!(r#"{closed}reason="aborted"}} 1"#), format!(r#"{closed}reason="end"}} 1"#)]
     );
-    assert_eq!(
-        world.samples("outrigger_tcp_connections_opened_total"),
-        [format!("{labels} 2")]
-    );
-    assert_eq!(
-        world.samples("outrigger_tcp_open_connections"),
-        [format!("{labels} 0")]
-    );
-    assert_eq!(
-        world.samples("outrigger_tcp_received_bytes_total"),
-        [format!("{labels} 11")]
-    );
-    assert_eq!(
-        world.samples("outrigger_tcp_sent_bytes_total"),
-        [format!("{labels} 22")]
-    );
+    assert_eq!(world.samples("outrigger_tcp_connections_opened_total"), [format!("{labels} 2")]);
+    assert_eq!(world.samples("outrigger_tcp_open_connections"), [format!("{labels} 0")]);
+    assert_eq!(world.samples("outrigger_tcp_received_bytes_total"), [format!("{labels} 11")]);
+    assert_eq!(world.samples("outrigger_tcp_sent_bytes_total"), [format!("{labels} 22")]);
 }
 
 #[test]
 fn handshakes_are_counted_by_result_and_reason() {
     let world = World::new();
     world.recorder.tls_handshake(Direction::Inbound, Ok(()));
-    world
-        .recorder
-        .tls_handshake(Direction::Outbound, Err("identity"));
+    world.recorder.tls_handshake(Direction::Outbound, Err("identity"));
     assert_eq!(
         world.samples("outrigger_tls_handshakes_total"),
         [
-            r#"{direction="inbound",result="success",reason=""} 1"#,
-            r#"{direction="outbound",result="failure",reason="identity"} 1"#,
+            r#"{direction="inbound",reason="",result="success"} 1"#,
+            r#"{direction="outbound",reason="identity",result="failure"} 1"#,
         ]
     );
 }
