@@ -34,20 +34,10 @@ Exit codes: 0 stopped by Ctrl-C, SIGTERM or SIGHUP; 1 could not start, or a side
 #[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub struct Args {
     /// Port of the entry, on 127.0.0.1.
-    #[arg(
-        long,
-        env = "OUTRIGGER_PORT",
-        value_name = "PORT",
-        default_value_t = 8080
-    )]
+    #[arg(long, env = "OUTRIGGER_PORT", value_name = "PORT", default_value_t = 8080)]
     port: u16,
-    /// First port of the sidecars' admin ports, on 127.0.0.1; each that is taken is replaced by a free one.
-    #[arg(
-        long,
-        env = "OUTRIGGER_ADMIN_PORTS",
-        value_name = "PORT",
-        default_value_t = 15100
-    )]
+    /// First of the sidecars' admin ports, on 127.0.0.1; one that is taken is replaced by a free one, 0 takes free ones.
+    #[arg(long, env = "OUTRIGGER_ADMIN_PORTS", value_name = "PORT", default_value_t = 15100)]
     admin_ports: u16,
     /// Requests a second that the demo makes itself; 0 for none.
     #[arg(long, env = "OUTRIGGER_LOAD", value_name = "RPS", default_value_t = 5)]
@@ -88,12 +78,7 @@ enum Service {
     /// The shop's front: calls api and store.
     Web {
         /// Address to listen on.
-        #[arg(
-            long,
-            env = "OUTRIGGER_LISTEN",
-            value_name = "ADDR",
-            default_value = "0.0.0.0:8080"
-        )]
+        #[arg(long, env = "OUTRIGGER_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:8080")]
         listen: SocketAddr,
         /// Host and port of api.
         #[arg(long, env = "OUTRIGGER_API", value_name = "HOST:PORT")]
@@ -105,28 +90,13 @@ enum Service {
     /// Answers HTTP and gRPC; on request late, or now and then failing.
     Api {
         /// Address to listen on.
-        #[arg(
-            long,
-            env = "OUTRIGGER_LISTEN",
-            value_name = "ADDR",
-            default_value = "0.0.0.0:8080"
-        )]
+        #[arg(long, env = "OUTRIGGER_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:8080")]
         listen: SocketAddr,
         /// The name that its answers give.
-        #[arg(
-            long,
-            env = "OUTRIGGER_NAME",
-            value_name = "NAME",
-            default_value = "api"
-        )]
+        #[arg(long, env = "OUTRIGGER_NAME", value_name = "NAME", default_value = "api")]
         name: String,
         /// Time added to each answer.
-        #[arg(
-            long,
-            env = "OUTRIGGER_SLOW",
-            value_name = "DURATION",
-            default_value = "0ms"
-        )]
+        #[arg(long, env = "OUTRIGGER_SLOW", value_name = "DURATION", default_value = "0ms")]
         slow: Duration,
         /// Share of requests that fail with 503.
         #[arg(long, env = "OUTRIGGER_FAIL", value_name = "PERCENT", default_value = "0%", value_parser = percent)]
@@ -135,12 +105,7 @@ enum Service {
     /// Stands in for Redis: knows PING, GET and INCR.
     Store {
         /// Address to listen on.
-        #[arg(
-            long,
-            env = "OUTRIGGER_LISTEN",
-            value_name = "ADDR",
-            default_value = "0.0.0.0:6379"
-        )]
+        #[arg(long, env = "OUTRIGGER_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:6379")]
         listen: SocketAddr,
     },
     /// Relays connections from the listening socket on standard input.
@@ -162,9 +127,7 @@ enum Service {
 
 fn percent(text: &str) -> Result<u8, String> {
     let number = text.strip_suffix('%').unwrap_or(text).parse::<u8>().ok();
-    number
-        .filter(|number| *number <= 100)
-        .ok_or_else(|| "a share from 0% to 100%".into())
+    number.filter(|number| *number <= 100).ok_or_else(|| "a share from 0% to 100%".into())
 }
 
 impl Args {
@@ -187,15 +150,8 @@ impl Args {
 impl Service {
     fn run(self) -> Result<ExitCode, Failure> {
         match self {
-            Self::Web { listen, api, store } => {
-                service::run(web::run(web::Settings { listen, api, store }))
-            }
-            Self::Api {
-                listen,
-                name,
-                slow,
-                fail,
-            } => service::run(api::run(api::Settings {
+            Self::Web { listen, api, store } => service::run(web::run(web::Settings { listen, api, store })),
+            Self::Api { listen, name, slow, fail } => service::run(api::run(api::Settings {
                 listen,
                 name,
                 slow: slow.as_std(),
@@ -215,14 +171,9 @@ mod tests {
 
     #[test]
     fn shares_are_percentages() {
-        for (text, expected) in [
-            ("0", Some(0)),
-            ("20%", Some(20)),
-            ("100%", Some(100)),
-            ("101", None),
-            ("-1", None),
-            ("%", None),
-        ] {
+        for (text, expected) in
+            [("0", Some(0)), ("20%", Some(20)), ("100%", Some(100)), ("101", None), ("-1", None), ("%", None)]
+        {
             assert_eq!(percent(text).ok(), expected, "{text}");
         }
     }

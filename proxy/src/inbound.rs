@@ -246,6 +246,7 @@ impl Connection {
         if let Some(peer) = &self.peer {
             recording.exchange().tls = Tls::Mesh;
             recording.exchange().peer = Some(peer.id.clone());
+            recording.ends_by(peer.expires);
         }
         recording
     }

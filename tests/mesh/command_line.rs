@@ -19,7 +19,7 @@ fn every_subcommand_has_a_help_that_names_its_flags_and_variables() {
         ("ca", "--directory"),
         ("discovery", "--file"),
         ("iptables", "apply"),
-        ("demo", "--binary"),
+        ("demo", "--load"),
         ("validate", "--schema"),
     ] {
         let output = outrigger(&[subcommand, "--help"]);

@@ -313,7 +313,7 @@ impl Discovered {
 
 fn services(address: &std::net::Ipv4Addr, account: &str) -> String {
     format!(
-        "services:\n  - name: api\n    namespace: shop\n    vip: 10.96.0.7\n    ports: [{{port: 8080}}, {{port: 7000}}]\n    \
+        "services:\n  - name: api\n    namespace: shop\n    vips: [10.96.0.7]\n    ports: [{{port: 8080}}, {{port: 7000}}]\n    \
          endpoints: [{{address: {address}, serviceAccount: {account}, mesh: true}}]\n"
     )
 }

@@ -10,7 +10,7 @@ use crate::support::{API, Mesh, Pair, tls, wait};
 fn server(mode: &str, config: &str) -> (Process, Pod, Pod, Mesh) {
     let mesh = Mesh::new();
     let (outside, api) = (mesh.pod("outside"), mesh.pod("api"));
-    let sidecar = mesh.sidecar(&api).config(format!("mtls: {mode}\n{config}")).arguments(["--log","trace"]).start();
+    let sidecar = mesh.sidecar(&api).config(format!("mtls: {mode}\n{config}")).start();
     (sidecar, outside, api, mesh)
 }
 

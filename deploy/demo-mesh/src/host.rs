@@ -88,9 +88,11 @@ fn listen_patiently(port: u16) -> Result<TcpListener, DemoError> {
     }
 }
 
+/// Listens on `first + index`, or where that is taken, or `first` is 0, on any free port.
 fn listen_somewhere(first: u16, index: u16) -> Result<TcpListener, DemoError> {
     first
         .checked_add(index)
+        .filter(|_| first != 0)
         .and_then(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
         .map_or_else(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)), Ok)
         .context(|| "listen on any port of 127.0.0.1".into())
@@ -133,5 +135,19 @@ fn outlive(mut supervisor: Child, signals: &SigSet) -> Result<ExitCode, DemoErro
             _ if !asked && tell(&mut supervisor, STOP).is_ok() => asked = true,
             _ => supervisor.kill().context(|| "kill the supervisor".into())?,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_admin_port_that_is_taken_or_left_open_becomes_a_free_one() {
+        let taken = listen_somewhere(0, 3).expect("some port is free");
+        let port = taken.local_addr().expect("it is bound").port();
+        assert!(port >= 1024, "{port}");
+        let other = listen_somewhere(port, 0).expect("some port is free");
+        assert_ne!(other.local_addr().expect("it is bound").port(), port);
     }
 }

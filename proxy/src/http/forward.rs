@@ -75,6 +75,7 @@ pub async fn forward(
             response
         }
         Err(error) => {
+            recording.failed();
             let local = error.to_local_response(&way.upstream.name, way.endpoint.address);
             let request: HeaderMap = content_type.map(|value| (CONTENT_TYPE, value)).into_iter().collect();
             recording.answer_locally(&local, &request)

@@ -68,6 +68,7 @@ pub struct Recording {
     http1: Option<Http1Lease>,
     pump: Option<PumpGuard>,
     recorded: bool,
+    tunnel_ends: Option<Instant>,
 }
 
 impl Exchange {
@@ -114,6 +115,7 @@ impl Recording {
             http1: None,
             pump: None,
             recorded: false,
+            tunnel_ends: None,
         })
     }
 
@@ -154,17 +156,28 @@ impl Recording {
 
     /// The response's headers came over this connection, which is free again when the response has ended.
     pub(super) fn on_connection(&mut self, lease: Http1Lease) {
-        if lease.peer.is_some() {
-            self.exchange.peer = lease.peer.clone();
+        if let Some(peer) = &lease.peer {
+            self.exchange.peer = Some(peer.id.clone());
         }
         self.http1 = Some(lease);
     }
 
     /// The response's headers came over this connection, which nothing else will use.
     pub(super) fn on_own_connection(&mut self, lease: Http1Lease) {
-        if lease.peer.is_some() {
-            self.exchange.peer = lease.peer.clone();
+        if let Some(peer) = lease.peer {
+            self.ends_by(peer.expires);
+            self.exchange.peer = Some(peer.id);
         }
+    }
+
+    /// A tunnel that comes of this exchange ends by then, with the certificate of a peer.
+    pub fn ends_by(&mut self, moment: Instant) {
+        self.tunnel_ends = Some(self.tunnel_ends.map_or(moment, |ends| ends.min(moment)));
+    }
+
+    /// When a tunnel that comes of this exchange must end.
+    pub(super) fn tunnel_ends(&self) -> Option<Instant> {
+        self.tunnel_ends
     }
 
     /// The response's headers are there.
@@ -175,6 +188,13 @@ impl Recording {
         }
         if let Some(in_flight) = &self.in_flight {
             in_flight.answered(Instant::now());
+        }
+    }
+
+    /// There is no response of the endpoint's.
+    pub(super) fn failed(&mut self) {
+        if let Some(in_flight) = self.in_flight.take() {
+            in_flight.failed(Instant::now());
         }
     }
 

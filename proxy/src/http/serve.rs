@@ -170,7 +170,7 @@ async fn drain_begins(draining: &mut watch::Receiver<bool>) {
     }
 }
 
-async fn at(moment: Option<Instant>) {
+pub(super) async fn at(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment.into()).await,
         None => std::future::pending().await,

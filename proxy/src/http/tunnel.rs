@@ -10,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use super::headers::strip_hop_by_hop;
 use super::http1_io::Control;
 use super::record::Recording;
+use super::serve::at;
 use crate::net::{Body, Copied, copy_both_ways};
 
 /// Passes an interim 100 back to the client of an HTTP/1.1 connection.
@@ -90,7 +91,11 @@ impl ClientSide {
             let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
             // Either end may end a tunnel in any way: the bytes that passed are what counts.
             let mut copied = Copied::default();
-            let _ = copy_both_ways(&mut client, &mut server, &mut copied).await;
+            tokio::select! {
+                biased;
+                _ = copy_both_ways(&mut client, &mut server, &mut copied) => {}
+                () = at(recording.tunnel_ends()) => {}
+            }
             recording.tunnel_ended(copied);
         });
     }

@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
-use outrigger_ca::SpiffeId;
 
 use super::Upstream;
 use super::connect::{Connected, ConnectError, Counted};
 use super::pool::{EndpointPool, Pending};
+use crate::identity::Peer;
 use crate::net::{Body, MeshProtocol};
 
 /// Fields a message may have (the design's section 8).
@@ -34,7 +34,7 @@ pub struct Http1Lease {
     /// It served a request before, so that it may have been closed just now.
     pub reused: bool,
     /// The verified peer; `None` outside the mesh.
-    pub peer: Option<SpiffeId>,
+    pub peer: Option<Peer>,
 }
 
 impl Http1Lease {
@@ -109,7 +109,7 @@ impl EndpointPool {
         self: &Rc<Self>,
         upstream: &Arc<Upstream>,
         sender: SendRequest<Body>,
-        peer: Option<SpiffeId>,
+        peer: Option<Peer>,
         reused: bool,
     ) -> Http1Lease {
         Http1Lease { sender, pool: self.clone(), upstream: upstream.clone(), reused, peer }
@@ -123,7 +123,7 @@ impl EndpointPool {
         &self,
         upstream: &Upstream,
         counted: Counted,
-    ) -> Result<(SendRequest<Body>, Option<SpiffeId>), ConnectError> {
+    ) -> Result<(SendRequest<Body>, Option<Peer>), ConnectError> {
         let Connected { transport, peer, counted } =
             self.connect(upstream, counted, MeshProtocol::H1).await?;
         let (sender, connection) = Builder::new()
@@ -145,7 +145,7 @@ impl EndpointPool {
                 tracing::debug!("connection ended: {error}");
             }
         });
-        Ok((sender, peer.map(|peer| peer.id)))
+        Ok((sender, peer))
     }
 }
 

@@ -10,6 +10,8 @@ use super::Endpoint;
 
 /// Half of a peak is forgotten after about 7 seconds; Finagle's and linkerd's default.
 const DECAY: Duration = Duration::from_secs(10);
+/// What a failed request counts as, at least: the time a dead peer usually costs.
+const FAILED: Duration = Duration::from_secs(1);
 /// What an endpoint is taken for before its first answer: fast, so that it gets a try.
 const UNKNOWN_SECONDS: f64 = 0.001;
 
@@ -91,6 +93,12 @@ impl InFlight {
     /// The response's headers are there.
     pub fn answered(&self, now: Instant) {
         self.endpoint.load.observe(now.saturating_duration_since(self.started), now);
+    }
+
+    /// There was no response: counts as a slow one, or an endpoint that fails fast would look the best.
+    pub fn failed(&self, now: Instant) {
+        let took = now.saturating_duration_since(self.started);
+        self.endpoint.load.observe(took.max(FAILED), now);
     }
 
     /// The endpoint it is in flight to.

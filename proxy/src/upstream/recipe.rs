@@ -129,6 +129,8 @@ impl Recipe {
                 Some(answer) => (answer.endpoints.clone(), named(&answer.name)),
                 None => (Vec::new(), None),
             },
+            // A VIP has no listener: its service's own upstream is used.
+            Source::Dialled(address) if answer.is_some_and(|a| a.vips.contains(&address.ip())) => (Vec::new(), None),
             Source::Dialled(address) => {
                 let known = answer.and_then(|answer| answer.endpoints.iter().find(|e| e.address == *address));
                 (vec![known.cloned().unwrap_or_else(|| unknown(*address))], None)
