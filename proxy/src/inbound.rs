@@ -14,11 +14,11 @@ use tokio::net::TcpStream;
 use crate::config::{Mtls, Protocol};
 use crate::http::{
     CLIENT_ID, Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Recording, Served, Wire, forward, serve_http1,
-    serve_http2, strip_mesh_headers, to_origin_form, version_from_mesh, wants_own_connection,
+    serve_http2, to_origin_form, version_from_mesh, wants_own_connection,
 };
 use crate::identity::{self, HandshakeError, Peer};
 use crate::net::{
-    Body, ClientAddress, Detected, MeshProtocol, OriginalDestination, Prefixed, detect, resume_detection,
+    Body, ClientAddress, Detected, MeshProtocol, OriginalDestination, Prefixed, detect, readable, resume_detection, strip_mesh_headers,
 };
 use crate::opaque::{Carrying, ClientStream, Way};
 use crate::telemetry::{Direction, Tls};
@@ -69,9 +69,9 @@ struct Reset;
 async fn first(stream: &mut TcpStream, first_bytes: &mut BytesMut, mtls: Mtls) -> Result<Detected, Reset> {
     match detect(stream, first_bytes).await {
         Ok(Detected::Silent) if mtls == Mtls::Strict => {
-            match tokio::time::timeout(HANDSHAKE, stream.readable()).await {
-                Ok(Ok(())) => resume_detection(stream, first_bytes).await.map_err(|_| Reset),
-                _ => Err(Reset),
+            match tokio::time::timeout(HANDSHAKE, readable(stream)).await {
+                Ok(()) => resume_detection(stream, first_bytes).await.map_err(|_| Reset),
+                Err(_) => Err(Reset),
             }
         }
         detected => detected.map_err(|_| Reset),

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep_until;
 
 use crate::http::LocalResponse;
-use crate::net::{ClientAddress, Copied, Prefixed, copy_both_ways};
+use crate::net::{ClientAddress, Copied, Prefixed, copy_both_ways, readable};
 use crate::telemetry::{Direction, Recorder, TcpLabels, TcpRecord, Tls};
 use crate::upstream::{ConnectError, ConnectionPlace, DestinationError, Endpoint, Pools, Transport, Upstream};
 
@@ -123,8 +123,15 @@ impl Way {
     pub async fn server_speaks_first(&mut self, client: &TcpStream) -> bool {
         tokio::select! {
             biased;
-            _ = client.readable() => false,
-            _ = self.transport.read_buf(&mut self.first_bytes) => true,
+            () = readable(client) => false,
+            read = self.transport.read_buf(&mut self.first_bytes) => match read {
+                Ok(_) => true,
+                // An error is not speech: the peer may refuse opaque bytes and take requests.
+                Err(_) => {
+                    readable(client).await;
+                    false
+                }
+            },
         }
     }
 

@@ -212,7 +212,13 @@ impl Worker {
         ports
             .entry(address)
             .or_insert_with(|| {
-                let upstream = Upstream::new(format!("workload:{}", address.port()), Policy::default(), false);
+                // The workload had no such limits without a sidecar.
+                let policy = Policy {
+                    max_connections: usize::MAX,
+                    max_pending_requests: usize::MAX,
+                    ..Policy::default()
+                };
+                let upstream = Upstream::new(format!("workload:{}", address.port()), policy, false);
                 let name = ServerName::IpAddress(address.ip().into());
                 let endpoint = Endpoint::new(address, 1, false, Security::Plain, name);
                 upstream.update(EndpointSet {

@@ -100,11 +100,21 @@ fn sidecars_get_their_certificates_from_the_ca_by_their_tokens() {
     let bed = Authority::new(&[]);
     let _running = serving(&bed, &[]);
     let answer = bed.web.connect(bed.api.at(8080)).get(API, "/");
-    assert!(answer.text().contains(&format!("outrigger-client-id: {}", shop("web"))), "{answer:?} {}", answer.text());
+    assert!(
+        answer.text().contains(&format!("outrigger-client-id: {}", shop("web"))),
+        "{answer:?} {}",
+        answer.text()
+    );
     assert_eq!(bed.api.admin("/certificates")["workload"]["id"], shop("api"));
     for pod in [&bed.web, &bed.api] {
         pod.wait_for_metric("outrigger_ca_reachable", &[], 1.0);
-        let files = pod.try_run(&["grep", "-rl", "--exclude=outrigger", "PRIVATE KEY", &pod.directory.display().to_string()]);
+        let files = pod.try_run(&[
+            "grep",
+            "-rl",
+            "--exclude=outrigger",
+            "PRIVATE KEY",
+            &pod.directory.display().to_string(),
+        ]);
         assert_eq!(String::from_utf8_lossy(&files.stdout), "", "a proxy's key never touches a disk");
     }
 }
@@ -222,7 +232,8 @@ fn a_ca_killed_at_any_moment_of_its_first_start_comes_up_whole_and_stays_the_sam
     for moment in 0..12 {
         let directory = ca.directory.join(format!("keys-{moment}"));
         let keys = directory.display().to_string();
-        let line = [&ca.binary(), "ca", "--tokens", &tokens, "--directory", &keys, "--listen", "127.0.0.1:15012"];
+        let line =
+            [&ca.binary(), "ca", "--tokens", &tokens, "--directory", &keys, "--listen", "127.0.0.1:15012"];
         let killed = ca.start(&line);
         // A later moment each time: from before the first file to after the last.
         let files = |path: &PathBuf| std::fs::read_dir(path).map_or(0, Iterator::count);

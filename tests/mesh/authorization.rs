@@ -75,10 +75,13 @@ fn a_request_must_satisfy_one_rule_as_a_whole() {
 #[test]
 fn a_port_with_rules_on_methods_or_paths_refuses_opaque_bytes() {
     let bed = Bed::new();
-    let (guarded, open) = (bed.api.serve_echo(8080), bed.api.serve(7000, |mut connection| {
-        let got = connection.take(3);
-        connection.send(got);
-    }));
+    let (guarded, open) = (
+        bed.api.serve_echo(8080),
+        bed.api.serve(7000, |mut connection| {
+            let got = connection.take(3);
+            connection.send(got);
+        }),
+    );
     // Else a request could be smuggled past the rules as bytes that nobody parses.
     let mut smuggler = bed.connect(&shop("web"), 8080, "outrigger-tcp");
     let _ = smuggler.try_send(format!("DELETE /admin HTTP/1.1\r\nHost: {API}\r\n\r\n"));

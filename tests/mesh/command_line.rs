@@ -26,8 +26,8 @@ fn every_subcommand_has_a_help_that_names_its_flags_and_variables() {
         assert_eq!(output.status.code(), Some(0), "{subcommand}");
         let help = text(&output.stdout);
         assert!(help.contains(flag), "{subcommand} --help names {flag}: {help}");
-        if flag.starts_with("--") {
-            let variable = format!("OUTRIGGER_{}", flag[2..].to_uppercase().replace('-', "_"));
+        if let Some(flag) = flag.strip_prefix("--") {
+            let variable = format!("OUTRIGGER_{}", flag.to_uppercase().replace('-', "_"));
             assert!(help.contains(&variable), "{subcommand} --help names {variable}: {help}");
         }
     }
@@ -35,7 +35,9 @@ fn every_subcommand_has_a_help_that_names_its_flags_and_variables() {
 
 #[test]
 fn wrong_usage_ends_with_two_and_says_what_is_allowed() {
-    for arguments in [&["sidecar", "--no-such-flag"][..], &["no-such-command"], &["sidecar", "--mtls", "sometimes"]] {
+    for arguments in
+        [&["sidecar", "--no-such-flag"][..], &["no-such-command"], &["sidecar", "--mtls", "sometimes"]]
+    {
         let output = outrigger(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(!output.stderr.is_empty());
@@ -61,7 +63,8 @@ fn validate_accepts_a_right_file_and_points_at_each_mistake_of_a_wrong_one() {
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stdout) + &text(&output.stderr);
     assert!(said.contains("sidecar.yaml:3") && said.contains("nobody"), "{said}");
-    let schema: serde_json::Value = serde_json::from_slice(&outrigger(&["validate", "--schema"]).stdout).expect("a JSON schema");
+    let schema: serde_json::Value =
+        serde_json::from_slice(&outrigger(&["validate", "--schema"]).stdout).expect("a JSON schema");
     assert!(schema["properties"]["outbound"].is_object(), "{schema}");
 }
 
@@ -82,7 +85,7 @@ fn every_flag_can_come_from_the_environment() {
         .env("OUTRIGGER_MTLS", "permissive")
         .env("OUTRIGGER_HEALTH_PORT", "15031");
     if !by_user {
-        command.env("OUTRIGGER_MARK", "true");
+        command.env("OUTRIGGER_MARK", "1337");
     }
     let mut sidecar = api.keep("outrigger-sidecar", command);
     wait::until("the health port of the variable answers", || {

@@ -50,10 +50,13 @@ fn a_swapped_symlink_is_seen_as_a_config_map_changes() {
     let volume = api.directory.join("volume");
     for (version, account) in [("v1", "web"), ("v2", "somebody-else")] {
         std::fs::create_dir_all(volume.join(version)).expect("make a directory");
-        std::fs::write(volume.join(version).join("sidecar.yaml"), only(account)).expect("write a configuration");
+        std::fs::write(volume.join(version).join("sidecar.yaml"), only(account))
+            .expect("write a configuration");
     }
     // As the kubelet lays a ConfigMap out: file -> ..data/file, ..data -> a dated directory.
-    let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, volume.join(name)).expect("make a symlink");
+    let link = |target: &str, name: &str| {
+        std::os::unix::fs::symlink(target, volume.join(name)).expect("make a symlink")
+    };
     link("v1", "..data");
     link("..data/sidecar.yaml", "sidecar.yaml");
     let path = volume.join("sidecar.yaml").display().to_string();
@@ -70,7 +73,8 @@ fn a_swapped_symlink_is_seen_as_a_config_map_changes() {
 fn a_sidecar_does_not_start_with_a_wrong_file_and_says_what_is_wrong_with_it() {
     let mesh = Mesh::new();
     let pod = mesh.pod("api");
-    let mut sidecar = mesh.sidecar(&pod).config("mtls: strict\ninbound:\n  opaquePort: [6000]\n").without_waiting().start();
+    let mut sidecar =
+        mesh.sidecar(&pod).config("mtls: strict\ninbound:\n  opaquePort: [6000]\n").without_waiting().start();
     assert_eq!(sidecar.ended().code(), Some(1));
     let said = sidecar.output();
     for part in ["sidecar.yaml:3", "opaquePort", "opaquePorts"] {

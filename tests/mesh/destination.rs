@@ -1,7 +1,7 @@
 //! Where a request goes, and each way to lie about it.
 
-use std::sync::{Arc, Barrier};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 
 use crate::support::dns::{Dns, Reply};
 use crate::support::pki::shop;
@@ -32,7 +32,8 @@ impl Named {
     /// Two servers with sidecars, both of service account `api`.
     fn new(config: &str) -> Self {
         let mesh = Mesh::new();
-        let (web, one, two, resolver) = (mesh.pod("web"), mesh.pod("one"), mesh.pod("two"), mesh.pod("resolver"));
+        let (web, one, two, resolver) =
+            (mesh.pod("web"), mesh.pod("one"), mesh.pod("two"), mesh.pod("resolver"));
         let dns = Dns::serve(&resolver);
         let start = |pod| mesh.sidecar(pod).identity(mesh.pki.identity(&shop("api"))).start();
         let _sidecars = vec![start(&one), start(&two)];
@@ -68,14 +69,17 @@ fn a_name_is_balanced_over_all_its_endpoints_whichever_was_dialled() {
     for connection in &mut connections {
         connection.send(format!("GET / HTTP/1.1\r\nHost: {API}\r\n\r\n"));
     }
-    let answers: Vec<_> = connections.iter_mut().map(|connection| connection.response("GET").text()).collect();
+    let answers: Vec<_> =
+        connections.iter_mut().map(|connection| connection.response("GET").text()).collect();
     let one = answers.iter().filter(|answer| *answer == "one").count();
     assert!((4..=8).contains(&one), "{one} of 12 to the first of two: {answers:?}");
 }
 
 #[test]
 fn a_name_is_qualified_by_the_search_domains() {
-    let bed = Named::new(&format!("{MESH}dns: {{search: [shop.svc.cluster.local, svc.cluster.local], ndots: 5}}\n"));
+    let bed = Named::new(&format!(
+        "{MESH}dns: {{search: [shop.svc.cluster.local, svc.cluster.local], ndots: 5}}\n"
+    ));
     let _servers = (serve_name(&bed.one, 8080), serve_name(&bed.two, 8080));
     bed.dns.set(API, Reply::Addresses(vec![bed.one.address]));
     for host in ["api", "api.shop", API, "API.shop.SVC.cluster.local.", "api:8080"] {
@@ -86,7 +90,10 @@ fn a_name_is_qualified_by_the_search_domains() {
 
 #[test]
 fn a_forged_host_does_not_carry_a_request_into_another_service() {
-    let bed = Named::new(&format!("{MESH_NAMES}upstreams: {{api: {{hosts: [{API}], identity: \"{}\"}}}}\n", shop("api")));
+    let bed = Named::new(&format!(
+        "{MESH_NAMES}upstreams: {{api: {{hosts: [{API}], identity: \"{}\"}}}}\n",
+        shop("api")
+    ));
     let (real, plain) = (serve_name(&bed.one, 8080), bed.mesh.pod("plain"));
     let _plain = serve_name(&plain, 8080);
     bed.dns.set(API, Reply::Addresses(vec![bed.one.address]));
@@ -97,7 +104,11 @@ fn a_forged_host_does_not_carry_a_request_into_another_service() {
     for host in [API, "other.shop.svc.cluster.local", "no-such-name.example"] {
         let answer = bed.get(&plain, host);
         assert_ne!(answer.text(), "one", "{host}: the request went to another service than was dialled");
-        assert_eq!((answer.status(), answer.text().as_str()), (200, "plain"), "{host}: it goes where it was dialled");
+        assert_eq!(
+            (answer.status(), answer.text().as_str()),
+            (200, "plain"),
+            "{host}: it goes where it was dialled"
+        );
     }
     assert_eq!(real.accepted(), before);
 }
@@ -120,7 +131,8 @@ fn a_name_that_resolves_to_loopback_or_metadata_addresses_leads_nowhere_but_wher
     let plain = bed.mesh.pod("plain");
     let _plain = serve_name(&plain, 8080);
     // What an attacker wants to reach: a private port of the client's own pod.
-    let private = bed.web.serve_at(([127, 0, 0, 1], 8080).into(), |mut connection| connection.send("private"));
+    let private =
+        bed.web.serve_at(([127, 0, 0, 1], 8080).into(), |mut connection| connection.send("private"));
     for (host, address) in [
         ("loop.example", [127, 0, 0, 1]),
         ("metadata.example", [169, 254, 169, 254]),
@@ -165,7 +177,12 @@ fn names_that_do_not_exist_or_time_out_leave_the_request_where_it_was_dialled() 
     bed.dns.set("silent.example", Reply::Silence);
     for host in ["no-such-name.example", "silent.example"] {
         let answer = bed.get(&plain, host);
-        assert_eq!((answer.status(), answer.text().as_str()), (200, "plain"), "{host}: {answer:?} {}", answer.text());
+        assert_eq!(
+            (answer.status(), answer.text().as_str()),
+            (200, "plain"),
+            "{host}: {answer:?} {}",
+            answer.text()
+        );
     }
 }
 
@@ -237,14 +254,19 @@ fn a_workload_that_calls_itself_through_its_service_reaches_itself() {
 #[test]
 fn a_workload_bound_to_loopback_only_stays_unreachable_and_one_bound_to_the_pod_s_address_is_reached() {
     let pair = Pair::new();
-    let private = pair.api.serve_at(([127, 0, 0, 1], 8080).into(), |mut connection| connection.send("private"));
+    let private =
+        pair.api.serve_at(([127, 0, 0, 1], 8080).into(), |mut connection| connection.send("private"));
     let address = pair.api.at(8081);
     let _public = pair.api.serve_at(address, |mut connection| {
         connection.request();
         connection.send(ok("public"));
     });
     let answer = pair.get(8080, "/");
-    assert_eq!((answer.status(), answer.proxy_error().as_deref()), (502, Some("connection_refused")), "{answer:?}");
+    assert_eq!(
+        (answer.status(), answer.proxy_error().as_deref()),
+        (502, Some("connection_refused")),
+        "{answer:?}"
+    );
     assert_eq!(private.accepted(), 0);
     assert_eq!(pair.get(8081, "/").text(), "public");
 }
@@ -295,18 +317,31 @@ impl Discovered {
     fn new(services: impl FnOnce(&Pod) -> String) -> Self {
         let mesh = Mesh::new();
         let (web, api, discovery) = (mesh.pod("web"), mesh.pod("api"), mesh.pod("discovery"));
-        mesh.pki.identity("spiffe://cluster.local/ns/outrigger/sa/outrigger-discovery").write(&discovery.directory);
+        mesh.pki
+            .identity("spiffe://cluster.local/ns/outrigger/sa/outrigger-discovery")
+            .write(&discovery.directory);
         let file = discovery.write("services.yaml", services(&api)).display().to_string();
         let own = |name: &str| discovery.directory.join(name).display().to_string();
         let server = discovery.start(&[
-            &discovery.binary(), "discovery", "--file", &file, "--certificate", &own("tls.crt"), "--key", &own("tls.key"),
-            "--trust-bundle", &mesh.bundle().display().to_string(), "--plain", "0.0.0.0:53",
+            &discovery.binary(),
+            "discovery",
+            "--file",
+            &file,
+            "--certificate",
+            &own("tls.crt"),
+            "--key",
+            &own("tls.key"),
+            "--trust-bundle",
+            &mesh.bundle().display().to_string(),
+            "--plain",
+            "0.0.0.0:53",
         ]);
         wait::until("discovery listens", || web.try_connect(discovery.at(15053)).is_ok());
         let _api_sidecar = mesh.sidecar(&api).start();
         let address = discovery.at(15053).to_string();
         let dns = discovery.at(53).to_string();
-        let _web_sidecar = mesh.sidecar(&web).arguments(["--discovery", &address, "--dns-server", &dns]).start();
+        let _web_sidecar =
+            mesh.sidecar(&web).arguments(["--discovery", &address, "--dns-server", &dns]).start();
         Self { _web_sidecar, _api_sidecar, _discovery: server, web, api, discovery, mesh }
     }
 }
@@ -329,12 +364,20 @@ fn discovery_leads_a_service_s_address_to_its_endpoints_over_mtls() {
     for address in [([10, 96, 0, 7], 8080).into(), bed.api.at(8080)] {
         let answer = bed.web.connect(address).get(API, "/");
         assert_eq!(answer.status(), 200, "{address}: {answer:?} {}", answer.text());
-        assert!(answer.text().contains(&format!("outrigger-client-id: {}", shop("web"))), "{}", answer.text());
+        assert!(
+            answer.text().contains(&format!("outrigger-client-id: {}", shop("web"))),
+            "{}",
+            answer.text()
+        );
         let mut opaque = bed.web.connect(std::net::SocketAddr::new(address.ip(), 7000));
         opaque.send("\0\x01\x02");
         assert_eq!(opaque.take(3), b"\0\x01\x02");
     }
-    bed.web.wait_for_metric("outrigger_tcp_connections_opened_total", &[("direction", "outbound"), ("tls", "mesh")], 2.0);
+    bed.web.wait_for_metric(
+        "outrigger_tcp_connections_opened_total",
+        &[("direction", "outbound"), ("tls", "mesh")],
+        2.0,
+    );
 }
 
 #[test]
@@ -342,7 +385,11 @@ fn discovery_says_which_account_is_expected_and_any_other_is_refused() {
     let bed = Discovered::new(|api| services(&api.address, "somebody-else"));
     let workload = bed.api.serve_echo(8080);
     let answer = bed.web.connect(bed.api.at(8080)).get(API, "/");
-    assert_eq!((answer.status(), answer.proxy_error().as_deref()), (502, Some("tls_certificate_error")), "{answer:?}");
+    assert_eq!(
+        (answer.status(), answer.proxy_error().as_deref()),
+        (502, Some("tls_certificate_error")),
+        "{answer:?}"
+    );
     let mut opaque = bed.web.connect(([10, 96, 0, 7], 7000));
     opaque.send("\0\x01\x02");
     assert_eq!(opaque.take_all(), (Vec::new(), Ending::Reset));
@@ -357,10 +404,19 @@ fn a_discovery_with_a_workload_s_certificate_is_not_believed() {
     let plain = bed.mesh.pod("impostor");
     bed.mesh.pki.identity(&shop("mallory")).write(&plain.directory);
     let own = |name: &str| plain.directory.join(name).display().to_string();
-    let file = plain.write("services.yaml", services(&bed.api.address, "api").replace("mesh: true", "mesh: false"));
+    let file =
+        plain.write("services.yaml", services(&bed.api.address, "api").replace("mesh: true", "mesh: false"));
     let _impostor = plain.start(&[
-        &plain.binary(), "discovery", "--file", &file.display().to_string(), "--certificate", &own("tls.crt"),
-        "--key", &own("tls.key"), "--trust-bundle", &bed.mesh.bundle().display().to_string(),
+        &plain.binary(),
+        "discovery",
+        "--file",
+        &file.display().to_string(),
+        "--certificate",
+        &own("tls.crt"),
+        "--key",
+        &own("tls.key"),
+        "--trust-bundle",
+        &bed.mesh.bundle().display().to_string(),
     ]);
     wait::until("the impostor listens", || bed.web.try_connect(plain.at(15053)).is_ok());
     let victim = bed.mesh.pod("victim");
@@ -369,7 +425,14 @@ fn a_discovery_with_a_workload_s_certificate_is_not_believed() {
     let _sidecar = bed
         .mesh
         .sidecar(&victim)
-        .arguments(["--discovery", &address, "--mesh-network", "10.77.0.0/24", "--mesh-domain", "svc.cluster.local"])
+        .arguments([
+            "--discovery",
+            &address,
+            "--mesh-network",
+            "10.77.0.0/24",
+            "--mesh-domain",
+            "svc.cluster.local",
+        ])
         .start();
     let _workload = bed.api.serve_echo(8080);
     let answer = victim.connect(bed.api.at(8080)).get(API, "/");

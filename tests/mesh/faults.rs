@@ -15,7 +15,12 @@ use crate::support::{API, Connection, Mesh, Message, Pair, tls, web_config};
 
 /// Asserts the row of the table: status and error type.
 fn assert_told(answer: &Message, status: u16, error: &str) {
-    assert_eq!((answer.status(), answer.proxy_error().as_deref()), (status, Some(error)), "{answer:?} {}", answer.text());
+    assert_eq!(
+        (answer.status(), answer.proxy_error().as_deref()),
+        (status, Some(error)),
+        "{answer:?} {}",
+        answer.text()
+    );
 }
 
 #[test]
@@ -56,7 +61,11 @@ fn a_peer_killed_in_the_middle_of_a_response_breaks_the_body_off() {
     let pair = Pair::new();
     let _server = pair.api.serve(8080, |mut connection| {
         let chunked = connection.request().is_some_and(|request| request.target() == "/chunked");
-        let head = if chunked { "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n" } else { "Content-Length: 8\r\n\r\nhalf" };
+        let head = if chunked {
+            "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+        } else {
+            "Content-Length: 8\r\n\r\nhalf"
+        };
         connection.send(format!("HTTP/1.1 200 OK\r\n{head}"));
         let _ = connection.take_all();
     });
@@ -82,7 +91,11 @@ fn a_peer_that_accepts_and_says_nothing_gives_502_connection_timeout_after_a_sec
     });
     let start = Instant::now();
     assert_told(&web.connect(fake.at(8080)).get(API, "/"), 502, "connection_timeout");
-    assert!(start.elapsed() >= Duration::from_millis(900), "the limit is a second, not {:?}", start.elapsed());
+    assert!(
+        start.elapsed() >= Duration::from_millis(900),
+        "the limit is a second, not {:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -112,7 +125,11 @@ fn a_workload_slower_than_the_route_s_timeout_gives_504() {
         let _ = connection.take_all();
     });
     assert_told(&pair.get(8080, "/"), 504, "http_response_timeout");
-    pair.web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("route", "api"), ("code", "504")], 1.0);
+    pair.web.wait_for_metric(
+        "outrigger_requests_total",
+        &[("direction", "outbound"), ("route", "api"), ("code", "504")],
+        1.0,
+    );
 }
 
 #[test]
@@ -129,7 +146,8 @@ fn a_header_section_over_64_kib_or_over_100_fields_gives_431() {
     assert_eq!(workload.accepted(), 0);
     // What is allowed still passes.
     let mut connection = pair.connect(8080);
-    let answer = connection.ask(format!("GET / HTTP/1.1\r\nHost: {API}\r\nX-Long: {}\r\n\r\n", "a".repeat(50 * 1024)));
+    let answer =
+        connection.ask(format!("GET / HTTP/1.1\r\nHost: {API}\r\nX-Long: {}\r\n\r\n", "a".repeat(50 * 1024)));
     assert_eq!(answer.status(), 200);
 }
 
@@ -137,7 +155,10 @@ fn a_header_section_over_64_kib_or_over_100_fields_gives_431() {
 fn a_response_with_a_header_section_over_64_kib_gives_502() {
     let pair = Pair::new();
     let _server = pair.api.serve_http(8080, |request| match request.target() {
-        "/long" => format!("HTTP/1.1 200 OK\r\nX-Long: {}\r\nContent-Length: 0\r\n\r\n", "a".repeat(80 * 1024)).into_bytes(),
+        "/long" => {
+            format!("HTTP/1.1 200 OK\r\nX-Long: {}\r\nContent-Length: 0\r\n\r\n", "a".repeat(80 * 1024))
+                .into_bytes()
+        }
         _ => ok("short"),
     });
     assert_told(&pair.get(8080, "/long"), 502, "http_protocol_error");
@@ -204,7 +225,8 @@ fn garbage_of_every_kind_ends_one_connection_and_nothing_else() {
     for alpn in ["outrigger-h2", "outrigger-h1"] {
         for bytes in garbage.iter().take(20) {
             let socket = outside.try_connect(pair.api.at(8080)).expect("connect");
-            let (mut connection, _) = tls::client(&tls::client_config(Some(&identity), &[alpn]), socket).expect("a handshake");
+            let (mut connection, _) =
+                tls::client(&tls::client_config(Some(&identity), &[alpn]), socket).expect("a handshake");
             let _ = connection.try_send(bytes);
             let _ = connection.socket.shutdown(std::net::Shutdown::Write);
             let (answer, _) = connection.take_all();
@@ -269,7 +291,9 @@ fn ten_thousand_silent_connections_do_not_keep_others_out() {
     let now = pair.api_sidecar.memory_kib("VmRSS");
     assert!(now < 192 << 10, "{now} KiB for 10 000 connections");
     drop(silent);
-    wait::until("their places are free again", || pair.api.metric("outrigger_connections_open", &[("direction", "inbound")]) < 10.0);
+    wait::until("their places are free again", || {
+        pair.api.metric("outrigger_connections_open", &[("direction", "inbound")]) < 10.0
+    });
     assert_eq!(pair.get(8080, "/").status(), 200);
 }
 
@@ -281,7 +305,8 @@ fn exhausted_file_descriptors_pause_accepting_and_kill_nothing() {
     let mut api_sidecar = mesh.sidecar(&api).through(&["prlimit", "--nofile=80:80"]).start();
     let _web_sidecar = mesh.sidecar(&web).config(web_config()).start();
     let _workload = api.serve_echo(8080);
-    let silent: Vec<_> = (0..200).map(|_| outside.try_connect(api.at(8080)).expect("the kernel accepts")).collect();
+    let silent: Vec<_> =
+        (0..200).map(|_| outside.try_connect(api.at(8080)).expect("the kernel accepts")).collect();
     wait::until("the descriptors are used up", || api_sidecar.open_files() >= 78);
     assert!(api_sidecar.running());
     drop(silent);
@@ -315,7 +340,10 @@ fn a_panic_ends_one_connection_and_not_the_process() {
     api.wait_for_metric("outrigger_panics_total", &[], 1.0);
     release.send(()).expect("the workload waits");
     let survived = other.response("GET");
-    assert!([200, 502].contains(&survived.status()), "its own mesh connection may have been the one that ended: {survived:?}");
+    assert!(
+        [200, 502].contains(&survived.status()),
+        "its own mesh connection may have been the one that ended: {survived:?}"
+    );
     assert_eq!(web.connect(api.at(8080)).get(API, "/").text(), "fine");
 }
 

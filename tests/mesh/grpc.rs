@@ -38,7 +38,11 @@ fn every_kind_of_grpc_call_works_through_the_mesh() {
     assert_eq!(call(&pair, "server_stream"), json!({"answers": (0..100).collect::<Vec<_>>()}));
     let echoes: Vec<_> = (0..20).map(|number| format!("echo {number}")).collect();
     assert_eq!(call(&pair, "both"), json!({"answers": echoes, "ended": true}));
-    pair.api.wait_for_metric("outrigger_requests_total", &[("direction", "inbound"), ("grpc_status", "0")], 5.0);
+    pair.api.wait_for_metric(
+        "outrigger_requests_total",
+        &[("direction", "inbound"), ("grpc_status", "0")],
+        5.0,
+    );
 }
 
 #[test]
@@ -47,7 +51,11 @@ fn trailers_only_responses_arrive_with_their_status_and_text() {
     let _server = serve(&pair.api);
     assert_eq!(call(&pair, "fail"), json!({"code": "FAILED_PRECONDITION", "details": "not now: 100 % sure"}));
     assert_eq!(call(&pair, "unimplemented")["code"], "UNIMPLEMENTED");
-    pair.web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("grpc_status", "9")], 1.0);
+    pair.web.wait_for_metric(
+        "outrigger_requests_total",
+        &[("direction", "outbound"), ("grpc_status", "9")],
+        1.0,
+    );
 }
 
 #[test]
@@ -74,7 +82,8 @@ fn a_grpc_caller_is_told_a_failure_in_grpc_s_own_words() {
     // A caller without a sidecar is refused by the strict port, in words that grpcio understands.
     let outside = pair.mesh.pod("outside");
     let _server = serve(&pair.api);
-    let said = outside.run(&[&python(), &peer("grpc_client.py"), &format!("{}:50051", pair.api.address), "unary"]);
+    let said =
+        outside.run(&[&python(), &peer("grpc_client.py"), &format!("{}:50051", pair.api.address), "unary"]);
     let said: Value = serde_json::from_str(&said).expect("JSON");
     assert_eq!(said["code"], "PERMISSION_DENIED", "{said}");
 }

@@ -29,7 +29,10 @@ fn hop_by_hop_fields_of_a_request_end_at_the_first_hop() {
     }
     assert!(fields.contains(&"x-stays: here".to_owned()), "{fields:?}");
     let forwarded = fields.iter().find(|field| field.starts_with("x-forwarded-for: "));
-    assert!(forwarded.is_some_and(|field| field.contains("192.0.2.1")), "a sidecar keeps what was there: {fields:?}");
+    assert!(
+        forwarded.is_some_and(|field| field.contains("192.0.2.1")),
+        "a sidecar keeps what was there: {fields:?}"
+    );
 }
 
 #[test]
@@ -40,7 +43,10 @@ fn a_field_that_must_not_be_nominated_survives_connection() {
         "GET / HTTP/1.1\r\nHost: {API}\r\nConnection: x-forwarded-for, host\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n"
     ));
     let fields = received(&answer);
-    assert!(fields.iter().any(|field| field.starts_with("x-forwarded-for: ") && field.contains("192.0.2.1")), "{fields:?}");
+    assert!(
+        fields.iter().any(|field| field.starts_with("x-forwarded-for: ") && field.contains("192.0.2.1")),
+        "{fields:?}"
+    );
     assert!(fields.contains(&format!("host: {API}")), "{fields:?}");
 }
 
@@ -91,9 +97,14 @@ fn the_workload_learns_who_called_and_a_caller_cannot_forge_it() {
 #[test]
 fn a_workload_s_own_outrigger_fields_do_not_reach_the_caller() {
     let pair = Pair::new();
-    let _server = pair.api.serve_http(8080, |_| respond("200 OK", "outrigger-version: 9\r\nOutrigger-Client-Id: x\r\n", "ok"));
+    let _server = pair
+        .api
+        .serve_http(8080, |_| respond("200 OK", "outrigger-version: 9\r\nOutrigger-Client-Id: x\r\n", "ok"));
     let answer = pair.get(8080, "/");
-    assert!(answer.headers.iter().all(|(name, _)| !name.to_ascii_lowercase().starts_with("outrigger-")), "{answer:?}");
+    assert!(
+        answer.headers.iter().all(|(name, _)| !name.to_ascii_lowercase().starts_with("outrigger-")),
+        "{answer:?}"
+    );
 }
 
 #[test]
@@ -105,7 +116,10 @@ fn outside_the_mesh_no_field_of_the_mesh_is_sent() {
     drop(pair.web_sidecar);
     let config = "outbound: {meshNetworks: [10.77.0.0/24], unmeshed: [10.77.0.3/32]}";
     let _sidecar = pair.mesh.sidecar(&pair.web).config(config).rules_stand().start();
-    let answer = pair.web.connect(outside.at(8080)).ask("GET / HTTP/1.1\r\nHost: 10.77.0.3:8080\r\nOutrigger-Client-Id: x\r\n\r\n");
+    let answer = pair
+        .web
+        .connect(outside.at(8080))
+        .ask("GET / HTTP/1.1\r\nHost: 10.77.0.3:8080\r\nOutrigger-Client-Id: x\r\n\r\n");
     assert_eq!(answer.status(), 200, "{answer:?}");
     assert!(!answer.text().contains("outrigger-"), "{}", answer.text());
 }
@@ -115,12 +129,14 @@ fn repeated_fields_and_odd_bytes_in_values_stay_as_they_were() {
     let pair = Pair::new();
     let _server = pair.api.serve_http(8080, |request| {
         let cookies = request.header_values("x-many").join("|");
-        let mut response = format!("HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nx-odd: caf").into_bytes();
+        let mut response = b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nx-odd: caf".to_vec();
         response.extend([0xe9]);
         response.extend(format!("\r\nContent-Length: {}\r\n\r\n{cookies}", cookies.len()).bytes());
         response
     });
-    let answer = pair.connect(8080).ask(format!("GET / HTTP/1.1\r\nHost: {API}\r\nX-Many: one\r\nX-Many: two, three\r\n\r\n"));
+    let answer = pair
+        .connect(8080)
+        .ask(format!("GET / HTTP/1.1\r\nHost: {API}\r\nX-Many: one\r\nX-Many: two, three\r\n\r\n"));
     assert_eq!(answer.text(), "one|two, three");
     assert_eq!(answer.header_values("set-cookie"), ["a=1", "b=2"]);
     assert!(answer.header("x-odd").is_some_and(|value| value.starts_with("caf")), "{answer:?}");

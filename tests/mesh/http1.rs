@@ -12,8 +12,16 @@ fn a_request_crosses_both_sidecars_over_mesh_tls() {
     assert_eq!(answer.status(), 200);
     assert!(answer.text().starts_with("GET /orders?id=1 HTTP/1.1\n"), "{}", answer.text());
     assert!(answer.text().contains(&format!("host: {API}\n")), "{}", answer.text());
-    pair.web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("tls", "mesh"), ("code", "200")], 1.0);
-    pair.api.wait_for_metric("outrigger_requests_total", &[("direction", "inbound"), ("tls", "mesh"), ("code", "200")], 1.0);
+    pair.web.wait_for_metric(
+        "outrigger_requests_total",
+        &[("direction", "outbound"), ("tls", "mesh"), ("code", "200")],
+        1.0,
+    );
+    pair.api.wait_for_metric(
+        "outrigger_requests_total",
+        &[("direction", "inbound"), ("tls", "mesh"), ("code", "200")],
+        1.0,
+    );
 }
 
 #[test]
@@ -104,7 +112,8 @@ fn a_large_chunked_body_arrives_unaltered() {
     let pair = Pair::new();
     let _server = pair.api.serve_http(8080, |request| ok(&request.body));
     let body = bytes(3_000_000);
-    let mut request = format!("POST / HTTP/1.1\r\nHost: {API}\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes();
+    let mut request =
+        format!("POST / HTTP/1.1\r\nHost: {API}\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes();
     for chunk in body.chunks(70_001) {
         request.extend(format!("{:x}\r\n", chunk.len()).bytes());
         request.extend(chunk);
@@ -140,7 +149,10 @@ fn a_response_of_unknown_length_that_breaks_off_is_not_taken_for_whole() {
     connection.send(format!("GET / HTTP/1.1\r\nHost: {API}\r\n\r\n"));
     let (rest, _) = connection.take_all();
     let rest = String::from_utf8_lossy(&rest).into_owned();
-    assert!(!rest.ends_with("0\r\n\r\n") || rest.contains(" 502 "), "a broken body must not end well: {rest}");
+    assert!(
+        !rest.ends_with("0\r\n\r\n") || rest.contains(" 502 "),
+        "a broken body must not end well: {rest}"
+    );
 }
 
 #[test]
@@ -167,7 +179,10 @@ fn responses_204_and_304_have_no_body_and_the_connection_goes_on() {
     let mut connection = pair.connect(8080);
     let answer = connection.get(API, "/204");
     assert_eq!((answer.status(), answer.header("x-is")), (204, Some("204")));
-    assert!(answer.header_values("transfer-encoding").is_empty() && answer.header("content-length").is_none(), "{answer:?}");
+    assert!(
+        answer.header_values("transfer-encoding").is_empty() && answer.header("content-length").is_none(),
+        "{answer:?}"
+    );
     let answer = connection.get(API, "/304");
     assert_eq!((answer.status(), answer.header("etag")), (304, Some("\"a\"")));
     assert!(answer.header_values("transfer-encoding").is_empty(), "{answer:?}");
@@ -185,7 +200,8 @@ fn an_interim_100_reaches_the_client_when_the_workload_sends_it() {
         connection.send(ok(body));
     });
     let mut connection = pair.connect(8080);
-    connection.send(format!("PUT / HTTP/1.1\r\nHost: {API}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"));
+    connection
+        .send(format!("PUT / HTTP/1.1\r\nHost: {API}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"));
     // The body is sent only after the interim response: who waits for the other is now decided.
     assert_eq!(connection.head().status(), 100);
     connection.send("hello");
@@ -201,7 +217,8 @@ fn no_interim_100_is_made_up_when_the_workload_sends_none() {
         connection.send(respond("417 Expectation Failed", "Connection: close\r\n", "no"));
     });
     let mut connection = pair.connect(8080);
-    connection.send(format!("PUT / HTTP/1.1\r\nHost: {API}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"));
+    connection
+        .send(format!("PUT / HTTP/1.1\r\nHost: {API}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"));
     assert_eq!(connection.head().status(), 417, "the first response is the workload's own");
 }
 
@@ -219,13 +236,27 @@ fn curl_and_nginx_speak_through_the_mesh() {
     );
     let config = pair.api.write("nginx.conf", config).display().to_string();
     let _nginx = pair.api.start(&["nginx", "-c", &config]);
-    let at_home = format!("http://127.0.0.1:8080/file");
-    crate::support::wait::until("nginx serves", || pair.api.try_run(&["curl", "-sf", &at_home]).status.success());
+    let at_home = "http://127.0.0.1:8080/file";
+    crate::support::wait::until("nginx serves", || {
+        pair.api.try_run(&["curl", "-sf", at_home]).status.success()
+    });
     let url = format!("http://{API}:8080/file");
     let target = pair.web.directory.join("got").display().to_string();
     pair.web.run(&["curl", "--silent", "--show-error", "--fail", "--output", &target, &url]);
     assert!(std::fs::read(&target).expect("curl wrote a file") == bytes(200_000));
-    let range = pair.web.run(&["curl", "--silent", "--show-error", "--fail", "--range", "0-9", "--write-out", "%{http_code}", "--output", &target, &url]);
+    let range = pair.web.run(&[
+        "curl",
+        "--silent",
+        "--show-error",
+        "--fail",
+        "--range",
+        "0-9",
+        "--write-out",
+        "%{http_code}",
+        "--output",
+        &target,
+        &url,
+    ]);
     assert_eq!(range, "206");
     assert_eq!(std::fs::read(&target).expect("curl wrote a file"), bytes(10));
 }

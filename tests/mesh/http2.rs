@@ -25,12 +25,24 @@ fn http_2_by_prior_knowledge_arrives_as_http_2() {
     let _server = nghttpd(&pair, &[]);
     let target = pair.web.directory.join("got").display().to_string();
     let version = pair.web.run(&[
-        "curl", "--silent", "--show-error", "--fail", "--http2-prior-knowledge", "--write-out", "%{http_version}",
-        "--output", &target, &format!("http://{API}:9000/file"),
+        "curl",
+        "--silent",
+        "--show-error",
+        "--fail",
+        "--http2-prior-knowledge",
+        "--write-out",
+        "%{http_version}",
+        "--output",
+        &target,
+        &format!("http://{API}:9000/file"),
     ]);
     assert_eq!(version, "2");
     assert!(std::fs::read(&target).expect("curl wrote a file") == bytes(200_000));
-    pair.api.wait_for_metric("outrigger_requests_total", &[("direction", "inbound"), ("tls", "mesh"), ("code", "200")], 1.0);
+    pair.api.wait_for_metric(
+        "outrigger_requests_total",
+        &[("direction", "inbound"), ("tls", "mesh"), ("code", "200")],
+        1.0,
+    );
 }
 
 #[test]
@@ -38,7 +50,11 @@ fn many_streams_of_few_connections_all_get_their_answers() {
     let pair = Pair::new();
     let _server = nghttpd(&pair, &[]);
     let said = pair.web.run(&[
-        "h2load", "--requests=2000", "--clients=4", "--max-concurrent-streams=50", &format!("http://{API}:9000/file"),
+        "h2load",
+        "--requests=2000",
+        "--clients=4",
+        "--max-concurrent-streams=50",
+        &format!("http://{API}:9000/file"),
     ]);
     assert!(said.contains("2000 succeeded, 0 failed, 0 errored, 0 timeout"), "{said}");
     assert!(said.contains("status codes: 2000 2xx"), "{said}");
@@ -59,8 +75,16 @@ fn an_upload_over_http_2_arrives_whole() {
     let upload = pair.web.write("upload", bytes(1 << 20)).display().to_string();
     let target = pair.web.directory.join("got").display().to_string();
     pair.web.run(&[
-        "curl", "--silent", "--show-error", "--fail", "--http2-prior-knowledge", "--data-binary",
-        &format!("@{upload}"), "--output", &target, &format!("http://{API}:9000/echo"),
+        "curl",
+        "--silent",
+        "--show-error",
+        "--fail",
+        "--http2-prior-knowledge",
+        "--data-binary",
+        &format!("@{upload}"),
+        "--output",
+        &target,
+        &format!("http://{API}:9000/echo"),
     ]);
     assert!(std::fs::read(&target).expect("curl wrote a file") == bytes(1 << 20));
 }
@@ -93,7 +117,8 @@ fn more_requests_at_once_than_one_connection_has_streams_are_all_carried() {
     for connection in &mut connections {
         assert_eq!(connection.response("GET").text(), "here");
     }
-    let opened = pair.api.metric("outrigger_tls_handshakes_total", &[("direction", "inbound"), ("result", "success")]);
+    let opened =
+        pair.api.metric("outrigger_tls_handshakes_total", &[("direction", "inbound"), ("result", "success")]);
     assert!((3.0..=20.0).contains(&opened), "{opened} mesh connections for {AT_ONCE} requests at once");
 }
 

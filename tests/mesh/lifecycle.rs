@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use nix::sys::signal::Signal;
 
+use crate::support::mesh::EXEMPT_BY_MARK;
 use crate::support::serve::ok;
 use crate::support::wait::{self, PATIENCE};
 use crate::support::wire::Ending;
@@ -63,9 +64,12 @@ fn a_draining_client_side_tells_its_workload_to_close_and_loses_no_request() {
         }
         match connection.try_head() {
             Ok(head) => {
-                let length: usize = head.header("content-length").and_then(|value| value.parse().ok()).expect("a length");
+                let length: usize =
+                    head.header("content-length").and_then(|value| value.parse().ok()).expect("a length");
                 connection.take(length);
-                head.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close")).then_some(true)
+                head.header("connection")
+                    .is_some_and(|value| value.eq_ignore_ascii_case("close"))
+                    .then_some(true)
             }
             // Between two requests the connection may be closed: nothing was lost then.
             Err(end) => Some(end == Ending::Closed),
@@ -151,7 +155,7 @@ fn listening_sockets_can_be_handed_in_and_serve_what_waited_in_them() {
     // The rules stand and the socket listens before the sidecar runs: a connection waits in its queue.
     let mut setup = vec![api.binary(), "iptables".into(), "apply".into()];
     if !crate::support::mesh::users_can_be_taken_on() {
-        setup.push("--mark".into());
+        setup.extend(EXEMPT_BY_MARK.map(str::to_owned));
     }
     api.run(&setup.iter().map(String::as_str).collect::<Vec<_>>());
     let listener = api.listen(([0, 0, 0, 0], 15006));
@@ -179,5 +183,9 @@ fn listening_sockets_can_be_handed_in_and_serve_what_waited_in_them() {
     drop(listener);
     assert_eq!(web.connect(api.at(8080)).get(API, "/").status(), 200);
     let mut waiting = waiting;
-    assert_eq!(waiting.get(API, "/").status(), 403, "who waited is answered, here by the refusal of plaintext");
+    assert_eq!(
+        waiting.get(API, "/").status(),
+        403,
+        "who waited is answered, here by the refusal of plaintext"
+    );
 }

@@ -54,10 +54,9 @@ fn a_strict_port_does_not_let_a_silent_server_first_caller_wait_for_ever() {
 fn a_permissive_port_lets_plaintext_in_without_an_identity() {
     let (_sidecar, outside, api, mesh) = server("permissive", "");
     let _workload = api.serve_echo(8080);
-    let answer = outside.connect(api.at(8080)).ask(format!(
-        "GET / HTTP/1.1\r\nHost: {API}\r\nOutrigger-Client-Id: {}\r\n\r\n",
-        shop("admin")
-    ));
+    let answer = outside
+        .connect(api.at(8080))
+        .ask(format!("GET / HTTP/1.1\r\nHost: {API}\r\nOutrigger-Client-Id: {}\r\n\r\n", shop("admin")));
     assert_eq!(answer.status(), 200);
     assert!(!answer.text().contains("outrigger-"), "an identity came in over plaintext: {}", answer.text());
     // Opaque bytes and a workload's own TLS are let in as well.
@@ -80,7 +79,8 @@ fn a_permissive_port_lets_plaintext_in_without_an_identity() {
     // Who comes with mesh TLS is known by its identity, as ever.
     let socket = outside.try_connect(api.at(8080)).expect("connect");
     let identity = mesh.pki.identity(&shop("web"));
-    let (mut meshed, _) = tls::client(&tls::client_config(Some(&identity), &["outrigger-h1"]), socket).expect("a handshake");
+    let (mut meshed, _) =
+        tls::client(&tls::client_config(Some(&identity), &["outrigger-h1"]), socket).expect("a handshake");
     assert!(meshed.get(API, "/").text().contains(&format!("outrigger-client-id: {}", shop("web"))));
 }
 
@@ -116,7 +116,11 @@ fn a_permissive_client_uses_tls_where_it_can_and_plaintext_where_it_must() {
     pair.web.add_hosts(&format!("{} plain.shop.svc.cluster.local", plain.address));
     let (_meshed, _plain) = (pair.api.serve_echo(8080), plain.serve_echo(8080));
     let answer = pair.get(8080, "/");
-    assert!(answer.text().contains(&format!("outrigger-client-id: {}", shop("web"))), "{answer:?} {}", answer.text());
+    assert!(
+        answer.text().contains(&format!("outrigger-client-id: {}", shop("web"))),
+        "{answer:?} {}",
+        answer.text()
+    );
     let answer = pair.web.connect(plain.at(8080)).get("plain.shop.svc.cluster.local", "/");
     assert_eq!(answer.status(), 200, "{answer:?}");
     assert!(!answer.text().contains("outrigger-"), "{}", answer.text());
@@ -127,7 +131,8 @@ fn a_permissive_client_never_falls_back_for_a_peer_known_to_be_meshed() {
     let mesh = Mesh::new();
     let (web, plain) = (mesh.pod("web"), mesh.pod("plain"));
     web.add_hosts(&format!("{} {API}", plain.address));
-    let _sidecar = mesh.sidecar(&web).config("mtls: permissive\noutbound: {meshDomains: [svc.cluster.local]}").start();
+    let _sidecar =
+        mesh.sidecar(&web).config("mtls: permissive\noutbound: {meshDomains: [svc.cluster.local]}").start();
     let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let sink = std::sync::Arc::clone(&seen);
     let server = plain.serve(8080, move |mut connection| {

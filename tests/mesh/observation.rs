@@ -17,15 +17,23 @@ fn every_request_is_counted_once_with_who_what_and_how_long() {
     for path in ["/", "/", "/teapot"] {
         connection.get(API, path);
     }
-    for (pod, direction, peer) in [(&pair.web, "outbound", shop("api")), (&pair.api, "inbound", shop("web"))] {
-        let labels = |code| [("direction", direction), ("tls", "mesh"), ("peer", peer.as_str()), ("code", code)];
+    for (pod, direction, peer) in [(&pair.web, "outbound", shop("api")), (&pair.api, "inbound", shop("web"))]
+    {
+        let labels =
+            |code| [("direction", direction), ("tls", "mesh"), ("peer", peer.as_str()), ("code", code)];
         pod.wait_for_metric("outrigger_requests_total", &labels("200"), 2.0);
         pod.wait_for_metric("outrigger_requests_total", &labels("418"), 1.0);
         assert_eq!(pod.metric("outrigger_requests_total", &labels("200")), 2.0);
         assert_eq!(pod.metric("outrigger_request_duration_seconds_count", &labels("200")[..3]), 3.0);
-        assert_eq!(pod.metric("outrigger_tls_handshakes_total", &[("direction", direction), ("result", "success")]), 1.0);
+        assert_eq!(
+            pod.metric("outrigger_tls_handshakes_total", &[("direction", direction), ("result", "success")]),
+            1.0
+        );
         let expiry = pod.metric("outrigger_certificate_expiry_seconds", &[("kind", "workload")]);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .expect("after 1970")
+            .as_secs_f64();
         assert!((23.0 * 3600.0..24.5 * 3600.0).contains(&(expiry - now)), "{expiry}");
     }
 }
@@ -137,7 +145,10 @@ fn the_admin_port_answers_only_on_loopback_and_only_to_loopback_names() {
             let _ = connection.try_send("GET /config HTTP/1.1\r\nHost: localhost\r\n\r\n");
             connection.take_all()
         });
-        assert!(answer.as_ref().is_err() || answer.as_ref().is_ok_and(|(bytes, _)| bytes.is_empty()), "{port}: {answer:?}");
+        assert!(
+            answer.as_ref().is_err() || answer.as_ref().is_ok_and(|(bytes, _)| bytes.is_empty()),
+            "{port}: {answer:?}"
+        );
     }
     // Metrics and health are for everyone who can reach the pod.
     for (port, path) in [(15020, "/metrics"), (15021, "/readyz")] {

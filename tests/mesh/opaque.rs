@@ -27,7 +27,11 @@ fn a_server_that_speaks_first_is_heard_on_a_port_declared_opaque() {
     assert_eq!(connection.take(BANNER.len()), BANNER);
     connection.send("query");
     assert_eq!(connection.take_all(), (b"query".to_vec(), Ending::Closed));
-    pair.api.wait_for_metric("outrigger_tcp_connections_opened_total", &[("direction", "inbound"), ("tls", "mesh")], 1.0);
+    pair.api.wait_for_metric(
+        "outrigger_tcp_connections_opened_total",
+        &[("direction", "inbound"), ("tls", "mesh")],
+        1.0,
+    );
 }
 
 #[test]
@@ -127,26 +131,49 @@ fn a_workload_s_own_tls_passes_through_untouched() {
     assert_eq!(alpn.as_deref(), Some("own-protocol"));
     inner.send("hello");
     assert_eq!(inner.take(5), b"hello");
-    pair.api.wait_for_metric("outrigger_tcp_connections_opened_total", &[("direction", "inbound"), ("tls", "mesh")], 1.0);
+    pair.api.wait_for_metric(
+        "outrigger_tcp_connections_opened_total",
+        &[("direction", "inbound"), ("tls", "mesh")],
+        1.0,
+    );
 }
 
 #[test]
 fn openssl_and_socat_speak_tls_through_the_mesh() {
     let pair = Pair::new();
     let identity = pair.mesh.pki.identity("spiffe://elsewhere/ns/a/sa/b");
-    let both = pair.api.write("own.pem", format!("{}{}", identity.certificate, identity.key)).display().to_string();
+    let both =
+        pair.api.write("own.pem", format!("{}{}", identity.certificate, identity.key)).display().to_string();
     let mut socat = pair.api.start(&[
-        "socat", "-d", "-d", &format!("OPENSSL-LISTEN:7443,reuseaddr,fork,cert={both},verify=0"), "EXEC:cat",
+        "socat",
+        "-d",
+        "-d",
+        &format!("OPENSSL-LISTEN:7443,reuseaddr,fork,cert={both},verify=0"),
+        "EXEC:cat",
     ]);
     socat.wait_for_output("listening on");
     let said = pair.web.run(&[
-        "sh", "-c", &format!("echo through-the-mesh | timeout 20 socat -t 5 - OPENSSL:{}:7443,verify=0", pair.api.address),
+        "sh",
+        "-c",
+        &format!(
+            "echo through-the-mesh | timeout 20 socat -t 5 - OPENSSL:{}:7443,verify=0",
+            pair.api.address
+        ),
     ]);
     assert_eq!(said, "through-the-mesh\n");
     let said = pair.web.run(&[
-        "sh", "-c", &format!("timeout 20 openssl s_client -connect {}:7443 -servername {API} </dev/null 2>/dev/null", pair.api.address),
+        "sh",
+        "-c",
+        &format!(
+            "timeout 20 openssl s_client -connect {}:7443 -servername {API} </dev/null 2>/dev/null",
+            pair.api.address
+        ),
     ]);
-    assert!(said.contains("BEGIN CERTIFICATE") && identity.certificate.lines().nth(1).is_some_and(|line| said.contains(line)), "{said}");
+    assert!(
+        said.contains("BEGIN CERTIFICATE")
+            && identity.certificate.lines().nth(1).is_some_and(|line| said.contains(line)),
+        "{said}"
+    );
 }
 
 #[test]
@@ -156,7 +183,17 @@ fn redis_speaks_through_the_mesh() {
         shop("api")
     );
     let pair = Pair::with(&config, "");
-    let mut redis = pair.api.start(&["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", "/"]);
+    let mut redis = pair.api.start(&[
+        "redis-server",
+        "--bind",
+        "0.0.0.0",
+        "--protected-mode",
+        "no",
+        "--save",
+        "",
+        "--dir",
+        "/",
+    ]);
     redis.wait_for_output("Ready to accept connections");
     let address = pair.api.address.to_string();
     assert_eq!(pair.web.run(&["redis-cli", "-h", &address, "set", "key", "value"]), "OK\n");
@@ -170,7 +207,10 @@ fn websockets_work_with_their_subprotocol_and_close_code() {
     server.wait_for_output("serving");
     let said = pair.web.run(&[&python(), &peer("websocket_client.py"), &format!("ws://{API}:8080/chat")]);
     let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
-    assert_eq!(said, serde_json::json!({"subprotocol": "chat", "text": "hello", "binary": true, "code": 4001}));
+    assert_eq!(
+        said,
+        serde_json::json!({"subprotocol": "chat", "text": "hello", "binary": true, "code": 4001})
+    );
 }
 
 #[test]
@@ -179,15 +219,19 @@ fn any_other_upgrade_becomes_opaque_bytes_after_the_101() {
     let _server = pair.api.serve(8080, |mut connection| {
         let request = connection.request().expect("a request");
         assert_eq!(request.header("upgrade"), Some("raven/1"));
-        assert!(request.header("connection").is_some_and(|value| value.to_ascii_lowercase().contains("upgrade")));
+        assert!(
+            request.header("connection").is_some_and(|value| value.to_ascii_lowercase().contains("upgrade"))
+        );
         // Bytes right behind the head belong to the new protocol.
-        connection.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: raven/1\r\n\r\ncaw");
+        connection
+            .send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: raven/1\r\n\r\ncaw");
         let (rest, end) = connection.take_all();
         assert_eq!(end, Ending::Closed);
         connection.send(rest);
     });
     let mut connection = pair.connect(8080);
-    connection.send(format!("GET / HTTP/1.1\r\nHost: {API}\r\nConnection: Upgrade\r\nUpgrade: raven/1\r\n\r\n"));
+    connection
+        .send(format!("GET / HTTP/1.1\r\nHost: {API}\r\nConnection: Upgrade\r\nUpgrade: raven/1\r\n\r\n"));
     let answer = connection.head();
     assert_eq!((answer.status(), answer.header("upgrade")), (101, Some("raven/1")));
     assert_eq!(connection.take(3), b"caw");
@@ -201,6 +245,7 @@ fn a_refused_upgrade_is_an_ordinary_response() {
     let pair = Pair::new();
     let _server = pair.api.serve_http(8080, |_| respond("400 Bad Request", "", "no ravens"));
     let mut connection = pair.connect(8080);
-    let answer = connection.ask(format!("GET / HTTP/1.1\r\nHost: {API}\r\nConnection: Upgrade\r\nUpgrade: raven/1\r\n\r\n"));
+    let answer = connection
+        .ask(format!("GET / HTTP/1.1\r\nHost: {API}\r\nConnection: Upgrade\r\nUpgrade: raven/1\r\n\r\n"));
     assert_eq!((answer.status(), answer.text().as_str()), (400, "no ravens"));
 }

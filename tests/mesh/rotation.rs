@@ -13,7 +13,11 @@ use crate::support::{API, wait};
 const ROTATION: Duration = Duration::from_secs(150);
 
 fn fingerprints(bundle: &str) -> Vec<String> {
-    bundle.split("-----END CERTIFICATE-----").map(|root| root.trim().to_owned()).filter(|root| !root.is_empty()).collect()
+    bundle
+        .split("-----END CERTIFICATE-----")
+        .map(|root| root.trim().to_owned())
+        .filter(|root| !root.is_empty())
+        .collect()
 }
 
 #[test]
@@ -37,10 +41,23 @@ fn certificates_and_twice_the_root_are_replaced_under_load_without_a_failed_hand
             for number in 0..2 {
                 let old = fingerprints(&bed.bundle());
                 assert_eq!(old.len(), 1, "one root before rotation {number}");
-                bed.ca.run(&[&bed.ca.binary(), "ca", "rotate", "--directory", &bed.keys(), "--spread", "10s"]);
+                bed.ca.run(&[
+                    &bed.ca.binary(),
+                    "ca",
+                    "rotate",
+                    "--directory",
+                    &bed.keys(),
+                    "--spread",
+                    "10s",
+                ]);
                 let both = fingerprints(&bed.bundle());
-                assert!(both.len() == 2 && both.contains(&old[0]), "the old root and the new one are trusted");
-                wait::within(ROTATION, "the old root is dropped", || (fingerprints(&bed.bundle()).len() == 1).then_some(()));
+                assert!(
+                    both.len() == 2 && both.contains(&old[0]),
+                    "the old root and the new one are trusted"
+                );
+                wait::within(ROTATION, "the old root is dropped", || {
+                    (fingerprints(&bed.bundle()).len() == 1).then_some(())
+                });
                 assert!(!fingerprints(&bed.bundle()).contains(&old[0]));
             }
         });
@@ -72,7 +89,11 @@ fn certificates_and_twice_the_root_are_replaced_under_load_without_a_failed_hand
     assert!(requests.load(Ordering::SeqCst) > 1000 && handshakes.load(Ordering::SeqCst) > 200);
     for pod in [&bed.web, &bed.api] {
         assert_eq!(failed_handshakes(pod), 0.0, "failed handshakes of {}", pod.name);
-        assert!(pod.metric("outrigger_certificate_renewals_total", &[]) >= 3.0, "certificates of {} were renewed", pod.name);
+        assert!(
+            pod.metric("outrigger_certificate_renewals_total", &[]) >= 3.0,
+            "certificates of {} were renewed",
+            pod.name
+        );
     }
 }
 
@@ -114,7 +135,9 @@ fn a_root_replaced_in_files_under_load_loses_no_request() {
         for pod in [&pair.web, &pair.api] {
             let before = pod.admin("/certificates")["workload"]["serial"].clone();
             next.identity(&crate::support::pki::shop(&pod.name)).write(&pod.directory);
-            wait::until("the new certificate is used", || pod.admin("/certificates")["workload"]["serial"] != before);
+            wait::until("the new certificate is used", || {
+                pod.admin("/certificates")["workload"]["serial"] != before
+            });
         }
         replace(&pair.mesh.bundle(), &next.bundle);
         wait::until("the old root is dropped", || roots(&pair.web) == 1 && roots(&pair.api) == 1);

@@ -17,7 +17,8 @@ fn each_chunk_of_an_event_stream_arrives_at_once() {
     let permitted = std::sync::Mutex::new(permitted);
     let _server = pair.api.serve(8080, move |mut connection| {
         connection.request();
-        connection.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
+        connection
+            .send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
         let permitted = permitted.lock().expect("one connection");
         for number in 0..10 {
             permitted.recv_timeout(PATIENCE).expect("the client has seen all before");
@@ -57,7 +58,10 @@ fn an_upload_reaches_the_workload_while_it_is_still_being_sent() {
     connection.send(format!("POST / HTTP/1.1\r\nHost: {API}\r\nTransfer-Encoding: chunked\r\n\r\n"));
     for part in ["one", "two", "three"] {
         connection.send(format!("{:x}\r\n{part}\r\n", part.len()));
-        assert_eq!(seen.recv_timeout(PATIENCE).expect("the part arrives before the next is sent"), part.as_bytes());
+        assert_eq!(
+            seen.recv_timeout(PATIENCE).expect("the part arrives before the next is sent"),
+            part.as_bytes()
+        );
     }
     connection.send("0\r\n\r\n");
     assert_eq!(connection.response("POST").status(), 200);

@@ -14,10 +14,20 @@ fn wrong_certificates(pki: &Pki) -> Vec<(&'static str, Identity)> {
     vec![
         ("signed by another root", Pki::new().identity(&shop("api"))),
         ("another trust domain", pki.identity("spiffe://elsewhere.example/ns/shop/sa/api")),
-        ("expired", pki.issue(&Leaf { not_before: now - 2 * day, not_after: now - Duration::from_secs(60), ..right() })),
+        (
+            "expired",
+            pki.issue(&Leaf {
+                not_before: now - 2 * day,
+                not_after: now - Duration::from_secs(60),
+                ..right()
+            }),
+        ),
         ("not yet valid", pki.issue(&Leaf { not_before: now + day, not_after: now + 2 * day, ..right() })),
         ("no SPIFFE ID", pki.issue(&Leaf { uris: Vec::new(), ..right() })),
-        ("a URI that is no SPIFFE ID", pki.issue(&Leaf { uris: vec!["https://cluster.local/ns/shop/sa/api".into()], ..right() })),
+        (
+            "a URI that is no SPIFFE ID",
+            pki.issue(&Leaf { uris: vec!["https://cluster.local/ns/shop/sa/api".into()], ..right() }),
+        ),
         ("two SPIFFE IDs", pki.issue(&Leaf { uris: vec![shop("api"), shop("web")], ..right() })),
     ]
 }
@@ -35,8 +45,16 @@ fn a_server_with_a_wrong_certificate_gets_no_request() {
     let _sidecar = mesh.sidecar(&web).config(config).start();
     let mut cases: Vec<(&str, &str, Identity)> =
         wrong_certificates(&mesh.pki).into_iter().map(|(what, identity)| (what, API, identity)).collect();
-    cases.push(("another namespace than the name's", API, mesh.pki.identity("spiffe://cluster.local/ns/other/sa/api")));
-    cases.push(("another service account than the pinned one", "pinned.shop.svc.cluster.local", mesh.pki.identity(&shop("web"))));
+    cases.push((
+        "another namespace than the name's",
+        API,
+        mesh.pki.identity("spiffe://cluster.local/ns/other/sa/api"),
+    ));
+    cases.push((
+        "another service account than the pinned one",
+        "pinned.shop.svc.cluster.local",
+        mesh.pki.identity(&shop("web")),
+    ));
     let mut port = 8080;
     for (what, host, identity) in cases {
         let (alpn, received) = serve_tls(&fake, port, &identity);
@@ -45,8 +63,13 @@ fn a_server_with_a_wrong_certificate_gets_no_request() {
         assert_eq!(answer.proxy_error().as_deref(), Some("tls_certificate_error"), "{what}: {answer:?}");
         wait::until("the proxy came with mesh TLS", || alpn.lock().expect("not poisoned").is_some());
         // The connection has ended when `received` is filled.
-        let received = wait::eventually("the connection ends", || received.lock().expect("not poisoned").clone());
-        assert!(received.is_empty(), "{what}: the request was sent: {:?}", String::from_utf8_lossy(&received));
+        let received =
+            wait::eventually("the connection ends", || received.lock().expect("not poisoned").clone());
+        assert!(
+            received.is_empty(),
+            "{what}: the request was sent: {:?}",
+            String::from_utf8_lossy(&received)
+        );
         port += 1;
     }
     // The same peer with the right certificate gets the request: what failed above was the certificate.
@@ -54,17 +77,26 @@ fn a_server_with_a_wrong_certificate_gets_no_request() {
         let (alpn, received) = serve_tls(&fake, port, &mesh.pki.identity(&shop("api")));
         web.connect(fake.at(port)).get(host, "/secret");
         assert_eq!(alpn.lock().expect("not poisoned").as_deref(), Some("outrigger-h2"));
-        let received = wait::eventually("the connection ends", || received.lock().expect("not poisoned").clone());
+        let received =
+            wait::eventually("the connection ends", || received.lock().expect("not poisoned").clone());
         assert!(received.starts_with(b"PRI * HTTP/2.0\r\n"), "{received:?}");
         port += 1;
     }
-    web.wait_for_metric("outrigger_tls_handshakes_total", &[("direction", "outbound"), ("result", "failure")], 9.0);
+    web.wait_for_metric(
+        "outrigger_tls_handshakes_total",
+        &[("direction", "outbound"), ("result", "failure")],
+        9.0,
+    );
 }
 
 type Seen<T> = Arc<Mutex<Option<T>>>;
 
 /// A TLS server that shows `identity` and ends each connection at the first bytes that come.
-fn serve_tls(pod: &crate::support::pod::Pod, port: u16, identity: &Identity) -> (Seen<String>, Seen<Vec<u8>>) {
+fn serve_tls(
+    pod: &crate::support::pod::Pod,
+    port: u16,
+    identity: &Identity,
+) -> (Seen<String>, Seen<Vec<u8>>) {
     let (alpn, received): (Seen<String>, Seen<Vec<u8>>) = Default::default();
     let config = tls::server_config(identity, &["outrigger-h2", "outrigger-h1", "outrigger-tcp"], true);
     let (alpn_sender, sender) = (Arc::clone(&alpn), Arc::clone(&received));
@@ -90,15 +122,19 @@ fn a_client_with_a_wrong_certificate_reaches_no_workload() {
     let pair = Pair::new();
     let outside = pair.mesh.pod("outside");
     let server = pair.api.serve_echo(8080);
-    let mut cases: Vec<(&str, Option<Identity>)> =
-        wrong_certificates(&pair.mesh.pki).into_iter().map(|(what, identity)| (what, Some(identity))).collect();
+    let mut cases: Vec<(&str, Option<Identity>)> = wrong_certificates(&pair.mesh.pki)
+        .into_iter()
+        .map(|(what, identity)| (what, Some(identity)))
+        .collect();
     cases.push(("no certificate", None));
     let failures = cases.len();
     for (what, identity) in cases {
         for alpn in ["outrigger-h2", "outrigger-h1", "outrigger-tcp"] {
             let socket = outside.try_connect(pair.api.at(8080)).expect("connect");
             // With TLS 1.3 the client's handshake ends before its certificate is looked at.
-            if let Ok((mut connection, _)) = tls::client(&tls::client_config(identity.as_ref(), &[alpn]), socket) {
+            if let Ok((mut connection, _)) =
+                tls::client(&tls::client_config(identity.as_ref(), &[alpn]), socket)
+            {
                 let _ = connection.try_send(format!("GET / HTTP/1.1\r\nHost: {API}\r\n\r\n"));
                 let answer = connection.try_head();
                 assert!(answer.is_err(), "{what}, {alpn}: {answer:?}");
@@ -113,10 +149,15 @@ fn a_client_with_a_wrong_certificate_reaches_no_workload() {
     );
     let right = pair.mesh.pki.identity(&shop("anybody"));
     let socket = outside.try_connect(pair.api.at(8080)).expect("connect");
-    let (mut connection, alpn) = tls::client(&tls::client_config(Some(&right), &["outrigger-h1"]), socket).expect("a handshake");
+    let (mut connection, alpn) =
+        tls::client(&tls::client_config(Some(&right), &["outrigger-h1"]), socket).expect("a handshake");
     assert_eq!(alpn.as_deref(), Some("outrigger-h1"));
     let answer = connection.get(API, "/");
-    assert!(answer.text().contains(&format!("outrigger-client-id: {}", shop("anybody"))), "{}", answer.text());
+    assert!(
+        answer.text().contains(&format!("outrigger-client-id: {}", shop("anybody"))),
+        "{}",
+        answer.text()
+    );
 }
 
 #[test]
@@ -126,7 +167,8 @@ fn a_peer_of_the_mesh_cannot_forge_its_identity_in_a_header() {
     let _server = pair.api.serve_echo(8080);
     let identity = pair.mesh.pki.identity(&shop("mallory"));
     let socket = outside.try_connect(pair.api.at(8080)).expect("connect");
-    let (mut connection, _) = tls::client(&tls::client_config(Some(&identity), &["outrigger-h1"]), socket).expect("a handshake");
+    let (mut connection, _) =
+        tls::client(&tls::client_config(Some(&identity), &["outrigger-h1"]), socket).expect("a handshake");
     let answer = connection.ask(format!(
         "GET / HTTP/1.1\r\nHost: {API}\r\nOutrigger-Client-Id: {}\r\noutrigger-secret: x\r\n\r\n",
         shop("admin")

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request, Response, Version};
 
-use super::headers::{ORIGINAL_VERSION, strip_hop_by_hop, strip_mesh_headers, version_to_mesh};
+use super::headers::{ORIGINAL_VERSION, version_to_mesh};
 use super::hop::{HopError, send_multiplexed};
 use super::record::{Recording, RequestProgress};
 use super::tunnel::{ClientSide, strip_but_upgrade};
-use crate::net::Body;
+use crate::net::{Body, strip_hop_by_hop, strip_mesh_headers};
 use crate::telemetry::Tls;
 use crate::upstream::{ConnectError, Endpoint, EndpointPool, InFlight, Pools, Upstream};
 
@@ -97,10 +97,11 @@ impl Forward<'_> {
         if self.wire == Wire::Own {
             return Box::pin(self.send_own(&pool, request, recording)).await;
         }
-        let stream = match pool.stream(self.upstream).await {
+        let mut stream = match pool.stream(self.upstream).await {
             Ok(stream) => stream,
             Err(ConnectError::NotMeshed(_)) => {
                 // Permissive mode found no sidecar there.
+                recording.exchange().tls = Tls::Plain;
                 let pool = self.pools.of(self.upstream, self.endpoint);
                 return Box::pin(self.send_plain(&pool, request, recording)).await;
             }
@@ -109,7 +110,7 @@ impl Forward<'_> {
         strip_hop_by_hop(request.headers_mut());
         let version = version_to_mesh(request.version());
         request.headers_mut().insert(ORIGINAL_VERSION, version);
-        let (response, pump) = send_multiplexed(&stream, std::mem::take(request)).await?;
+        let (response, pump) = send_multiplexed(&mut stream, std::mem::take(request)).await?;
         recording.on_stream(stream, pump);
         let mut response = response.map(Body::from);
         strip_mesh_headers(response.headers_mut());
@@ -127,8 +128,8 @@ impl Forward<'_> {
             Wire::Own => return Box::pin(self.send_own(pool, request, recording)).await,
             Wire::Multiplexed => {
                 strip_hop_by_hop(request.headers_mut());
-                let stream = pool.stream(self.upstream).await?;
-                let (response, pump) = send_multiplexed(&stream, std::mem::take(request)).await?;
+                let mut stream = pool.stream(self.upstream).await?;
+                let (response, pump) = send_multiplexed(&mut stream, std::mem::take(request)).await?;
                 recording.on_stream(stream, pump);
                 let mut response = response.map(Body::from);
                 strip_mesh_headers(response.headers_mut());

@@ -73,7 +73,7 @@ impl Drop for PumpGuard {
 /// # Errors
 /// The stream's or connection's.
 pub async fn send_multiplexed(
-    stream: &StreamLease,
+    stream: &mut StreamLease,
     request: Request<Body>,
 ) -> Result<(Response<RecvStream>, Option<PumpGuard>), h2::Error> {
     let (head, body) = request.into_parts();

@@ -8,7 +8,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
@@ -24,8 +24,12 @@ pub(super) struct Control {
     swallow_continue: AtomicBool,
     continue_due: AtomicBool,
     continue_written: AtomicU8,
-    /// Requests that the service was given, minus responses that ended.
-    in_service: AtomicU32,
+    /// Held by the request being served and by the bodies of its exchange.
+    in_service: Arc<()>,
+    /// A response was handed over, and not a byte of it is written yet.
+    answering: AtomicBool,
+    /// The connection became a tunnel: its bytes are no longer ours.
+    tunnel: AtomicBool,
     reader: Mutex<Option<Waker>>,
     head_began: Mutex<Option<Instant>>,
     refused: AtomicBool,
@@ -33,15 +37,17 @@ pub(super) struct Control {
 
 impl Control {
     /// A request's head is whole.
-    pub(super) fn request_began(&self, expects_continue: bool) {
-        self.in_service.fetch_add(1, Relaxed);
+    /// What is returned is held until the exchange is over.
+    pub(super) fn request_began(&self, expects_continue: bool) -> Arc<()> {
         self.swallow_continue.store(expects_continue, Relaxed);
         self.set_head_began(None);
+        self.in_service.clone()
     }
 
-    /// Its response was handed over.
-    pub(super) fn response_ended(&self) {
-        self.in_service.fetch_sub(1, Relaxed);
+    /// Its response is handed over; `tunnel` when it turns the connection into one.
+    pub(super) fn answered(&self, tunnel: bool) {
+        self.answering.store(true, Relaxed);
+        self.tunnel.store(tunnel, Relaxed);
     }
 
     /// The workload wants the body: the client is told so.
@@ -69,7 +75,7 @@ impl Control {
     }
 
     fn is_between_requests(&self) -> bool {
-        self.in_service.load(Relaxed) == 0
+        Arc::strong_count(&self.in_service) == 1
     }
 }
 
@@ -110,6 +116,9 @@ impl<S: AsyncWrite + Unpin> Http1Io<S> {
 
     /// Writes `buf` if it holds nothing of what must not pass; `None` when there is nothing to do here.
     fn poll_mend(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Option<Poll<io::Result<usize>>> {
+        if self.control.tunnel.load(Relaxed) {
+            return None;
+        }
         if let Some((refusal, written)) = &mut self.refusal {
             while *written < refusal.len() {
                 match Pin::new(&mut self.inner).poll_write(cx, &refusal[*written..]) {
@@ -129,7 +138,8 @@ impl<S: AsyncWrite + Unpin> Http1Io<S> {
                 Pin::new(&mut self.inner).poll_write(cx, &buf[..before])
             });
         }
-        if self.control.is_between_requests() && is_bare_refusal(buf) {
+        let a_response = self.control.answering.swap(false, Relaxed);
+        if !a_response && self.control.is_between_requests() && is_bare_refusal(buf) {
             self.control.refused.store(true, Relaxed);
             self.refusal = Some((refusal(buf), 0));
             return self.poll_mend(cx, buf);
@@ -141,9 +151,8 @@ impl<S: AsyncWrite + Unpin> Http1Io<S> {
 /// hyper's answer to what it can't parse: 400, 414 or 431, without any field that a workload would add.
 fn is_bare_refusal(buf: &[u8]) -> bool {
     (buf.starts_with(b"HTTP/1.1 400 ") || buf.starts_with(b"HTTP/1.1 414 ") || buf.starts_with(b"HTTP/1.1 431 "))
-        && buf.len() < 128
-        && buf.ends_with(b"\r\n\r\n")
-        && buf.windows(17).any(|w| w.eq_ignore_ascii_case(b"content-length: 0"))
+        && buf.ends_with(b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        && buf.iter().filter(|b| **b == b'\n').count() == 4
 }
 
 fn refusal(buf: &[u8]) -> Vec<u8> {

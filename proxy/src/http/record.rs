@@ -15,8 +15,8 @@ use super::headers::is_grpc;
 use super::hop::PumpGuard;
 use super::local_response::LocalResponse;
 use crate::net::{Body, BodyEnd, BodyWatch, ClientAddress, Copied};
-use crate::telemetry::{Direction, Recorder, RequestRecord, Tls};
-use crate::upstream::{Http1Lease, InFlight, StreamLease};
+use crate::telemetry::{Direction, Held, Recorder, RequestRecord, Tls};
+use crate::upstream::{ConnectionPlace, Http1Lease, InFlight, StreamLease};
 
 /// The client left before there was a response; nginx's status for it.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -69,6 +69,8 @@ pub struct Recording {
     pump: Option<PumpGuard>,
     recorded: bool,
     tunnel_ends: Option<Instant>,
+    /// The connections on both sides of a tunnel, in their counts.
+    tunnel_holds: (Option<Rc<Held>>, Option<ConnectionPlace>),
 }
 
 impl Exchange {
@@ -116,6 +118,7 @@ impl Recording {
             pump: None,
             recorded: false,
             tunnel_ends: None,
+            tunnel_holds: (None, None),
         })
     }
 
@@ -168,6 +171,12 @@ impl Recording {
             self.ends_by(peer.expires);
             self.exchange.peer = Some(peer.id);
         }
+        self.tunnel_holds.1 = lease.place;
+    }
+
+    /// The client's connection stays open for as long as a tunnel that comes of this exchange.
+    pub fn holds_open(&mut self, open: Rc<Held>) {
+        self.tunnel_holds.0 = Some(open);
     }
 
     /// A tunnel that comes of this exchange ends by then, with the certificate of a peer.
@@ -289,8 +298,11 @@ impl BodyWatch for Recording {
             self.proxy_status = Some(RESPONSE_INCOMPLETE.into());
         }
         self.record();
+        // A request that is still being sent keeps its connection busy: the next one would wait behind it.
+        let sent = self.progress.as_ref().is_none_or(|progress| progress.ended.get());
         if let Some(lease) = self.http1.take()
             && how == BodyEnd::Complete
+            && sent
         {
             lease.give_back();
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -18,8 +18,8 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::hop::pump;
-use super::http1_io::{Control, Http1Io};
-use super::tunnel::{Interim, expects_continue};
+use super::http1_io::Http1Io;
+use super::tunnel::{Interim, expects_continue, is_tunnel};
 use crate::net::Body;
 use crate::upstream::{
     CONNECTION_WINDOW, FRAME_SIZE, HEADER_LIST, MAX_FIELDS, MAX_HEADER_BYTES, SEND_BUFFER, STREAM_WINDOW,
@@ -75,14 +75,15 @@ where
         async move {
             let mut request = request.map(Body::from);
             let expects = expects_continue(request.headers());
-            control.request_began(expects);
-            let ended = ResponseEnded(control.clone());
+            let in_service = control.request_began(expects);
             if expects {
-                request.extensions_mut().insert(Interim(control));
+                request.extensions_mut().insert(Interim(control.clone()));
             }
-            let mut response = handler.handle(request).await;
+            let connect = request.method() == Method::CONNECT;
+            let request = request.map(|body| body.holding(in_service.clone()));
+            let mut response = handler.handle(request).await.map(|body| body.holding(in_service));
             *response.version_mut() = Version::HTTP_11;
-            drop(ended);
+            control.answered(is_tunnel(connect, response.status()));
             Ok::<_, std::convert::Infallible>(response)
         }
     });
@@ -151,15 +152,6 @@ async fn say_too_slow<S: AsyncWrite + Unpin>(mut stream: S) {
     };
     if let Ok(Err(error)) = tokio::time::timeout(TICK, last_word).await {
         tracing::debug!("connection ended: {error}");
-    }
-}
-
-/// Tells the connection's bytes that a response was handed over, also when its request was given up.
-struct ResponseEnded(std::sync::Arc<Control>);
-
-impl Drop for ResponseEnded {
-    fn drop(&mut self) {
-        self.0.response_ended();
     }
 }
 
@@ -298,6 +290,8 @@ pub(crate) async fn serve_stream<H: Handler>(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
+    // hyper drops the content of an answer to HEAD by itself; h2 would send it.
+    let head_only = request.method() == Method::HEAD;
     let request = request.map(|stream| if stream.is_end_stream() { Body::empty() } else { Body::from(stream) });
     let response = tokio::select! {
         biased;
@@ -308,7 +302,7 @@ pub(crate) async fn serve_stream<H: Handler>(
     let (head, body) = response.into_parts();
     let mut head = Response::from_parts(head, ());
     *head.version_mut() = Version::HTTP_2;
-    let end_of_stream = body.is_end();
+    let end_of_stream = head_only || body.is_end();
     match respond.send_response(head, end_of_stream) {
         Ok(_) if end_of_stream => {}
         Ok(sender) => pump(body, sender).await,

@@ -7,11 +7,10 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::headers::strip_hop_by_hop;
 use super::http1_io::Control;
 use super::record::Recording;
 use super::serve::at;
-use crate::net::{Body, Copied, copy_both_ways};
+use crate::net::{Body, Copied, copy_both_ways, strip_hop_by_hop};
 
 /// Passes an interim 100 back to the client of an HTTP/1.1 connection.
 #[derive(Clone, Debug)]
@@ -37,6 +36,11 @@ fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     });
     let value = headers.get(UPGRADE).filter(|_| nominated)?;
     (!value.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| value.clone())
+}
+
+/// Whether a response with this status, to a `CONNECT` or not, makes the connection a tunnel.
+pub(super) fn is_tunnel(connect: bool, status: StatusCode) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS || (connect && status.is_success())
 }
 
 /// Strips hop-by-hop fields, but those that ask for or grant an upgrade.
@@ -71,7 +75,7 @@ impl ClientSide {
 
     /// Whether the response makes the exchange a tunnel.
     pub(super) fn is_granted<B>(&self, response: &Response<B>) -> bool {
-        response.status() == StatusCode::SWITCHING_PROTOCOLS || (self.connect && response.status().is_success())
+        is_tunnel(self.connect, response.status())
     }
 
     /// Joins both sides of a granted tunnel; the exchange is recorded when it has ended.

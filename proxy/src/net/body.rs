@@ -1,6 +1,7 @@
 //! A message body as it streams through: never collected, never copied.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -8,6 +9,8 @@ use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use thiserror::Error;
+
+use super::fields::strip_trailers;
 
 /// Is told what passes through a body.
 pub trait BodyWatch {
@@ -59,6 +62,7 @@ pub struct Body {
     kind: Kind,
     ended: bool,
     watch: Option<Box<dyn BodyWatch>>,
+    held: Option<Arc<()>>,
 }
 
 #[derive(Default)]
@@ -86,13 +90,20 @@ impl Body {
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind, ended: false, watch: None }
+        Self { kind, ended: false, watch: None, held: None }
     }
 
     /// Has `watch` told what passes, in place of any earlier one.
     #[must_use]
     pub fn watched(mut self, watch: Box<dyn BodyWatch>) -> Self {
         self.watch = Some(watch);
+        self
+    }
+
+    /// Holds `token` for as long as the body lives: who counts its holders knows when it is over.
+    #[must_use]
+    pub fn holding(mut self, token: Arc<()>) -> Self {
+        self.held = Some(token);
         self
     }
 
@@ -165,20 +176,23 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Poll::Ready(frame) = self.poll_kind(cx) else {
+        let Poll::Ready(mut frame) = self.poll_kind(cx) else {
             if let Some(watch) = &mut self.watch {
                 watch.waiting();
             }
             return Poll::Pending;
         };
-        match &frame {
+        match &mut frame {
             Some(Ok(frame)) => {
-                if let Some(watch) = &mut self.watch {
-                    if let Some(data) = frame.data_ref() {
-                        watch.data(data.len());
-                    } else if let Some(trailers) = frame.trailers_ref() {
+                if let Some(trailers) = frame.trailers_mut() {
+                    // Nothing comes after them, and their reader does not ask again.
+                    self.ended = true;
+                    strip_trailers(trailers);
+                    if let Some(watch) = &mut self.watch {
                         watch.trailers(trailers);
                     }
+                } else if let (Some(watch), Some(data)) = (&mut self.watch, frame.data_ref()) {
+                    watch.data(data.len());
                 }
             }
             Some(Err(_)) => {

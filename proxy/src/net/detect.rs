@@ -54,12 +54,34 @@ enum Verdict {
 /// # Errors
 /// The socket's.
 pub async fn detect(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Detected> {
-    // No buffer before the first byte: thousands of silent connections cost nothing.
-    match timeout(SILENCE, stream.readable()).await {
-        Ok(ready) => ready?,
-        Err(_) => return Ok(Detected::Silent),
+    match timeout(SILENCE, first_read(stream, buffer)).await {
+        Ok(Ok(0)) => Ok(Detected::Closed),
+        Ok(read) => {
+            read?;
+            resume_detection(stream, buffer).await
+        }
+        Err(_) => Ok(Detected::Silent),
     }
-    resume_detection(stream, buffer).await
+}
+
+/// Waits for the first byte without a buffer: thousands of silent connections cost nothing.
+async fn first_read(stream: &TcpStream, buffer: &mut BytesMut) -> io::Result<usize> {
+    loop {
+        // A fresh socket claims once to be readable when it is not.
+        stream.readable().await?;
+        buffer.reserve(READ);
+        match stream.try_read_buf(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => *buffer = BytesMut::new(),
+            read => return read,
+        }
+    }
+}
+
+/// Waits until `stream` has bytes, an end or an error to read.
+pub async fn readable(stream: &TcpStream) {
+    let mut byte = [0];
+    // What it found, the next read finds too.
+    let _ = stream.peek(&mut byte).await;
 }
 
 /// As [`detect`], for a connection that was silent and now is readable.

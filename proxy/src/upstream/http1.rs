@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 
 use super::Upstream;
 use super::connect::{Connected, ConnectError, Counted};
-use super::pool::{EndpointPool, Pending};
+use super::pool::{ConnectionPlace, EndpointPool, Pending};
 use crate::identity::Peer;
 use crate::net::{Body, MeshProtocol};
 
@@ -35,6 +35,9 @@ pub struct Http1Lease {
     pub reused: bool,
     /// The verified peer; `None` outside the mesh.
     pub peer: Option<Peer>,
+    /// The place in the upstream's count of a connection that may become a tunnel; others keep theirs
+    /// until the connection has ended.
+    pub place: Option<ConnectionPlace>,
 }
 
 impl Http1Lease {
@@ -44,7 +47,7 @@ impl Http1Lease {
             self.pool.http1.idle.borrow_mut().push((self.sender, Instant::now()));
         }
         if self.upstream.pending_requests() > 0 {
-            self.upstream.connection_freed.notify_one();
+            self.upstream.connection_freed.notify_waiters();
         }
     }
 }
@@ -56,39 +59,29 @@ impl EndpointPool {
             if sender.is_ready() {
                 return Ok(self.http1_lease(upstream, sender, None, true));
             }
-            if !sender.is_closed() {
-                // About to take the end of its last response in.
-                return Box::pin(self.http1_when_ready(upstream, sender)).await;
+            // The end of its last response may not be taken in yet: one turn of the runtime is enough for that.
+            tokio::task::yield_now().await;
+            if sender.is_ready() {
+                return Ok(self.http1_lease(upstream, sender, None, true));
             }
         }
         // Boxed: rare, and the future of every request would be as large as this one.
         Box::pin(self.http1_opened(upstream)).await
     }
 
-    async fn http1_when_ready(
-        self: &Rc<Self>,
-        upstream: &Arc<Upstream>,
-        mut sender: SendRequest<Body>,
-    ) -> Result<Http1Lease, ConnectError> {
-        if sender.ready().await.is_ok() {
-            return Ok(self.http1_lease(upstream, sender, None, true));
-        }
-        self.http1_opened(upstream).await
-    }
-
     async fn http1_opened(self: &Rc<Self>, upstream: &Arc<Upstream>) -> Result<Http1Lease, ConnectError> {
         let mut pending: Option<Pending> = None;
         loop {
             if let Some(counted) = Counted::take(upstream) {
-                let (sender, peer) = self.open_http1(upstream, counted).await?;
+                let (sender, peer, _) = self.open_http1(upstream, counted, false).await?;
                 return Ok(self.http1_lease(upstream, sender, peer, false));
             }
             if pending.is_none() {
                 pending = Some(Pending::enter(upstream)?);
             }
-            upstream.connection_freed.notified().await;
-            while let Some((mut sender, _)) = self.pop_idle() {
-                if sender.ready().await.is_ok() {
+            Pending::connection_freed(upstream).await?;
+            while let Some((sender, _)) = self.pop_idle() {
+                if sender.is_ready() {
                     return Ok(self.http1_lease(upstream, sender, None, true));
                 }
             }
@@ -101,8 +94,8 @@ impl EndpointPool {
         upstream: &Arc<Upstream>,
     ) -> Result<Http1Lease, ConnectError> {
         let counted = Counted::take(upstream).ok_or_else(|| Pending::no_connection(upstream))?;
-        let (sender, peer) = self.open_http1(upstream, counted).await?;
-        Ok(self.http1_lease(upstream, sender, peer, false))
+        let (sender, peer, place) = self.open_http1(upstream, counted, true).await?;
+        Ok(Http1Lease { place, ..self.http1_lease(upstream, sender, peer, false) })
     }
 
     fn http1_lease(
@@ -112,7 +105,7 @@ impl EndpointPool {
         peer: Option<Peer>,
         reused: bool,
     ) -> Http1Lease {
-        Http1Lease { sender, pool: self.clone(), upstream: upstream.clone(), reused, peer }
+        Http1Lease { sender, pool: self.clone(), upstream: upstream.clone(), reused, peer, place: None }
     }
 
     fn pop_idle(&self) -> Option<(SendRequest<Body>, Instant)> {
@@ -123,7 +116,8 @@ impl EndpointPool {
         &self,
         upstream: &Upstream,
         counted: Counted,
-    ) -> Result<(SendRequest<Body>, Option<Peer>), ConnectError> {
+        dedicated: bool,
+    ) -> Result<(SendRequest<Body>, Option<Peer>, Option<ConnectionPlace>), ConnectError> {
         let Connected { transport, peer, counted } =
             self.connect(upstream, counted, MeshProtocol::H1).await?;
         let (sender, connection) = Builder::new()
@@ -133,8 +127,10 @@ impl EndpointPool {
             .await
             .map_err(|error| ConnectError::Protocol(self.endpoint.address, error.to_string().into()))?;
         let expires = peer.as_ref().map(|peer| tokio::time::Instant::from_std(peer.expires));
+        let place = ConnectionPlace(counted);
+        let (of_driver, of_lease) = if dedicated { (None, Some(place)) } else { (Some(place), None) };
         tokio::task::spawn_local(async move {
-            let _counted = counted;
+            let _place = of_driver;
             let connection = connection.with_upgrades();
             let ended = match expires {
                 // The connection ends with the peer's certificate.
@@ -145,7 +141,7 @@ impl EndpointPool {
                 tracing::debug!("connection ended: {error}");
             }
         });
-        Ok((sender, peer))
+        Ok((sender, peer, of_lease))
     }
 }
 

@@ -22,8 +22,6 @@ use crate::net::MeshProtocol;
 
 /// Requests on a connection beyond which another one is opened: one TLS stream then keeps a core busy.
 const ENOUGH_STREAMS: usize = 100;
-/// Below this a peer's own limit is not looked up: no server in use allows fewer.
-const SURELY_ALLOWED: usize = 16;
 /// Readers behind on a connection from which on it gets no new requests: each may hold its stream's
 /// whole window, and so half of the connection's.
 const SLOW_READERS: usize = (CONNECTION_WINDOW / STREAM_WINDOW / 2) as usize;
@@ -49,7 +47,7 @@ pub(super) struct Multiplexed {
 }
 
 struct Connection {
-    sender: RefCell<SendRequest<Bytes>>,
+    sender: SendRequest<Bytes>,
     streams: Cell<usize>,
     slow_readers: Cell<usize>,
     idle_since: Cell<Instant>,
@@ -67,14 +65,16 @@ struct Attempt {
 /// One request's place on a connection.
 pub struct StreamLease {
     connection: Rc<Connection>,
+    /// A handle of its own: a shared one would have each request wait until the one before is on the wire.
+    sender: SendRequest<Bytes>,
     upstream: Arc<Upstream>,
     reader_behind: Cell<bool>,
 }
 
 impl StreamLease {
-    fn new(connection: &Rc<Connection>, upstream: &Arc<Upstream>) -> Self {
+    fn new(connection: Rc<Connection>, sender: SendRequest<Bytes>, upstream: &Arc<Upstream>) -> Self {
         connection.streams.set(connection.streams.get() + 1);
-        Self { connection: connection.clone(), upstream: upstream.clone(), reader_behind: Cell::new(false) }
+        Self { connection, sender, upstream: upstream.clone(), reader_behind: Cell::new(false) }
     }
 
     /// Sends a request's head.
@@ -82,11 +82,11 @@ impl StreamLease {
     /// # Errors
     /// The connection's, which has just ended; nothing was sent then.
     pub fn send(
-        &self,
+        &mut self,
         head: Request<()>,
         end_of_stream: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
-        self.connection.sender.borrow_mut().send_request(head, end_of_stream)
+        self.sender.send_request(head, end_of_stream)
     }
 
     /// The verified peer; `None` outside the mesh.
@@ -112,7 +112,7 @@ impl Drop for StreamLease {
             self.connection.idle_since.set(Instant::now());
         }
         if self.upstream.pending_requests() > 0 {
-            self.upstream.connection_freed.notify_one();
+            self.upstream.connection_freed.notify_waiters();
         }
     }
 }
@@ -140,7 +140,7 @@ impl EndpointPool {
             }
             match attempt {
                 Some(attempt) => attempt.wait().await?,
-                None => upstream.connection_freed.notified().await,
+                None => Pending::connection_freed(upstream).await?,
             }
             if let Some(lease) = self.multiplexed.lease(upstream, ENOUGH_STREAMS) {
                 return Ok(lease);
@@ -181,7 +181,7 @@ impl EndpointPool {
         let (sender, driver) =
             handshake.map_err(|error| ConnectError::Protocol(address, error.to_string().into()))?;
         let connection = Rc::new(Connection {
-            sender: RefCell::new(sender),
+            sender,
             streams: Cell::new(0),
             slow_readers: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
@@ -231,26 +231,19 @@ impl Multiplexed {
     /// A place on the least used connection that has fewer than `enough` requests.
     fn lease(&self, upstream: &Arc<Upstream>, enough: usize) -> Option<StreamLease> {
         let mut connections = self.connections.borrow_mut();
-        let mut ended = false;
-        let best = connections
-            .iter()
-            .filter(|connection| {
-                connection.streams.get() < enough && connection.slow_readers.get() < SLOW_READERS
-            })
-            .filter(|connection| match connection.ready() {
-                Poll::Ready(true) => true,
-                Poll::Ready(false) => {
-                    ended = true;
-                    false
-                }
-                Poll::Pending => false,
-            })
-            .min_by_key(|connection| connection.streams.get())
-            .map(|connection| StreamLease::new(connection, upstream));
-        if ended {
-            connections.retain(|connection| connection.ready() != Poll::Ready(false));
+        loop {
+            let (index, connection) = connections
+                .iter()
+                .enumerate()
+                .filter(|(_, connection)| connection.has_room(enough))
+                .min_by_key(|(_, connection)| connection.streams.get())?;
+            let mut sender = connection.sender.clone();
+            // Of a fresh handle this only says whether the connection has ended or said GOAWAY; it waits for nothing.
+            match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(())) => return Some(StreamLease::new(connection.clone(), sender, upstream)),
+                _ => drop(connections.swap_remove(index)),
+            }
         }
-        best
     }
 
     fn remove(&self, connection: &Weak<Connection>) {
@@ -263,14 +256,12 @@ impl Multiplexed {
 }
 
 impl Connection {
-    /// Whether a request can be sent now; `false` when the connection takes none any more.
-    fn ready(&self) -> Poll<bool> {
-        let mut sender = self.sender.borrow_mut();
+    /// Whether it takes one more request, by our measure and by the peer's.
+    fn has_room(&self, enough: usize) -> bool {
         let streams = self.streams.get();
-        if streams >= SURELY_ALLOWED && streams >= sender.current_max_send_streams() {
-            return Poll::Pending;
-        }
-        sender.poll_ready(&mut Context::from_waker(Waker::noop())).map(|ready| ready.is_ok())
+        streams < enough
+            && self.slow_readers.get() < SLOW_READERS
+            && streams < self.sender.current_max_send_streams()
     }
 }
 
@@ -321,7 +312,8 @@ async fn drive(mut this: Driver) {
                     this.retire();
                 }
                 ping_due = !ping_due;
-                if ping_due && let Some(ping_pong) = &mut ping_pong {
+                // Not to workloads: gRPC servers end connections that ping them in quiet times.
+                if ping_due && this.expires.is_some() && let Some(ping_pong) = &mut ping_pong {
                     awaiting_pong = ping_pong.send_ping(Ping::opaque()).is_ok();
                 }
             }

@@ -120,9 +120,9 @@ impl EndpointPool {
     }
 }
 
-/// An opaque connection's place in its upstream's count.
+/// A connection's place in its upstream's count.
 #[derive(Debug)]
-pub struct ConnectionPlace(#[expect(dead_code, reason = "counted out when dropped")] Counted);
+pub struct ConnectionPlace(#[expect(dead_code, reason = "counted out when dropped")] pub(super) Counted);
 
 /// A request that waits for a connection.
 pub(super) struct Pending(Arc<Upstream>);
@@ -140,6 +140,13 @@ impl Pending {
                 limit,
                 what: "waiting requests",
             })
+    }
+
+    /// Waits until a connection or a place on one is free, as long as a connect may take.
+    pub(super) async fn connection_freed(upstream: &Arc<Upstream>) -> Result<(), ConnectError> {
+        let limit = upstream.policy.connect_timeout;
+        let freed = tokio::time::timeout(limit, upstream.connection_freed.notified()).await;
+        freed.map_err(|_| Self::no_connection(upstream))
     }
 
     /// The error of a request that can't wait for a connection.

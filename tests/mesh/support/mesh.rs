@@ -19,6 +19,9 @@ pub const API: &str = "api.shop.svc.cluster.local";
 /// The name of the service whose one endpoint is the pod `web`.
 pub const WEB: &str = "web.shop.svc.cluster.local";
 
+/// How the rules let a proxy's packets pass where its user cannot be matched.
+pub const EXEMPT_BY_MARK: [&str; 2] = ["--exempt", "mark"];
+
 /// Ports of `api` that `web` knows by configuration, for traffic that carries no name.
 pub const NAMELESS_PORTS: [u16; 4] = [3306, 7000, 7001, 7443];
 
@@ -55,7 +58,8 @@ pub fn binary() -> PathBuf {
 pub fn users_can_be_taken_on() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
-        let tried = Command::new("setpriv").args(["--reuid=1337", "--regid=1337", "--clear-groups", "true"]).output();
+        let tried =
+            Command::new("setpriv").args(["--reuid=1337", "--regid=1337", "--clear-groups", "true"]).output();
         tried.is_ok_and(|output| output.status.success())
     })
 }
@@ -63,13 +67,24 @@ pub fn users_can_be_taken_on() -> bool {
 impl Mesh {
     /// A network without pods.
     pub fn new() -> Self {
-        let directory = tempfile::Builder::new().prefix("outrigger-test-").tempdir().expect("make a directory");
+        let directory =
+            tempfile::Builder::new().prefix("outrigger-test-").tempdir().expect("make a directory");
         let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(directory.path(), everybody).expect("open a directory");
         let hub = hold_namespaces();
         super::pod::must_succeed(
             "make a bridge",
-            inside(hub.id(), None).args(["ip", "link", "add", "bridge", "up", "type", "bridge", "mcast_snooping", "0"]),
+            inside(hub.id(), None).args([
+                "ip",
+                "link",
+                "add",
+                "bridge",
+                "up",
+                "type",
+                "bridge",
+                "mcast_snooping",
+                "0",
+            ]),
         );
         let mesh = Self { pki: Pki::new(), directory, hub, pods: AtomicU8::new(1) };
         std::fs::write(mesh.bundle(), &mesh.pki.bundle).expect("write a trust bundle");
@@ -167,7 +182,7 @@ impl Setup<'_> {
             let binary = pod.binary();
             let mut apply = vec![binary.as_str(), "iptables", "apply"];
             if !by_user {
-                apply.push("--mark");
+                apply.extend(EXEMPT_BY_MARK);
             }
             pod.run(&apply);
         }
@@ -219,7 +234,8 @@ impl Pod {
     pub fn admin(&self, path: &str) -> serde_json::Value {
         let answer = self.ask_own(15000, path);
         assert_eq!(answer.status(), 200, "{path}: {}", answer.text());
-        serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{path} is JSON: {error}\n{}", answer.text()))
+        serde_json::from_slice(&answer.body)
+            .unwrap_or_else(|error| panic!("{path} is JSON: {error}\n{}", answer.text()))
     }
 
     /// The sum of a metric's series that carry all these labels; zero when there is none.
@@ -264,9 +280,14 @@ pub struct Pair {
 /// What `web` is configured with: the mesh's names and addresses, and who answers on the ports
 /// that are called without a name.
 pub fn web_config() -> String {
-    let mut text = String::from("outbound: {meshDomains: [svc.cluster.local], meshNetworks: [10.77.0.0/24]}\nupstreams:\n");
+    let mut text = String::from(
+        "outbound: {meshDomains: [svc.cluster.local], meshNetworks: [10.77.0.0/24]}\nupstreams:\n",
+    );
     for port in NAMELESS_PORTS {
-        text += &format!("  api-{port}: {{discovery: {{static: [\"10.77.0.2:{port}\"]}}, identity: \"{}\"}}\n", shop("api"));
+        text += &format!(
+            "  api-{port}: {{discovery: {{static: [\"10.77.0.2:{port}\"]}}, identity: \"{}\"}}\n",
+            shop("api")
+        );
     }
     text
 }

@@ -73,7 +73,8 @@ impl Pki {
     pub fn issue(&self, leaf: &Leaf) -> Identity {
         let key = KeyPair::generate().expect("make a key");
         let mut parameters = CertificateParams::default();
-        let names = leaf.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().expect("a URI is ASCII")));
+        let names =
+            leaf.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().expect("a URI is ASCII")));
         parameters.subject_alt_names = names.collect();
         if leaf.uris.is_empty() {
             parameters.subject_alt_names = vec![SanType::DnsName("plain.example".try_into().expect("ASCII"))];

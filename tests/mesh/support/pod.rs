@@ -93,8 +93,18 @@ impl Pod {
         must_succeed(
             "join a pod to the bridge",
             Command::new("ip").args([
-                "link", "add", "eth0", "netns", &id.to_string(), "type", "veth",
-                "peer", "name", &format!("pod{number}"), "netns", &hub.to_string(),
+                "link",
+                "add",
+                "eth0",
+                "netns",
+                &id.to_string(),
+                "type",
+                "veth",
+                "peer",
+                "name",
+                &format!("pod{number}"),
+                "netns",
+                &hub.to_string(),
             ]),
         );
         must_succeed(
@@ -102,7 +112,8 @@ impl Pod {
             inside(hub, None).args(["ip", "link", "set", &format!("pod{number}"), "master", "bridge", "up"]),
         );
         let hosts = pod.hosts_file();
-        std::fs::write(&hosts, format!("127.0.0.1 localhost\n{} {name}\n", pod.address)).expect("write a hosts file");
+        std::fs::write(&hosts, format!("127.0.0.1 localhost\n{} {name}\n", pod.address))
+            .expect("write a hosts file");
         let resolver = pod.directory.join("resolv.conf");
         std::fs::write(&resolver, "nameserver 127.0.0.1\n").expect("write a resolv.conf");
         // The binary is mounted where the proxy's user can reach it: a clone may lie in a home
@@ -224,7 +235,8 @@ impl Pod {
     /// Listens inside the pod.
     pub fn listen(&self, address: impl Into<SocketAddr>) -> TcpListener {
         let address = address.into();
-        self.enter(|| TcpListener::bind(address)).unwrap_or_else(|error| panic!("listen on {address}: {error}"))
+        self.enter(|| TcpListener::bind(address))
+            .unwrap_or_else(|error| panic!("listen on {address}: {error}"))
     }
 
     /// Binds a UDP socket inside the pod.
@@ -242,7 +254,9 @@ impl Pod {
     pub fn connect(&self, address: impl Into<SocketAddr>) -> Connection {
         let address = address.into();
         let stream = self.try_connect(address);
-        Connection::new(stream.unwrap_or_else(|error| panic!("connect to {address} from {}: {error}", self.name)))
+        Connection::new(
+            stream.unwrap_or_else(|error| panic!("connect to {address} from {}: {error}", self.name)),
+        )
     }
 }
 

@@ -20,7 +20,8 @@ pub struct Process {
 impl Process {
     /// Starts `command` with its output in the file `log`.
     pub fn start(name: &str, mut command: Command, log: PathBuf) -> Self {
-        let file = File::options().create_new(true).read(true).append(true).open(&log).expect("create a log file");
+        let file =
+            File::options().create_new(true).read(true).append(true).open(&log).expect("create a log file");
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("share the log file"))

@@ -37,7 +37,11 @@ impl Pod {
     }
 
     /// Serves connections to `address`.
-    pub fn serve_at(&self, address: SocketAddr, handler: impl Fn(Connection) + Send + Sync + 'static) -> Server {
+    pub fn serve_at(
+        &self,
+        address: SocketAddr,
+        handler: impl Fn(Connection) + Send + Sync + 'static,
+    ) -> Server {
         let listener = self.listen(address);
         let accepted = Arc::new(AtomicUsize::new(0));
         let (accepting, counter) = (listener.try_clone().expect("share a listener"), Arc::clone(&accepted));
@@ -95,7 +99,8 @@ pub fn ok(body: impl AsRef<[u8]>) -> Vec<u8> {
 /// A response with this status, these further fields (each ending in CR LF) and this body.
 pub fn respond(status: &str, fields: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
-    let mut response = format!("HTTP/1.1 {status}\r\n{fields}Content-Length: {}\r\n\r\n", body.len()).into_bytes();
+    let mut response =
+        format!("HTTP/1.1 {status}\r\n{fields}Content-Length: {}\r\n\r\n", body.len()).into_bytes();
     response.extend(body);
     response
 }

@@ -9,8 +9,8 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, ServerConnection,
-    SignatureScheme, StreamOwned,
+    ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
+    ServerConnection, SignatureScheme, StreamOwned,
 };
 
 use super::pki::Identity;
@@ -97,7 +97,9 @@ pub fn client_config(identity: Option<&Identity>, alpn: &[&str]) -> Arc<ClientCo
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Credulous(provider())));
     let mut config = match identity {
-        Some(identity) => builder.with_client_auth_cert(identity.chain(), identity.private_key()).expect("a certificate"),
+        Some(identity) => {
+            builder.with_client_auth_cert(identity.chain(), identity.private_key()).expect("a certificate")
+        }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
@@ -105,7 +107,10 @@ pub fn client_config(identity: Option<&Identity>, alpn: &[&str]) -> Arc<ClientCo
 }
 
 /// TLS over `socket` with the handshake done; the protocol that was agreed on goes with it.
-pub fn client(config: &Arc<ClientConfig>, socket: TcpStream) -> std::io::Result<(Connection, Option<String>)> {
+pub fn client(
+    config: &Arc<ClientConfig>,
+    socket: TcpStream,
+) -> std::io::Result<(Connection, Option<String>)> {
     let name = ServerName::try_from("api.shop.svc.cluster.local").expect("a name");
     let mut session = ClientConnection::new(Arc::clone(config), name).expect("a client");
     let mut stream = socket.try_clone()?;
@@ -118,7 +123,11 @@ pub fn client(config: &Arc<ClientConfig>, socket: TcpStream) -> std::io::Result<
 }
 
 /// As [`client`], with everything that is sent cut into segments of `size` bytes.
-pub fn client_in_segments(config: &Arc<ClientConfig>, socket: TcpStream, size: usize) -> std::io::Result<Connection> {
+pub fn client_in_segments(
+    config: &Arc<ClientConfig>,
+    socket: TcpStream,
+    size: usize,
+) -> std::io::Result<Connection> {
     let name = ServerName::try_from("api.shop.svc.cluster.local").expect("a name");
     let mut session = ClientConnection::new(Arc::clone(config), name).expect("a client");
     socket.set_nodelay(true)?;
@@ -161,13 +170,17 @@ pub fn server_config(identity: &Identity, alpn: &[&str], mutual: bool) -> Arc<Se
     } else {
         builder.with_no_client_auth()
     };
-    let mut config = builder.with_single_cert(identity.chain(), identity.private_key()).expect("a certificate");
+    let mut config =
+        builder.with_single_cert(identity.chain(), identity.private_key()).expect("a certificate");
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     Arc::new(config)
 }
 
 /// TLS over an accepted connection with the handshake done.
-pub fn server(config: &Arc<ServerConfig>, connection: Connection) -> std::io::Result<(Connection, Option<String>)> {
+pub fn server(
+    config: &Arc<ServerConfig>,
+    connection: Connection,
+) -> std::io::Result<(Connection, Option<String>)> {
     let socket = connection.socket;
     let mut session = ServerConnection::new(Arc::clone(config)).expect("a server");
     let mut stream = socket.try_clone()?;

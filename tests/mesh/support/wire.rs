@@ -98,7 +98,9 @@ impl Message {
     }
 
     fn chunked(&self) -> bool {
-        self.header_values("transfer-encoding").iter().any(|value| value.to_ascii_lowercase().contains("chunked"))
+        self.header_values("transfer-encoding")
+            .iter()
+            .any(|value| value.to_ascii_lowercase().contains("chunked"))
     }
 
     fn content_length(&self) -> Option<usize> {
@@ -140,7 +142,8 @@ impl Connection {
     /// Ends the connection with a reset.
     pub fn reset(self) {
         let zero = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-        nix::sys::socket::setsockopt(&self.socket, nix::sys::socket::sockopt::Linger, &zero).expect("set SO_LINGER");
+        nix::sys::socket::setsockopt(&self.socket, nix::sys::socket::sockopt::Linger, &zero)
+            .expect("set SO_LINGER");
     }
 
     /// Waits at most `limit` for the next bytes: how the connection ended, if it did.
@@ -189,7 +192,11 @@ impl Connection {
     /// Reads up to and with `mark`.
     pub fn take_until(&mut self, mark: &[u8]) -> Vec<u8> {
         self.try_take_until(mark).unwrap_or_else(|end| {
-            panic!("{end:?} before {:?}; got {:?}", String::from_utf8_lossy(mark), String::from_utf8_lossy(&self.buffer))
+            panic!(
+                "{end:?} before {:?}; got {:?}",
+                String::from_utf8_lossy(mark),
+                String::from_utf8_lossy(&self.buffer)
+            )
         })
     }
 
@@ -306,7 +313,8 @@ impl Connection {
     /// Sends a request and reads the response.
     pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
         let request = request.as_ref();
-        let method = String::from_utf8_lossy(request.split(|byte| *byte == b' ').next().unwrap_or_default()).into_owned();
+        let method = String::from_utf8_lossy(request.split(|byte| *byte == b' ').next().unwrap_or_default())
+            .into_owned();
         self.send(request);
         self.response(&method)
     }

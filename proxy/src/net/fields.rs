@@ -1,0 +1,146 @@
+//! Which fields end at this hop, and which are the mesh's own.
+
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
+
+const MESH_PREFIX: &str = "outrigger-";
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Removes the fields of RFC 9110 7.6.1 that are about this connection only, and those that
+/// `Connection` nominates. Fields that tell where a request came from can't be nominated away:
+/// otherwise a client could make the proxy strip what a proxy before it wrote.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let nominated: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .filter(|name| !is_protected(name))
+            .collect();
+        headers.remove(CONNECTION);
+        for name in nominated {
+            headers.remove(name);
+        }
+    }
+    if headers.contains_key(TE) {
+        // HTTP/2 knows `trailers` only, and gRPC needs it to pass (RFC 9113 8.2.2).
+        let trailers = headers
+            .get_all(TE)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+            .any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"));
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        } else {
+            headers.remove(TE);
+        }
+    }
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // A length beside it is not the length that was read (RFC 9112 6.3): passing it on would let the
+        // next party read another message than we did.
+        headers.remove(CONTENT_LENGTH);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
+        headers.remove(name);
+    }
+}
+
+fn is_protected(name: &HeaderName) -> bool {
+    let name_str = name.as_str();
+    name_str.starts_with("x-forwarded-")
+        || name_str.starts_with(MESH_PREFIX)
+        || matches!(name_str, "forwarded" | "x-real-ip" | "host" | "content-length" | "cookie" | "authorization" | "te")
+        || *name == PROXY_AUTHENTICATE
+        || *name == PROXY_AUTHORIZATION
+}
+
+/// Removes every field of the mesh's own.
+pub fn strip_mesh_headers(headers: &mut HeaderMap) {
+    // Nearly no message has one: look before collecting.
+    if headers.keys().any(|name| name.as_str().starts_with(MESH_PREFIX)) {
+        let ours: Vec<HeaderName> =
+            headers.keys().filter(|name| name.as_str().starts_with(MESH_PREFIX)).cloned().collect();
+        for name in ours {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Removes what trailers must not say (RFC 9110 6.5.1): servers that merge them into the fields would
+/// take an identity, a host or a length from there that nobody verified.
+pub(super) fn strip_trailers(trailers: &mut HeaderMap) {
+    strip_mesh_headers(trailers);
+    strip_hop_by_hop(trailers);
+    for name in [HOST, CONTENT_LENGTH, AUTHORIZATION] {
+        trailers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, value)| {
+                (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_is_about_the_connection_ends_here() {
+        let mut headers = map(&[
+            ("connection", "close, X-One"),
+            ("connection", "x-two"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAAQAAP__"),
+            ("te", "deflate, trailers;q=0.5"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("x-three", "3"),
+            ("accept", "*/*"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "x-three"]);
+    }
+
+    #[test]
+    fn trailers_are_still_asked_for() {
+        let mut headers = map(&[("te", "gzip, Trailers")]);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers[TE], "trailers");
+    }
+
+    #[test]
+    fn connection_can_not_nominate_where_a_request_came_from() {
+        let mut headers = map(&[
+            ("connection", "x-forwarded-for, forwarded, outrigger-client-id, authorization"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("forwarded", "for=1.2.3.4"),
+            ("outrigger-client-id", "spiffe://cluster.local/ns/a/sa/b"),
+            ("authorization", "x"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers.len(), 4, "{headers:?}");
+    }
+
+    #[test]
+    fn the_meshs_own_fields_are_found_whatever_their_name() {
+        let mut headers =
+            map(&[("outrigger-client-id", "x"), ("Outrigger-Version", "2"), ("outrigger-new", "1"), ("accept", "*/*")]);
+        strip_mesh_headers(&mut headers);
+        assert_eq!(headers.len(), 1);
+    }
+}
