@@ -21,7 +21,7 @@ use crate::net::{
     Body, ClientAddress, Detected, MeshProtocol, OriginalDestination, Prefixed, detect, readable, resume_detection, strip_mesh_headers,
 };
 use crate::opaque::{Carrying, ClientStream, Way};
-use crate::telemetry::{Direction, Tls};
+use crate::telemetry::{Direction, Held, Tls};
 use crate::worker::{Effective, Worker, reset};
 
 const SIDE: Direction = Direction::Inbound;
@@ -29,19 +29,17 @@ const SIDE: Direction = Direction::Inbound;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Carries one connection of a peer.
-pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress) {
-    let _open = worker.shared.metrics.connections_open.of(SIDE).hold();
+pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress, open: Rc<Held>) {
     let accepted = Instant::now();
     let destination = match destination_of(&worker, &stream) {
         Ok(destination) => destination,
         Err(reason) => return worker.refuse(stream, SIDE, reason),
     };
     let effective = worker.effective().clone();
-    let settings = effective.config.inbound.ports.get(&destination.port());
-    let mtls = settings.and_then(|port| port.mtls).unwrap_or(effective.config.mtls);
-    let protocol = settings.map_or(Protocol::Auto, |port| port.protocol);
+    let mtls = effective.config.inbound_mtls(destination.port());
+    let protocol = effective.config.inbound.protocol(destination.port());
     let mut connection =
-        Connection { worker: worker.clone(), client, destination, accepted, protocol, peer: None };
+        Connection { worker: worker.clone(), client, destination, accepted, protocol, peer: None, open };
     let mut first_bytes = BytesMut::new();
     let detected = match first(&mut stream, &mut first_bytes, mtls).await {
         Ok(detected) => detected,
@@ -99,6 +97,8 @@ struct Connection {
     accepted: Instant,
     protocol: Protocol,
     peer: Option<Peer>,
+    /// Its place in the gauge; a tunnel keeps it.
+    open: Rc<Held>,
 }
 
 impl Connection {
@@ -144,9 +144,14 @@ impl Connection {
         let mut detected = if opaque_port { Detected::Opaque } else { detected };
         if detected == Detected::Silent {
             let (upstream, endpoint) = worker.workload_at(self.destination.0);
-            if !effective.authorization.allows_opaque(None, port) {
+            if effective.authorization.demands_http(port) {
+                // Such a port takes no opaque bytes, so the client must speak first.
+                if tokio::time::timeout(HANDSHAKE, readable(&stream)).await.is_err() {
+                    return worker.refuse(stream, SIDE, "silent");
+                }
+            } else if !effective.authorization.allows_opaque(None, port) {
                 return worker.refuse(stream, SIDE, "denied");
-            }
+            } else {
             match Way::open(&worker.workload, &upstream, &endpoint).await {
                 Err(error) => {
                     self.carrying().refused(&upstream.name, &error);
@@ -157,6 +162,7 @@ impl Connection {
                         return way.carry(&self.carrying(), Prefixed::new(first_bytes, stream)).await;
                     }
                 }
+            }
             }
             detected = match resume_detection(&mut stream, &mut first_bytes).await {
                 Ok(detected) => detected,
@@ -181,7 +187,9 @@ impl Connection {
             Detected::Tls { .. } => "tls_without_mesh",
             _ => "plaintext",
         };
-        let limits = Limits { draining: worker.shared.inbound_draining.clone(), expires: None };
+        // One answer, then the end: who is not let in holds nothing for long.
+        let (_, once) = tokio::sync::watch::channel(true);
+        let limits = Limits { draining: once, expires: Some(Instant::now() + HANDSHAKE) };
         let handler = Rc::new(Denied(self.clone()));
         match detected {
             Detected::Http1 | Detected::Http2 => {
@@ -247,6 +255,7 @@ impl Connection {
             recording.exchange().tls = Tls::Mesh;
             recording.exchange().peer = Some(peer.id.clone());
             recording.ends_by(peer.expires);
+            recording.holds_open(self.open.clone());
         }
         recording
     }
@@ -285,6 +294,10 @@ impl Handler for Inbound {
             return recording.answer_locally(&response, request.headers());
         }
         let meshed = connection.peer.is_some();
+        if !meshed && worker.effective().config.inbound_mtls(port) == Mtls::Strict {
+            // Let in before a reload made the port strict.
+            return recording.answer_locally(&strict_port(port), request.headers());
+        }
         let version = if meshed && self.carried_by == MeshProtocol::H2 {
             version_from_mesh(request.headers())
         } else {
@@ -309,17 +322,19 @@ impl Handler for Inbound {
     }
 }
 
+fn strict_port(port: u16) -> LocalResponse {
+    let detail = format!(
+        "port {port} takes mesh TLS only: call it through a sidecar, or exempt the port with inbound.ports.{port}.mtls"
+    );
+    LocalResponse::new(ProxyError::DENIED, detail)
+}
+
 /// Tells plaintext callers that a strict port takes mesh TLS only.
 struct Denied(Connection);
 
 impl Handler for Denied {
     async fn handle(self: Rc<Self>, request: Request<Body>) -> Response<Body> {
-        let detail = format!(
-            "port {} takes mesh TLS only: call it through a sidecar, or exempt the port with inbound.ports.{}.mtls",
-            self.0.destination.port(),
-            self.0.destination.port()
-        );
-        let response = LocalResponse::new(ProxyError::DENIED, detail);
+        let response = strict_port(self.0.destination.port());
         self.0.recording(&request).answer_locally(&response, request.headers())
     }
 }
@@ -342,7 +357,7 @@ mod tests {
     /// Thousands of connections may be open and silent.
     #[test]
     fn the_future_of_a_connection_stays_small() {
-        let size = size_of_future(serve);
+        let size = size_of_future(|worker, stream, (client, open)| serve(worker, stream, client, open));
         assert!(size <= 1024, "{size} bytes");
     }
 }

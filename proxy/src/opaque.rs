@@ -135,9 +135,10 @@ impl Way {
         }
     }
 
-    /// Whether the server has said something.
-    pub fn server_spoke(&self) -> bool {
-        !self.first_bytes.is_empty()
+    /// Whether the server has said something that is not HTTP: servers answer `408` to a client that
+    /// opened a connection and had nothing to say yet.
+    pub fn server_spoke_opaquely(&self) -> bool {
+        !self.first_bytes.is_empty() && !self.first_bytes.starts_with(b"HTTP/")
     }
 
     /// Carries bytes until both sides have ended, or either was reset, or a certificate ends.

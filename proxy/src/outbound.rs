@@ -19,15 +19,14 @@ use crate::http::{
 };
 use crate::net::{Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, resume_detection};
 use crate::opaque::{Carrying, OpaqueError, Way};
-use crate::telemetry::Direction;
+use crate::telemetry::{Direction, Held};
 use crate::upstream::{Destination, Upstream};
 use crate::worker::{Worker, reset};
 
 const SIDE: Direction = Direction::Outbound;
 
 /// Carries one connection of the workload.
-pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress) {
-    let _open = worker.shared.metrics.connections_open.of(SIDE).hold();
+pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress, open: Rc<Held>) {
     let accepted = Instant::now();
     let Some(destination) = destination_of(&worker, &stream) else {
         return worker.refuse(stream, SIDE, "own_listener");
@@ -45,7 +44,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
     };
     if detected == Detected::Silent {
         // The client may wait for the server to speak: whoever speaks first decides.
-        let mut way = match Box::pin(open(&worker, destination)).await {
+        let mut way = match Box::pin(way_to(&worker, destination)).await {
             Ok(way) => way,
             Err((upstream, error)) => {
                 carrying.refused(&upstream, &error);
@@ -53,7 +52,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
             }
         };
         if way.server_speaks_first(&stream).await {
-            if way.server_spoke() {
+            if way.server_spoke_opaquely() {
                 worker.remember_opaque(destination.0);
             }
             return Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
@@ -64,14 +63,15 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
         };
     }
     let limits = Limits { draining: worker.shared.outbound_draining.clone(), expires: None };
-    let handler = Rc::new(Outbound { worker: worker.clone(), client, destination, last: RefCell::default() });
+    let handler =
+        Rc::new(Outbound { worker: worker.clone(), client, destination, open, last: RefCell::default() });
     // Each way is boxed: what a silent connection holds is this future, and theirs are large.
     let served = match detected {
         Detected::Http1 => Box::pin(serve_http1(Prefixed::new(first_bytes, stream), handler, limits)).await,
         Detected::Http2 => Box::pin(serve_http2(Prefixed::new(first_bytes, stream), handler, limits)).await,
         Detected::Closed => return,
         Detected::Opaque | Detected::Tls { .. } | Detected::Silent => {
-            return match Box::pin(open(&worker, destination)).await {
+            return match Box::pin(way_to(&worker, destination)).await {
                 Ok(way) => Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await,
                 Err((upstream, error)) => {
                     carrying.refused(&upstream, &error);
@@ -108,7 +108,7 @@ async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
 }
 
 /// Opens the way for opaque bytes; an error comes with the name of the upstream, as far as it is known.
-async fn open(
+async fn way_to(
     worker: &Rc<Worker>,
     destination: OriginalDestination,
 ) -> Result<Way, (Arc<str>, OpaqueError)> {
@@ -129,6 +129,8 @@ struct Outbound {
     worker: Rc<Worker>,
     client: ClientAddress,
     destination: OriginalDestination,
+    /// Its place in the gauge; a tunnel keeps it.
+    open: Rc<Held>,
     /// The last host's answer: the next request nearly always asks the same.
     last: RefCell<Option<(Box<str>, u64, Destination)>>,
 }
@@ -143,6 +145,7 @@ impl Handler for Outbound {
     async fn handle(self: Rc<Self>, mut request: Request<Body>) -> Response<Body> {
         let worker = &self.worker;
         let mut recording = Exchange::begin(&worker.recorder, SIDE, self.client, &request, &worker.unnamed);
+        recording.holds_open(self.open.clone());
         if let Some(wrong) = wrong_host(&request) {
             let response = LocalResponse::new(ProxyError::BAD_REQUEST, wrong);
             return recording.answer_locally(&response, request.headers());
@@ -254,7 +257,7 @@ mod tests {
     /// Thousands of connections may be open and silent.
     #[test]
     fn the_future_of_a_connection_stays_small() {
-        let size = size_of_future(serve);
+        let size = size_of_future(|worker, stream, (client, open)| serve(worker, stream, client, open));
         assert!(size <= 1024, "{size} bytes");
     }
 }

@@ -1,11 +1,11 @@
 //! What both pipelines of a worker share.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rand::SeedableRng;
@@ -27,6 +27,8 @@ use crate::upstream::{
 
 /// Answers of the directory that a worker keeps; a full cache is emptied.
 const MAX_KNOWN: usize = 4096;
+/// How long a destination whose server spoke first is believed to be opaque: addresses get new owners.
+const OPAQUE_FOR: Duration = Duration::from_secs(600);
 /// Packet mark of what the inbound side dials, where marks exempt from the redirect.
 const WORKLOAD_MARK_AFTER: u32 = 1;
 
@@ -92,7 +94,7 @@ pub struct Worker {
     pub unnamed: Arc<str>,
     rng: RefCell<SmallRng>,
     known: RefCell<Known>,
-    opaque: RefCell<HashSet<SocketAddr>>,
+    opaque: RefCell<HashMap<SocketAddr, Instant>>,
     ports: RefCell<HashMap<SocketAddr, WorkloadPort>>,
 }
 
@@ -240,7 +242,7 @@ impl Worker {
 
     /// Whether a server spoke first at this destination.
     pub fn is_remembered_opaque(&self, destination: SocketAddr) -> bool {
-        self.opaque.borrow().contains(&destination)
+        self.opaque.borrow().get(&destination).is_some_and(|since| since.elapsed() < OPAQUE_FOR)
     }
 
     /// A server spoke first there.
@@ -249,7 +251,7 @@ impl Worker {
         if opaque.len() >= MAX_KNOWN {
             opaque.clear();
         }
-        opaque.insert(destination);
+        opaque.insert(destination, Instant::now());
     }
 
     /// Counts a connection that was refused, and resets it: an opaque caller gets a reset, never a hang.
@@ -262,5 +264,5 @@ impl Worker {
 /// Has the connection end with a reset when it is dropped.
 pub fn reset(stream: &TcpStream) {
     // Fails only when the connection is gone already.
-    let _ = SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

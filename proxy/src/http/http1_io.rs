@@ -40,6 +40,8 @@ impl Control {
     /// What is returned is held until the exchange is over.
     pub(super) fn request_began(&self, expects_continue: bool) -> Arc<()> {
         self.swallow_continue.store(expects_continue, Relaxed);
+        self.continue_due.store(false, Relaxed);
+        self.continue_written.store(0, Relaxed);
         self.set_head_began(None);
         self.in_service.clone()
     }
@@ -47,6 +49,7 @@ impl Control {
     /// Its response is handed over; `tunnel` when it turns the connection into one.
     pub(super) fn answered(&self, tunnel: bool) {
         self.answering.store(true, Relaxed);
+        self.swallow_continue.store(false, Relaxed);
         self.tunnel.store(tunnel, Relaxed);
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -293,6 +293,14 @@ pub(crate) async fn serve_stream<H: Handler>(
     // hyper drops the content of an answer to HEAD by itself; h2 would send it.
     let head_only = request.method() == Method::HEAD;
     let request = request.map(|stream| if stream.is_end_stream() { Body::empty() } else { Body::from(stream) });
+    if request.headers().len() > MAX_FIELDS {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        if let Err(error) = respond.send_response(response, true) {
+            tracing::debug!("response not sent: {error}");
+        }
+        return;
+    }
     let response = tokio::select! {
         biased;
         response = handler.handle(request) => response,

@@ -14,8 +14,8 @@ use tokio::net::{TcpSocket, TcpStream};
 const WORKLOAD_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
 const WORKLOAD_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 /// Unacknowledged data older than this ends the connection: the peer's machine is gone.
-const USER_TIMEOUT: Duration = Duration::from_secs(15);
-const KEEPALIVE: Duration = Duration::from_secs(30);
+pub(super) const USER_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Why a connection could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

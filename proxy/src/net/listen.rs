@@ -6,8 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use thiserror::Error;
+
+use super::dial::{KEEPALIVE, USER_TIMEOUT};
 
 /// Long enough for a burst of connections to wait while a worker is busy; the kernel caps it at
 /// `net.core.somaxconn`.
@@ -124,9 +126,18 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    for_accepted(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Options that accepted connections inherit: each answer goes out at once, and a peer whose machine is
+/// gone is noticed.
+fn for_accepted(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3))
 }
 
 /// Takes the sockets that a supervisor handed in by systemd's protocol: `LISTEN_FDS`,
@@ -154,7 +165,10 @@ pub fn handed_in_sockets() -> Result<HandedIn, ListenError> {
             .ok_or_else(|| ListenError::UnknownName(name.into()))?;
         let owned = take(fd).map_err(|error| ListenError::NotASocket(fd, error))?;
         let listener = TcpListener::from(owned);
-        listener.set_nonblocking(true).map_err(|error| ListenError::NotASocket(fd, error))?;
+        listener
+            .set_nonblocking(true)
+            .and_then(|()| for_accepted(&SockRef::from(&listener)))
+            .map_err(|error| ListenError::NotASocket(fd, error))?;
         sockets.entry(role).or_default().push(listener);
     }
     Ok(sockets)

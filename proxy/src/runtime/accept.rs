@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 
 use crate::net::ClientAddress;
-use crate::telemetry::{AccessLog, Direction, Recorder};
+use crate::telemetry::{AccessLog, Direction, Held, Recorder};
 use crate::worker::{Shared, Worker};
 use crate::{inbound, outbound};
 
@@ -42,7 +42,7 @@ pub(super) struct Listeners {
 }
 
 /// A connection on its way to its worker.
-type Accepted = (std::net::TcpStream, ClientAddress, Direction);
+type Accepted = (std::net::TcpStream, ClientAddress, Direction, Held);
 
 /// What the workers know of each other.
 struct Team {
@@ -50,13 +50,14 @@ struct Team {
     hand_over: Vec<mpsc::Sender<Accepted>>,
 }
 
-/// Starts a thread a set of listeners.
+/// Starts a thread a set of listeners. The channel ends when nothing accepts peers' connections any more.
 pub(super) fn start(
     shared: &Arc<Shared>,
     access_log: &AccessLog,
     listeners: Vec<Listeners>,
     phase: &watch::Receiver<Phase>,
-) -> std::io::Result<Vec<JoinHandle<()>>> {
+) -> std::io::Result<(Vec<JoinHandle<()>>, mpsc::Receiver<()>)> {
+    let (accepting, none_accepts) = mpsc::channel(1);
     let mut inboxes = Vec::new();
     let mut team = Team { open: Vec::new(), hand_over: Vec::new() };
     for _ in &listeners {
@@ -69,7 +70,7 @@ pub(super) fn start(
     let mut threads = Vec::new();
     for (number, (listeners, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
         let (shared, access_log) = (shared.clone(), access_log.clone());
-        let (team, phase) = (team.clone(), phase.clone());
+        let (team, phase, accepting) = (team.clone(), phase.clone(), accepting.clone());
         let runtime = move || Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
         threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             let runtime = match runtime() {
@@ -78,10 +79,10 @@ pub(super) fn start(
             };
             let recorder = Recorder::new(shared.metrics.clone(), access_log);
             let worker = Worker::new(shared, recorder);
-            runtime.block_on(work(worker, number, team, listeners, inbox, phase));
+            runtime.block_on(work(worker, number, team, listeners, inbox, phase, accepting));
         })?);
     }
-    Ok(threads)
+    Ok((threads, none_accepts))
 }
 
 async fn work(
@@ -91,6 +92,7 @@ async fn work(
     listeners: Listeners,
     mut inbox: mpsc::Receiver<Accepted>,
     mut phase: watch::Receiver<Phase>,
+    accepting: mpsc::Sender<()>,
 ) {
     tokio::task::spawn_local(worker.clone().keep_swept());
     let all = listeners
@@ -102,18 +104,24 @@ async fn work(
         match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => {
                 let acceptor = Acceptor { worker: worker.clone(), number, team: team.clone(), direction };
-                tokio::task::spawn_local(acceptor.accept(listener, phase.clone()));
+                let phase = phase.clone();
+                let accepting = (direction == Direction::Inbound).then(|| accepting.clone());
+                tokio::task::spawn_local(async move {
+                    acceptor.accept(listener, phase).await;
+                    drop(accepting);
+                });
             }
             Err(error) => tracing::error!("can't accept {} connections: {error}", direction.as_str()),
         }
     }
+    drop(accepting);
     let acceptor = Acceptor { worker, number, team, direction: Direction::Inbound };
     loop {
         tokio::select! {
             handed = inbox.recv() => {
-                let Some((stream, client, direction)) = handed else { return };
+                let Some((stream, client, direction, open)) = handed else { return };
                 if let Ok(stream) = TcpStream::from_std(stream) {
-                    Acceptor { direction, ..acceptor.clone() }.carry(stream, client);
+                    Acceptor { direction, ..acceptor.clone() }.carry(stream, client, open);
                 }
             }
             _ = phase.wait_for(|phase| *phase == Phase::Ended) => return,
@@ -139,7 +147,7 @@ impl Acceptor {
             let accepted = tokio::select! {
                 biased;
                 accepted = listener.accept() => accepted,
-                _ = phase.wait_for(|phase| *phase >= closing) => return,
+                _ = phase.wait_for(|phase| *phase >= closing) => return self.take_what_waits(listener),
             };
             match accepted {
                 Ok((stream, client)) => self.place(stream, ClientAddress(client)),
@@ -153,11 +161,25 @@ impl Acceptor {
         }
     }
 
+    /// Connections that the kernel has accepted already get served too; closing would reset them.
+    fn take_what_waits(&self, listener: tokio::net::TcpListener) {
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, client)) = listener.accept() {
+            let registered = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            match registered {
+                Ok(stream) => self.place(stream, ClientAddress(client)),
+                Err(error) => tracing::warn!("a waiting connection is lost: {error}"),
+            }
+        }
+    }
+
     /// Carries a connection here, or on the worker that has clearly fewer.
     fn place(&self, stream: TcpStream, client: ClientAddress) {
-        let Some((other, place)) = self.less_loaded() else { return self.carry(stream, client) };
+        // Counted from now on, also on its way to another worker: a drain waits for it.
+        let open = self.worker.shared.metrics.connections_open.of(self.direction).hold();
+        let Some((other, place)) = self.less_loaded() else { return self.carry(stream, client, open) };
         match stream.into_std() {
-            Ok(stream) => place.send((stream, client, self.direction)),
+            Ok(stream) => place.send((stream, client, self.direction, open)),
             Err(error) => tracing::warn!("connection lost on its way to worker {other}: {error}"),
         }
     }
@@ -173,19 +195,16 @@ impl Acceptor {
         self.team.hand_over[other].try_reserve().ok().map(|place| (other, place))
     }
 
-    fn carry(&self, stream: TcpStream, client: ClientAddress) {
+    fn carry(&self, stream: TcpStream, client: ClientAddress, open: Held) {
         let (worker, direction) = (self.worker.clone(), self.direction);
         let counted = Counted { team: self.team.clone(), number: self.number };
         self.team.open[self.number].fetch_add(1, Relaxed);
         tokio::task::spawn_local(async move {
             let _counted = counted;
-            // Each request and each answer goes out at once.
-            if stream.set_nodelay(true).is_err() {
-                return;
-            }
+            let open = Rc::new(open);
             match direction {
-                Direction::Outbound => outbound::serve(worker, stream, client).await,
-                Direction::Inbound => inbound::serve(worker, stream, client).await,
+                Direction::Outbound => outbound::serve(worker, stream, client, open).await,
+                Direction::Inbound => inbound::serve(worker, stream, client, open).await,
             }
         });
     }

@@ -53,6 +53,8 @@ pub(super) struct Drain<'a> {
     pub(super) phase: watch::Sender<Phase>,
     pub(super) draining: Arc<AtomicBool>,
     pub(super) stopping: mpsc::Receiver<Stop>,
+    /// Ends when nothing accepts peers' connections any more.
+    pub(super) accepting: mpsc::Receiver<()>,
 }
 
 impl Drain<'_> {
@@ -82,11 +84,13 @@ impl Drain<'_> {
         Ok(self.end(ended))
     }
 
-    async fn drain(&self, limit: Duration) -> Ended {
+    async fn drain(&mut self, limit: Duration) -> Ended {
         let deadline = Instant::now() + limit;
         sleep(ACCEPT_FOR.min(limit / 3)).await;
         // What waits in the accept queue is still taken: the acceptors look at it first.
         self.phase.send_replace(Phase::InboundClosed);
+        // Its other ends are dropped with the acceptors; nothing is ever sent.
+        let _ = self.accepting.recv().await;
         self.drain_inbound.send_replace(true);
         self.none_open(Direction::Inbound, deadline).await;
         self.drain_outbound.send_replace(true);

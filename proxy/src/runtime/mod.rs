@@ -160,7 +160,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         directory: directory.clone(),
         metrics: metrics.clone(),
         local,
-        own_ports: settings.ports.all(),
+        own_ports: own_ports(&settings.ports, &settings.handed_in),
         inbound_draining,
         outbound_draining,
         mark: settings.mark,
@@ -189,7 +189,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         }
     }
     let (phase, in_phase) = watch::channel(Phase::Running);
-    let workers = accept::start(&shared, &access_log, listeners, &in_phase)?;
+    let (workers, accepting) = accept::start(&shared, &access_log, listeners, &in_phase)?;
     tokio::spawn(report::keep_gauges(shared.clone(), status));
     {
         let metrics = metrics.clone();
@@ -197,7 +197,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     }
     tokio::spawn(config.keep_reloaded(config_changes, shared.clone(), metrics.clone()));
     tracing::info!("outrigger {} is listening", settings.version);
-    let drain = drain::Drain { shared: &shared, drain_inbound, drain_outbound, phase, draining, stopping };
+    let drain = drain::Drain { shared: &shared, drain_inbound, drain_outbound, phase, draining, stopping, accepting };
     let ended = drain.until_ended(first.drain_timeout(), &access_log).await?;
     for worker in workers {
         if worker.join().is_err() {
@@ -315,6 +315,12 @@ fn sockets(role: Role, ports: &Ports, handed_in: &mut HandedIn) -> Result<Vec<Tc
         Some(sockets) => Ok(sockets),
         None => Ok(bind_listeners(role, ports.of(role))?),
     }
+}
+
+/// Ports that lead back here, whoever made their sockets.
+fn own_ports(ports: &Ports, handed_in: &HandedIn) -> Vec<u16> {
+    let handed_in = handed_in.values().flatten().filter_map(|listener| listener.local_addr().ok());
+    ports.all().into_iter().chain(handed_in.map(|address| address.port())).collect()
 }
 
 /// Each connection needs two file descriptors; the usual soft limit of 1024 is no limit of ours.

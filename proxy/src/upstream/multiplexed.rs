@@ -235,8 +235,11 @@ impl Multiplexed {
             let (index, connection) = connections
                 .iter()
                 .enumerate()
-                .filter(|(_, connection)| connection.has_room(enough))
+                .filter(|(_, connection)| connection.slow_readers.get() < SLOW_READERS)
                 .min_by_key(|(_, connection)| connection.streams.get())?;
+            if !connection.has_room(enough) {
+                return None;
+            }
             let mut sender = connection.sender.clone();
             // Of a fresh handle this only says whether the connection has ended or said GOAWAY; it waits for nothing.
             match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
@@ -259,9 +262,7 @@ impl Connection {
     /// Whether it takes one more request, by our measure and by the peer's.
     fn has_room(&self, enough: usize) -> bool {
         let streams = self.streams.get();
-        streams < enough
-            && self.slow_readers.get() < SLOW_READERS
-            && streams < self.sender.current_max_send_streams()
+        streams < enough && streams < self.sender.current_max_send_streams()
     }
 }
 
