@@ -51,11 +51,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct KeyDirectory {
     /// The directory of the CA's keys, as given to `outrigger ca`.
-    #[arg(
-        long,
-        env = "OUTRIGGER_DIRECTORY",
-        default_value = "/var/lib/outrigger/ca"
-    )]
+    #[arg(long, env = "OUTRIGGER_DIRECTORY", default_value = "/var/lib/outrigger/ca")]
     directory: PathBuf,
 }
 
@@ -76,20 +72,10 @@ struct Serve {
     )]
     issuer_certificate: Option<PathBuf>,
     /// The key of the issuing certificate (PEM).
-    #[arg(
-        long,
-        env = "OUTRIGGER_ISSUER_KEY",
-        value_name = "FILE",
-        requires = "issuer_certificate"
-    )]
+    #[arg(long, env = "OUTRIGGER_ISSUER_KEY", value_name = "FILE", requires = "issuer_certificate")]
     issuer_key: Option<PathBuf>,
     /// The root that the issuing certificate hangs on, or several (PEM).
-    #[arg(
-        long,
-        env = "OUTRIGGER_ROOT",
-        value_name = "FILE",
-        requires = "issuer_certificate"
-    )]
+    #[arg(long, env = "OUTRIGGER_ROOT", value_name = "FILE", requires = "issuer_certificate")]
     root: Option<PathBuf>,
     /// The trust domain of all certificates.
     #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", default_value = "cluster.local")]
@@ -99,12 +85,7 @@ struct Serve {
     #[arg(long, env = "OUTRIGGER_TOKENS", value_name = "FILE")]
     tokens: Option<PathBuf>,
     /// A JSON key set (JWKS) that signed tokens are checked with. Read again when it changes.
-    #[arg(
-        long,
-        env = "OUTRIGGER_JWKS",
-        value_name = "FILE",
-        requires = "token_issuer"
-    )]
+    #[arg(long, env = "OUTRIGGER_JWKS", value_name = "FILE", requires = "token_issuer")]
     jwks: Option<PathBuf>,
     /// What `iss` of a signed token must be.
     #[arg(long, env = "OUTRIGGER_TOKEN_ISSUER", value_name = "ISSUER")]
@@ -129,12 +110,7 @@ struct Serve {
     #[arg(long, env = "OUTRIGGER_METRICS", value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
     /// Level of the log: error, warn, info, debug, trace.
-    #[arg(
-        long,
-        env = "OUTRIGGER_LOG",
-        value_name = "LEVEL",
-        default_value = "info"
-    )]
+    #[arg(long, env = "OUTRIGGER_LOG", value_name = "LEVEL", default_value = "info")]
     log: String,
     /// How the log looks.
     #[arg(long, env = "OUTRIGGER_LOG_FORMAT", value_enum, default_value_t)]
@@ -202,9 +178,7 @@ impl Serve {
     fn run(self) -> Result<ExitCode, Failure> {
         log::start(&self.log, self.log_format)?;
         let options = self.options();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
@@ -220,23 +194,18 @@ impl Serve {
 
     fn options(self) -> Options {
         let storage = match (self.issuer_certificate, self.issuer_key, self.root) {
-            (Some(certificate), Some(key), Some(root)) => Storage::Mounted(MountedIssuer {
-                certificate,
-                key,
-                root,
-            }),
+            (Some(certificate), Some(key), Some(root)) => {
+                Storage::Mounted(MountedIssuer { certificate, key, root })
+            }
             _ => Storage::Directory(self.keys.directory),
         };
         let (audience, claim) = (self.token_audience, self.token_claim);
-        let key_set = self
-            .jwks
-            .zip(self.token_issuer)
-            .map(|(file, issuer)| KeySetOptions {
-                file,
-                issuer,
-                audience,
-                claim,
-            });
+        let key_set = self.jwks.zip(self.token_issuer).map(|(file, issuer)| KeySetOptions {
+            file,
+            issuer,
+            audience,
+            claim,
+        });
         Options {
             listen: self.listen,
             storage,
@@ -246,10 +215,7 @@ impl Serve {
                 root: self.root_lifetime,
                 backdate: self.backdate,
             },
-            tokens: TokenOptions {
-                list: self.tokens,
-                key_set,
-            },
+            tokens: TokenOptions { list: self.tokens, key_set },
             metrics: self.metrics,
         }
     }
@@ -266,9 +232,8 @@ impl Rotate {
 impl HashToken {
     fn run(self) -> Result<ExitCode, Failure> {
         let token = match &self.token_file {
-            Some(path) => std::fs::read_to_string(path).map_err(|error| {
-                format!("the token file `{}` can't be read: {error}", path.display())
-            })?,
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|error| format!("the token file `{}` can't be read: {error}", path.display()))?,
             None => {
                 let mut token = String::new();
                 std::io::stdin().read_to_string(&mut token)?;
@@ -287,10 +252,7 @@ fn print_roots(roots: &[RootReport], output: Output) -> Result<ExitCode, Failure
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(roots)?),
         Output::Text => {
-            println!(
-                "{:10} {:22} {:22} {:22} SHA-256",
-                "PHASE", "SIGNS FROM", "TRUSTED UNTIL", "ENDS"
-            );
+            println!("{:10} {:22} {:22} {:22} SHA-256", "PHASE", "SIGNS FROM", "TRUSTED UNTIL", "ENDS");
             for root in roots {
                 println!(
                     "{:10} {:22} {:22} {:22} {}",
@@ -308,8 +270,7 @@ fn print_roots(roots: &[RootReport], output: Output) -> Result<ExitCode, Failure
 
 /// A whole number with a unit: s, m, h, d or y (365 days).
 fn duration(text: &str) -> Result<Duration, String> {
-    let wrong =
-        || format!("`{text}` is no duration: give a whole number with s, m, h, d or y, like 24h");
+    let wrong = || format!("`{text}` is no duration: give a whole number with s, m, h, d or y, like 24h");
     let unit = match text.bytes().last() {
         Some(b's') => 1,
         Some(b'm') => 60,

@@ -56,68 +56,33 @@ enum Action {
 #[derive(Debug, clap::Args)]
 struct Rules {
     /// Port of the sidecar for what the workload sends.
-    #[arg(
-        long,
-        env = "OUTRIGGER_OUTBOUND_PORT",
-        value_name = "PORT",
-        default_value_t = 15001
-    )]
+    #[arg(long, env = "OUTRIGGER_OUTBOUND_PORT", value_name = "PORT", default_value_t = 15001)]
     outbound_port: u16,
 
     /// Port of the sidecar for what comes to the workload.
-    #[arg(
-        long,
-        env = "OUTRIGGER_INBOUND_PORT",
-        value_name = "PORT",
-        default_value_t = 15006
-    )]
+    #[arg(long, env = "OUTRIGGER_INBOUND_PORT", value_name = "PORT", default_value_t = 15006)]
     inbound_port: u16,
 
     /// Port of metrics and rewritten probes, reached from outside as it is.
-    #[arg(
-        long,
-        env = "OUTRIGGER_METRICS_PORT",
-        value_name = "PORT",
-        default_value_t = 15020
-    )]
+    #[arg(long, env = "OUTRIGGER_METRICS_PORT", value_name = "PORT", default_value_t = 15020)]
     metrics_port: u16,
 
     /// Port of the sidecar's own readiness and liveness, reached from outside as it is.
-    #[arg(
-        long,
-        env = "OUTRIGGER_HEALTH_PORT",
-        value_name = "PORT",
-        default_value_t = 15021
-    )]
+    #[arg(long, env = "OUTRIGGER_HEALTH_PORT", value_name = "PORT", default_value_t = 15021)]
     health_port: u16,
 
     /// Ports of the workload that are reached without the sidecar, as in 22,9100.
-    #[arg(
-        long,
-        env = "OUTRIGGER_SKIP_INBOUND_PORTS",
-        value_name = "PORTS",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "OUTRIGGER_SKIP_INBOUND_PORTS", value_name = "PORTS", value_delimiter = ',')]
     skip_inbound_ports: Vec<u16>,
 
     /// Ports of others that the workload reaches without the sidecar, as in 53,123.
-    #[arg(
-        long,
-        env = "OUTRIGGER_SKIP_OUTBOUND_PORTS",
-        value_name = "PORTS",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "OUTRIGGER_SKIP_OUTBOUND_PORTS", value_name = "PORTS", value_delimiter = ',')]
     skip_outbound_ports: Vec<u16>,
 
     /// Blocks of addresses that the workload reaches without the sidecar, as in 10.0.0.0/8,fd00::/8.
     ///
     /// The metadata services of clouds are always reached so: 169.254.0.0/16 and fd00:ec2::/32.
-    #[arg(
-        long,
-        env = "OUTRIGGER_SKIP_OUTBOUND_CIDRS",
-        value_name = "BLOCKS",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "OUTRIGGER_SKIP_OUTBOUND_CIDRS", value_name = "BLOCKS", value_delimiter = ',')]
     skip_outbound_cidrs: Vec<Cidr>,
 
     /// The directions to redirect.
@@ -137,21 +102,11 @@ struct Rules {
     gid: u32,
 
     /// Packet mark of the sidecar's connections, with --exempt mark.
-    #[arg(
-        long,
-        env = "OUTRIGGER_MARK",
-        value_name = "MARK",
-        default_value_t = 1337
-    )]
+    #[arg(long, env = "OUTRIGGER_MARK", value_name = "MARK", default_value_t = 1337)]
     mark: u32,
 
     /// Packet mark of the sidecar's connections to its own workload, with --exempt mark.
-    #[arg(
-        long,
-        env = "OUTRIGGER_INBOUND_MARK",
-        value_name = "MARK",
-        default_value_t = 1338
-    )]
+    #[arg(long, env = "OUTRIGGER_INBOUND_MARK", value_name = "MARK", default_value_t = 1338)]
     inbound_mark: u32,
 
     /// Whether IPv6 gets rules too.
@@ -210,9 +165,7 @@ impl Args {
             }
             Action::Clean => {
                 let cleaned = clean(&Tools::find())?;
-                for (family, removed) in
-                    [(Family::Ipv4, cleaned.ipv4), (Family::Ipv6, cleaned.ipv6)]
-                {
+                for (family, removed) in [(Family::Ipv4, cleaned.ipv4), (Family::Ipv6, cleaned.ipv6)] {
                     println!("{family}: {}", if removed { "removed" } else { "no rules" });
                 }
             }
@@ -244,14 +197,8 @@ impl Rules {
             skip_outbound_ports: self.skip_outbound_ports.iter().copied().collect(),
             skip_outbound_cidrs: self.skip_outbound_cidrs.iter().copied().collect(),
             owner: match self.exempt {
-                Exempt::User => Owner::User {
-                    uid: self.uid,
-                    gid: self.gid,
-                },
-                Exempt::Mark => Owner::Mark {
-                    proxy: self.mark,
-                    inbound: self.inbound_mark,
-                },
+                Exempt::User => Owner::User { uid: self.uid, gid: self.gid },
+                Exempt::Mark => Owner::Mark { proxy: self.mark, inbound: self.inbound_mark },
             },
             capture_inbound: self.capture != Capture::Outbound,
             capture_outbound: self.capture != Capture::Inbound,

@@ -41,6 +41,7 @@ pub fn start(level: &str, format: Format) -> Result<SetLevel, Failure> {
 }
 
 fn parse(level: &str) -> Result<EnvFilter, Failure> {
-    EnvFilter::try_new(level)
-        .map_err(|error| format!("log level `{level}`: {error}; write error, warn, info, debug or trace").into())
+    EnvFilter::try_new(level).map_err(|error| {
+        format!("log level `{level}`: {error}; write error, warn, info, debug or trace").into()
+    })
 }

@@ -25,7 +25,12 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// A sidecar beside every workload takes its traffic over, secures it with mutual TLS and carries it to its peer's
 /// sidecar. A small CA issues the identities, discovery says where the peers are.
 #[derive(Parser)]
-#[command(name = "outrigger", version, max_term_width = 110, after_help = "To see a whole mesh run on this machine: outrigger demo")]
+#[command(
+    name = "outrigger",
+    version,
+    max_term_width = 110,
+    after_help = "To see a whole mesh run on this machine: outrigger demo"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

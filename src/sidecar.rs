@@ -35,7 +35,13 @@ pub struct Args {
     #[arg(long, env = "OUTRIGGER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// The CA that issues this workload's certificate.
-    #[arg(long, env = "OUTRIGGER_CA", value_name = "HOST:PORT", requires = "token_file", conflicts_with = "certificate")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_CA",
+        value_name = "HOST:PORT",
+        requires = "token_file",
+        conflicts_with = "certificate"
+    )]
     ca: Option<String>,
     /// File with the bearer token for the CA; read again each time.
     #[arg(long, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
@@ -148,7 +154,9 @@ impl Args {
         Ok(match runtime::run(settings)? {
             Ended::Drained => ExitCode::SUCCESS,
             Ended::CutOff { inbound, outbound } => {
-                tracing::warn!("the drain's time was over: cut {inbound} connections of peers, {outbound} of the workload");
+                tracing::warn!(
+                    "the drain's time was over: cut {inbound} connections of peers, {outbound} of the workload"
+                );
                 ExitCode::from(3)
             }
             Ended::Interrupted => ExitCode::from(130),

@@ -14,7 +14,9 @@ use tokio::time::sleep_until;
 use crate::http::LocalResponse;
 use crate::net::{ClientAddress, Copied, Prefixed, copy_both_ways, readable};
 use crate::telemetry::{Direction, Recorder, TcpLabels, TcpRecord, Tls};
-use crate::upstream::{ConnectError, ConnectionPlace, DestinationError, Endpoint, Pools, Transport, Upstream};
+use crate::upstream::{
+    ConnectError, ConnectionPlace, DestinationError, Endpoint, Pools, Transport, Upstream,
+};
 
 /// Why opaque bytes are not carried.
 #[derive(Debug, Error)]
@@ -93,7 +95,11 @@ impl Way {
     ///
     /// # Errors
     /// What kept it from opening.
-    pub async fn open(pools: &Pools, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Result<Self, OpaqueError> {
+    pub async fn open(
+        pools: &Pools,
+        upstream: &Arc<Upstream>,
+        endpoint: &Arc<Endpoint>,
+    ) -> Result<Self, OpaqueError> {
         let mut pool = pools.of(upstream, endpoint);
         let mut opened = pool.opaque(upstream).await;
         if let Err(ConnectError::NotMeshed(_)) = opened {
@@ -151,7 +157,8 @@ impl Way {
             peer: client_id.or(self.peer.as_ref()),
         };
         let open = carrying.recorder.tcp_opened(&labels);
-        let expires = [self.expires, carrying.client_peer.map(|(_, expires)| expires)].into_iter().flatten().min();
+        let expires =
+            [self.expires, carrying.client_peer.map(|(_, expires)| expires)].into_iter().flatten().min();
         let mut server = Prefixed::new(self.first_bytes, self.transport);
         let mut copied = Copied::default();
         let reason = tokio::select! {
@@ -166,16 +173,19 @@ impl Way {
             crate::worker::reset(client.socket());
             crate::worker::reset(server.get_ref().socket());
         }
-        carrying.recorder.tcp_closed(open, &TcpRecord {
-            labels,
-            reason,
-            duration: carrying.accepted.elapsed(),
-            received_bytes: copied.received,
-            sent_bytes: copied.sent,
-            endpoint: Some(self.endpoint),
-            client: carrying.client.0,
-            proxy_status: None,
-        });
+        carrying.recorder.tcp_closed(
+            open,
+            &TcpRecord {
+                labels,
+                reason,
+                duration: carrying.accepted.elapsed(),
+                received_bytes: copied.received,
+                sent_bytes: copied.sent,
+                endpoint: Some(self.endpoint),
+                client: carrying.client.0,
+                proxy_status: None,
+            },
+        );
     }
 }
 
@@ -191,16 +201,19 @@ impl Carrying<'_> {
             peer: client_id,
         };
         let open = self.recorder.tcp_opened(&labels);
-        self.recorder.tcp_closed(open, &TcpRecord {
-            labels,
-            reason,
-            duration: self.accepted.elapsed(),
-            received_bytes: 0,
-            sent_bytes: 0,
-            endpoint: None,
-            client: self.client.0,
-            proxy_status: Some(&response.proxy_status()),
-        });
+        self.recorder.tcp_closed(
+            open,
+            &TcpRecord {
+                labels,
+                reason,
+                duration: self.accepted.elapsed(),
+                received_bytes: 0,
+                sent_bytes: 0,
+                endpoint: None,
+                client: self.client.0,
+                proxy_status: Some(&response.proxy_status()),
+            },
+        );
     }
 }
 

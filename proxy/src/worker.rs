@@ -21,8 +21,8 @@ use crate::net::{Dialler, LocalAddresses};
 use crate::route::RouteTable;
 use crate::telemetry::{Direction, Metrics, Recorder};
 use crate::upstream::{
-    Destination, DestinationError, Directory, Endpoint, EndpointSet, Policy, Pools, PoolsSettings, SWEEP, Security,
-    Upstream,
+    Destination, DestinationError, Directory, Endpoint, EndpointSet, Policy, Pools, PoolsSettings, SWEEP,
+    Security, Upstream,
 };
 
 /// Answers of the directory that a worker keeps; a full cache is emptied.
@@ -164,7 +164,11 @@ impl Worker {
     ///
     /// # Errors
     /// Nobody knows.
-    pub async fn locate(&self, host: Option<&str>, dialled: SocketAddr) -> Result<Destination, DestinationError> {
+    pub async fn locate(
+        &self,
+        host: Option<&str>,
+        dialled: SocketAddr,
+    ) -> Result<Destination, DestinationError> {
         let key = host.unwrap_or_default();
         let generation = self.shared.directory.generation();
         {

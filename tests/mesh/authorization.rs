@@ -70,6 +70,7 @@ fn a_request_must_satisfy_one_rule_as_a_whole() {
             assert_eq!(answer.proxy_error().as_deref(), Some("http_request_denied"), "{answer:?}");
         }
     }
+    bed.api.wait_for_metric("outrigger_requests_total", &[("direction", "inbound"), ("code", "403")], 8.0);
 }
 
 #[test]

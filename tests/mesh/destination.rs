@@ -184,6 +184,7 @@ fn names_that_do_not_exist_or_time_out_leave_the_request_where_it_was_dialled() 
             answer.text()
         );
     }
+    bed.web.wait_for_metric("outrigger_dns_lookups_total", &[("result", "not_found")], 1.0);
 }
 
 #[test]
@@ -195,6 +196,7 @@ fn a_mesh_name_that_dns_is_silent_about_is_never_called_in_plaintext() {
     let answer = bed.get(&plain, API);
     assert_eq!((answer.status(), answer.proxy_error().as_deref()), (503, Some("dns_error")), "{answer:?}");
     assert_eq!(server.accepted(), 0);
+    bed.web.wait_for_metric("outrigger_dns_lookups_total", &[("result", "failed")], 1.0);
 }
 
 #[test]
@@ -210,6 +212,7 @@ fn the_last_good_answer_serves_while_dns_fails() {
         let answer = bed.get(&bed.one, API);
         assert_eq!((answer.status(), answer.text().as_str()), (200, "one"), "{answer:?}");
     }
+    bed.web.wait_for_metric("outrigger_dns_age_seconds", &[], 1.0);
 }
 
 #[test]

@@ -54,6 +54,7 @@ fn a_peer_killed_before_its_response_gives_502_connection_terminated() {
     arrived.recv_timeout(PATIENCE).expect("the request arrives");
     pair.api_sidecar.signal(Signal::SIGKILL);
     assert_told(&connection.response("GET"), 502, "connection_terminated");
+    pair.web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("code", "502")], 1.0);
 }
 
 #[test]
@@ -77,6 +78,7 @@ fn a_peer_killed_in_the_middle_of_a_response_breaks_the_body_off() {
     pair.api_sidecar.signal(Signal::SIGKILL);
     assert_eq!(sized.take_all().0, b"", "half a body stays half a body");
     assert_eq!(chunked.take_all().0, b"", "no last chunk is made up");
+    pair.web.wait_for_metric("outrigger_responses_incomplete_total", &[("by", "upstream")], 2.0);
     wait::until("the proxy goes on", || pair.get(8080, "/").status() == 502);
 }
 
@@ -96,6 +98,8 @@ fn a_peer_that_accepts_and_says_nothing_gives_502_connection_timeout_after_a_sec
         "the limit is a second, not {:?}",
         start.elapsed()
     );
+    let labels = [("direction", "outbound"), ("result", "failure"), ("reason", "timeout")];
+    web.wait_for_metric("outrigger_tls_handshakes_total", &labels, 1.0);
 }
 
 #[test]
@@ -144,6 +148,7 @@ fn a_header_section_over_64_kib_or_over_100_fields_gives_431() {
         assert_eq!(connection.head().status(), 431);
     }
     assert_eq!(workload.accepted(), 0);
+    pair.web.wait_for_metric("outrigger_connections_refused_total", &[("reason", "bad_request")], 2.0);
     // What is allowed still passes.
     let mut connection = pair.connect(8080);
     let answer =
@@ -261,6 +266,7 @@ fn a_slow_loris_is_told_408_and_cut_off() {
     let answer = String::from_utf8_lossy(&answer).into_owned();
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert_eq!(workload.accepted(), 0);
+    pair.web.wait_for_metric("outrigger_connections_refused_total", &[("reason", "slow_headers")], 1.0);
 }
 
 #[test]
@@ -312,6 +318,7 @@ fn exhausted_file_descriptors_pause_accepting_and_kill_nothing() {
     drop(silent);
     wait::until("accepts resume", || web.connect(api.at(8080)).get(API, "/").status() == 200);
     assert!(api_sidecar.running());
+    api.wait_for_metric("outrigger_connections_refused_total", &[("reason", "exhausted")], 1.0);
 }
 
 #[test]
@@ -374,7 +381,80 @@ fn a_connection_to_the_proxy_s_own_port_is_refused_and_does_not_loop() {
     let _server = pair.api.serve_echo(8080);
     assert_eq!(pair.get(8080, "/").status(), 200);
     for pod in [&pair.web, &pair.api] {
+        assert!(pod.metric("outrigger_connections_refused_total", &[("reason", "own_listener")]) >= 1.0);
         let open = pod.metric("outrigger_connections_open", &[]);
         assert!(open < 20.0, "{open} connections are open: one calls itself in a circle");
     }
+}
+
+#[test]
+fn an_upstream_without_an_endpoint_gives_503_destination_unavailable() {
+    let config = format!(
+        "{}  gone: {{hosts: [gone.example], anyDestination: true, discovery: {{dns: {{name: gone.invalid}}}}}}\n",
+        web_config()
+    );
+    let mesh = Mesh::new();
+    let (web, resolver) = (mesh.pod("web"), mesh.pod("resolver"));
+    let dns = crate::support::dns::Dns::serve(&resolver);
+    let server = dns.address.to_string();
+    let _sidecar = mesh.sidecar(&web).config(config).arguments(["--dns-server", &server]).start();
+    let answer = web.connect(resolver.at(8080)).get("gone.example", "/");
+    assert_told(&answer, 503, "destination_unavailable");
+    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    web.wait_for_metric("outrigger_requests_total", &[("code", "503")], 1.0);
+}
+
+#[test]
+fn a_pool_at_its_limits_gives_503_connection_limit_reached_at_once() {
+    let config = format!(
+        "{}  api: {{hosts: [{API}], identity: \"{}\", pool: {{maxConnections: 1, maxPendingRequests: 1}}}}\n",
+        web_config(),
+        shop("api")
+    );
+    let pair = Pair::with(&config, "");
+    let _server = pair.api.serve(8080, |mut connection| {
+        connection.head();
+        connection
+            .send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: raven/1\r\n\r\n");
+        let _ = connection.take_all();
+    });
+    // Each upgrade has a mesh connection to itself.
+    let upgrade = format!("GET / HTTP/1.1\r\nHost: {API}\r\nConnection: Upgrade\r\nUpgrade: raven/1\r\n\r\n");
+    let mut first = pair.connect(8080);
+    first.send(&upgrade);
+    assert_eq!(first.head().status(), 101);
+    // One more may wait; of those beyond, everyone is told at once.
+    let mut others: Vec<_> = (0..3).map(|_| pair.connect(8080)).collect();
+    for other in &mut others {
+        other.send(&upgrade);
+    }
+    pair.web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("code", "503")], 2.0);
+    let told = others.iter_mut().filter_map(|other| {
+        let answered = other.fill_within(Duration::from_millis(500)).is_some();
+        answered.then(|| other.response("GET"))
+    });
+    let told: Vec<_> = told.collect();
+    assert!(told.len() >= 2, "{told:?}");
+    for answer in told {
+        assert_told(&answer, 503, "connection_limit_reached");
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_peer_that_refuses_our_certificate_gives_502_tls_alert_received() {
+    let mesh = Mesh::new();
+    let (web, api) = (mesh.pod("web"), mesh.pod("api"));
+    web.add_hosts(&format!("{} {API}", api.address));
+    // The client trusts the server's root and its own; the server knows only the former.
+    let other = crate::support::pki::Pki::new();
+    let both = web.write("both.pem", format!("{}{}", mesh.pki.bundle, other.bundle));
+    let _api_sidecar = mesh.sidecar(&api).start();
+    let setup = mesh.sidecar(&web).config(web_config()).identity(other.identity(&shop("web")));
+    let _web_sidecar = setup.trust_bundle(Some(both)).start();
+    let workload = api.serve_echo(8080);
+    assert_told(&web.connect(api.at(8080)).get(API, "/"), 502, "tls_alert_received");
+    assert_eq!(workload.accepted(), 0);
+    let labels = [("direction", "inbound"), ("result", "failure"), ("reason", "certificate")];
+    api.wait_for_metric("outrigger_tls_handshakes_total", &labels, 1.0);
 }

@@ -104,10 +104,12 @@ fn more_requests_at_once_than_one_connection_has_streams_are_all_carried() {
         drop(all.wait_timeout_while(count, wait::PATIENCE, |count| *count < AT_ONCE));
         ok("here")
     });
-    let mut connections: Vec<_> = (0..AT_ONCE).map(|_| pair.connect(8080)).collect();
-    for connection in &mut connections {
+    let ask = |_| {
+        let mut connection = pair.connect(8080);
         connection.send(format!("GET / HTTP/1.1\r\nHost: {API}\r\n\r\n"));
-    }
+        connection
+    };
+    let mut connections: Vec<_> = (0..AT_ONCE).map(ask).collect();
     let (count, all) = &*arrived;
     let (count, _) = all
         .wait_timeout_while(count.lock().expect("not poisoned"), wait::PATIENCE / 2, |count| *count < AT_ONCE)

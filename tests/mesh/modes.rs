@@ -25,6 +25,7 @@ fn a_strict_port_refuses_plaintext_and_says_so_to_http() {
     opaque.send("\0\x01\x02 not http\n");
     assert_eq!(opaque.take_all(), (Vec::new(), Ending::Reset));
     assert_eq!(workload.accepted(), 0);
+    api.wait_for_metric("outrigger_connections_refused_total", &[("reason", "plaintext")], 2.0);
 }
 
 #[test]
@@ -39,6 +40,7 @@ fn a_strict_port_resets_tls_without_the_mesh_s_mark() {
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{alpn:?}: {error}");
     }
     assert_eq!(workload.accepted(), 0);
+    api.wait_for_metric("outrigger_connections_refused_total", &[("reason", "tls_without_mesh")], 3.0);
 }
 
 #[test]
@@ -48,6 +50,7 @@ fn a_strict_port_does_not_let_a_silent_server_first_caller_wait_for_ever() {
     let mut connection = outside.connect(api.at(3306));
     assert_eq!(connection.take_all(), (Vec::new(), Ending::Reset));
     assert_eq!(workload.accepted(), 0, "the banner of a strict port is for the mesh only");
+    api.wait_for_metric("outrigger_connections_refused_total", &[("reason", "silent")], 1.0);
 }
 
 #[test]
@@ -155,5 +158,6 @@ fn a_strict_client_sends_no_plaintext_to_a_peer_of_the_mesh_that_has_no_sidecar(
     let _sidecar = mesh.sidecar(&web).config(crate::support::mesh::web_config()).start();
     let _server = plain.serve_echo(8080);
     assert_eq!(web.connect(plain.at(8080)).get(API, "/").status(), 502);
-    assert_eq!(web.connect(plain.at(8080)).get(&plain.address.to_string(), "/").status(), 502);
+    let answer = web.connect(plain.at(8080)).get(&plain.address.to_string(), "/");
+    assert_eq!((answer.status(), answer.proxy_error().as_deref()), (502, Some("destination_ip_prohibited")));
 }

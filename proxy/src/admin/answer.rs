@@ -1,9 +1,7 @@
 //! How an answer is made.
 
 use bytes::Bytes;
-use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS,
-};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::{Value, json};
@@ -15,11 +13,7 @@ const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=utf-8";
 
 /// An answer of any media type. It is true now only, and a browser must take it for nothing else.
-pub(super) fn content(
-    status: StatusCode,
-    media_type: &'static str,
-    body: impl Into<Bytes>,
-) -> Answer {
+pub(super) fn content(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
@@ -42,9 +36,8 @@ pub(super) fn json(status: StatusCode, value: &Value) -> Answer {
 
 pub(super) fn html(page: String) -> Answer {
     let mut answer = content(StatusCode::OK, HTML, page);
-    let policy = HeaderValue::from_static(
-        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
-    );
+    let policy =
+        HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'");
     answer.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     answer
 }
@@ -56,13 +49,7 @@ pub(super) fn error(status: StatusCode, what: &str) -> Answer {
 /// Refuses every method but `allowed`.
 pub(super) fn method_not_allowed(allowed: &Method, what: &str) -> Answer {
     let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, what);
-    let allow = if *allowed == Method::GET {
-        "GET, HEAD"
-    } else {
-        "POST"
-    };
-    answer
-        .headers_mut()
-        .insert(ALLOW, HeaderValue::from_static(allow));
+    let allow = if *allowed == Method::GET { "GET, HEAD" } else { "POST" };
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
     answer
 }

@@ -18,12 +18,7 @@ pub(super) fn check(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(
         return Err("the request must have one Host header; it has none, or several".into());
     };
     let host = host.to_str().unwrap_or_default();
-    for name in uri
-        .authority()
-        .map(|authority| authority.as_str())
-        .into_iter()
-        .chain([host])
-    {
+    for name in uri.authority().map(|authority| authority.as_str()).into_iter().chain([host]) {
         if !is_loopback(name) {
             return Err(format!(
                 "the admin port answers to localhost, 127.0.0.0/8 and [::1] only, not to the host `{name}`: \
@@ -53,18 +48,13 @@ fn is_loopback(host: &str) -> bool {
         }
         None => host.split_at(host.find(':').unwrap_or(host.len())),
     };
-    let loopback = name
-        .parse()
-        .is_ok_and(|address: Ipv4Addr| address.is_loopback());
+    let loopback = name.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback());
     (loopback || name.eq_ignore_ascii_case("localhost")) && is_port(port)
 }
 
 /// Nothing, or a colon with a port.
 fn is_port(text: &str) -> bool {
-    text.is_empty()
-        || text
-            .strip_prefix(':')
-            .is_some_and(|port| port.parse::<u16>().is_ok())
+    text.is_empty() || text.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok())
 }
 
 #[cfg(test)]
@@ -106,19 +96,10 @@ mod tests {
         }
     }
 
-    fn checked(
-        method: Method,
-        uri: &'static str,
-        headers: &[(&'static str, &'static str)],
-    ) -> bool {
+    fn checked(method: Method, uri: &'static str, headers: &[(&'static str, &'static str)]) -> bool {
         let headers: HeaderMap = headers
             .iter()
-            .map(|(name, value)| {
-                (
-                    name.parse::<http::HeaderName>().unwrap(),
-                    value.parse().unwrap(),
-                )
-            })
+            .map(|(name, value)| (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap()))
             .collect();
         check(&method, &Uri::from_static(uri), &headers).is_ok()
     }
@@ -126,21 +107,9 @@ mod tests {
     #[test]
     fn every_name_in_a_request_must_be_loopback() {
         assert!(checked(Method::GET, "/", &[("host", "localhost")]));
-        assert!(checked(
-            Method::GET,
-            "http://127.0.0.1/",
-            &[("host", "localhost")]
-        ));
-        assert!(!checked(
-            Method::GET,
-            "http://evil.example/",
-            &[("host", "localhost")]
-        ));
-        assert!(!checked(
-            Method::GET,
-            "http://localhost/",
-            &[("host", "evil.example")]
-        ));
+        assert!(checked(Method::GET, "http://127.0.0.1/", &[("host", "localhost")]));
+        assert!(!checked(Method::GET, "http://evil.example/", &[("host", "localhost")]));
+        assert!(!checked(Method::GET, "http://localhost/", &[("host", "evil.example")]));
         assert!(!checked(Method::GET, "/", &[]));
     }
 
@@ -148,25 +117,10 @@ mod tests {
     fn a_website_may_not_change_state_and_a_page_of_this_port_may() {
         let host = ("host", "localhost:15000");
         assert!(checked(Method::POST, "/quit", &[host]));
-        assert!(checked(
-            Method::POST,
-            "/quit",
-            &[host, ("origin", "http://localhost:15000")]
-        ));
-        for origin in [
-            "http://evil.example",
-            "null",
-            "https://localhost:15000",
-            "http://localhost:3000",
-        ] {
-            assert!(
-                !checked(Method::POST, "/quit", &[host, ("origin", origin)]),
-                "{origin}"
-            );
-            assert!(
-                checked(Method::GET, "/config", &[host, ("origin", origin)]),
-                "{origin}"
-            );
+        assert!(checked(Method::POST, "/quit", &[host, ("origin", "http://localhost:15000")]));
+        for origin in ["http://evil.example", "null", "https://localhost:15000", "http://localhost:3000"] {
+            assert!(!checked(Method::POST, "/quit", &[host, ("origin", origin)]), "{origin}");
+            assert!(checked(Method::GET, "/config", &[host, ("origin", origin)]), "{origin}");
         }
     }
 }

@@ -44,10 +44,8 @@ pub(super) fn page(sources: &Sources) -> String {
         Ok(()) => "ready".into(),
         Err(reason) => format!("not ready: {}", escaped(&reason)),
     };
-    let mut page = format!(
-        "{HEAD}<h1>Outrigger</h1>\n<p>{} &middot; {state}</p>\n<dl>\n",
-        escaped(sources.version)
-    );
+    let mut page =
+        format!("{HEAD}<h1>Outrigger</h1>\n<p>{} &middot; {state}</p>\n<dl>\n", escaped(sources.version));
     for entry in &PAGES {
         let (path, what) = (entry.path, escaped(entry.what));
         let name = if entry.method == Method::GET {
@@ -55,16 +53,12 @@ pub(super) fn page(sources: &Sources) -> String {
         } else {
             format!("{path} <small>{}</small>", entry.method)
         };
-        writeln!(page, "  <dt>{name}</dt><dd>{what}</dd>")
-            .expect("writing into a String does not fail");
+        writeln!(page, "  <dt>{name}</dt><dd>{what}</dd>").expect("writing into a String does not fail");
     }
     page.push_str("</dl>\n</html>\n");
     page
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

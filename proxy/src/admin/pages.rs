@@ -25,10 +25,7 @@ pub(super) struct Page {
 pub(super) static PAGES: [Page; 10] = [
     page("/upstreams", "Upstreams, their endpoints and connections"),
     page("/routes", "The route table"),
-    page(
-        "/certificates",
-        "The workload's certificate and the trusted roots",
-    ),
+    page("/certificates", "The workload's certificate and the trusted roots"),
     page("/connections", "Connections that are open"),
     page("/config", "The config in force"),
     page("/metrics", "Metrics, in Prometheus' text format"),
@@ -37,27 +34,16 @@ pub(super) static PAGES: [Page; 10] = [
         "/log",
         "Changes the log level to the one in the body, as: curl -d debug http://localhost:15000/log",
     ),
-    action(
-        "/drain",
-        "Stops, but finishes the requests that are in flight",
-    ),
+    action("/drain", "Stops, but finishes the requests that are in flight"),
     action("/quit", "Stops at once"),
 ];
 
 const fn page(path: &'static str, what: &'static str) -> Page {
-    Page {
-        path,
-        method: Method::GET,
-        what,
-    }
+    Page { path, method: Method::GET, what }
 }
 
 const fn action(path: &'static str, what: &'static str) -> Page {
-    Page {
-        path,
-        method: Method::POST,
-        what,
-    }
+    Page { path, method: Method::POST, what }
 }
 
 /// Answers on the admin port.
@@ -70,10 +56,7 @@ pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answ
         Some(page) => &page.method,
         None if path == "/" => &Method::GET,
         None => {
-            return answer::error(
-                StatusCode::NOT_FOUND,
-                &format!("no page {path}; / lists all"),
-            );
+            return answer::error(StatusCode::NOT_FOUND, &format!("no page {path}; / lists all"));
         }
     };
     if !is(request.method(), allowed) {
@@ -105,10 +88,7 @@ pub(super) fn health(request: &Request<Incoming>, sources: &Sources) -> Answer {
     open_page(request, &["/readyz", "/livez"]).unwrap_or_else(|| match request.uri().path() {
         "/readyz" => match (sources.ready)() {
             Ok(()) => answer::plain(StatusCode::OK, "ready"),
-            Err(reason) => answer::plain(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("not ready: {reason}"),
-            ),
+            Err(reason) => answer::plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}")),
         },
         // That this thread answers is what is asked.
         _ => answer::plain(StatusCode::OK, "alive"),
@@ -119,10 +99,7 @@ pub(super) fn health(request: &Request<Incoming>, sources: &Sources) -> Answer {
 fn open_page(request: &Request<Incoming>, paths: &[&str]) -> Option<Answer> {
     if !paths.contains(&request.uri().path()) {
         let known = paths.join(" and ");
-        return Some(answer::error(
-            StatusCode::NOT_FOUND,
-            &format!("this port has {known} only"),
-        ));
+        return Some(answer::error(StatusCode::NOT_FOUND, &format!("this port has {known} only")));
     }
     let safe = is(request.method(), &Method::GET);
     (!safe).then(|| answer::method_not_allowed(&Method::GET, "this port is for reading"))
@@ -133,18 +110,11 @@ fn is(method: &Method, allowed: &Method) -> bool {
 }
 
 fn exposition(sources: &Sources) -> Answer {
-    answer::content(
-        StatusCode::OK,
-        METRICS_CONTENT_TYPE,
-        sources.metrics.render(),
-    )
+    answer::content(StatusCode::OK, METRICS_CONTENT_TYPE, sources.metrics.render())
 }
 
 async fn set_log_level(request: Request<Incoming>, sources: &Sources) -> Answer {
-    let level = match Limited::new(request.into_body(), MOST_LOG_LEVEL_BYTES)
-        .collect()
-        .await
-    {
+    let level = match Limited::new(request.into_body(), MOST_LOG_LEVEL_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => {
             return answer::error(StatusCode::BAD_REQUEST, &format!("no log level: {error}"));
@@ -172,10 +142,7 @@ fn act(doing: &str, action: Option<&Action>) -> Answer {
             action();
             answer::json(StatusCode::ACCEPTED, &json!({ "status": doing }))
         }
-        None => answer::error(
-            StatusCode::NOT_IMPLEMENTED,
-            "this process can't be asked for that here",
-        ),
+        None => answer::error(StatusCode::NOT_IMPLEMENTED, "this process can't be asked for that here"),
     }
 }
 

@@ -17,10 +17,8 @@ use super::{Sources, pages};
 /// Connections at once on one listener. These ports serve a scraper, a prober and a person.
 const MOST_CONNECTIONS: usize = 64;
 /// Times that a scraper in trouble keeps, and a slow loris does not.
-pub(super) const LIMITS: Limits = Limits {
-    head: Duration::from_secs(5),
-    connection: Duration::from_secs(30),
-};
+pub(super) const LIMITS: Limits =
+    Limits { head: Duration::from_secs(5), connection: Duration::from_secs(30) };
 /// A request's head fits; hyper allows no less than 8 KiB.
 const HEAD_BYTES: usize = 16 << 10;
 /// After a failed accept, as without a free file descriptor: the next would fail as well.
@@ -43,12 +41,7 @@ pub(super) struct Limits {
     pub connection: Duration,
 }
 
-pub(super) async fn serve(
-    listener: TcpListener,
-    port: Port,
-    sources: Arc<Sources>,
-    limits: Limits,
-) {
+pub(super) async fn serve(listener: TcpListener, port: Port, sources: Arc<Sources>, limits: Limits) {
     let mut connections = VecDeque::with_capacity(MOST_CONNECTIONS);
     let mut failing = false;
     loop {
@@ -59,9 +52,7 @@ pub(super) async fn serve(
             Err(error) => {
                 // Once an outage, not ten times a second.
                 if !failing {
-                    tracing::warn!(
-                        "the {port:?} port accepts no connection: {error}; it goes on trying"
-                    );
+                    tracing::warn!("the {port:?} port accepts no connection: {error}; it goes on trying");
                 }
                 failing = true;
                 tokio::time::sleep(PAUSE).await;
@@ -110,9 +101,6 @@ async fn serve_connection(stream: TcpStream, port: Port, sources: Arc<Sources>, 
     match tokio::time::timeout(limits.connection, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!("a client of the {port:?} port broke off: {error}"),
-        Err(_) => tracing::debug!(
-            "a client of the {port:?} port took over {:?}",
-            limits.connection
-        ),
+        Err(_) => tracing::debug!("a client of the {port:?} port took over {:?}", limits.connection),
     }
 }

@@ -67,18 +67,12 @@ impl World {
                 let done = done.clone();
                 Arc::new(move |level| {
                     done.lock().unwrap().push(level.into());
-                    if level == "loud" {
-                        Err("no level `loud`".into())
-                    } else {
-                        Ok(())
-                    }
+                    if level == "loud" { Err("no level `loud`".into()) } else { Ok(()) }
                 })
             },
             drain: {
                 let done = done.clone();
-                Some(Arc::new(move || {
-                    done.lock().unwrap().push("drained".into())
-                }))
+                Some(Arc::new(move || done.lock().unwrap().push("drained".into())))
             },
             quit: None,
         });
@@ -90,20 +84,9 @@ impl World {
         let [admin_address, metrics_address, health_address] =
             [&admin, &metrics, &health].map(|listener| listener.local_addr().unwrap());
         tokio::spawn(server::serve(admin, Port::Admin, sources.clone(), limits));
-        tokio::spawn(server::serve(
-            metrics,
-            Port::Metrics,
-            sources.clone(),
-            limits,
-        ));
+        tokio::spawn(server::serve(metrics, Port::Metrics, sources.clone(), limits));
         tokio::spawn(server::serve(health, Port::Health, sources, limits));
-        Self {
-            admin: admin_address,
-            metrics: metrics_address,
-            health: health_address,
-            ready,
-            done,
-        }
+        Self { admin: admin_address, metrics: metrics_address, health: health_address, ready, done }
     }
 }
 
@@ -113,27 +96,18 @@ async fn ask(address: SocketAddr, request: &str) -> Answer {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    Answer {
-        head: head.into(),
-        body: body.into(),
-    }
+    Answer { head: head.into(), body: body.into() }
 }
 
 async fn get(address: SocketAddr, path: &str) -> Answer {
-    ask(
-        address,
-        &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n"),
-    )
-    .await
+    ask(address, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")).await
 }
 
 async fn post(address: SocketAddr, path: &str, body: &str) -> Answer {
     let length = body.len();
     ask(
         address,
-        &format!(
-            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{body}"
-        ),
+        &format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{body}"),
     )
     .await
 }
@@ -141,23 +115,14 @@ async fn post(address: SocketAddr, path: &str, body: &str) -> Answer {
 #[tokio::test]
 async fn each_page_shows_its_source_as_json() {
     let world = World::start().await;
-    for page in [
-        "config",
-        "certificates",
-        "upstreams",
-        "connections",
-        "routes",
-    ] {
+    for page in ["config", "certificates", "upstreams", "connections", "routes"] {
         let answer = get(world.admin, &format!("/{page}")).await;
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.header("content-type"), Some("application/json"));
         assert_eq!(answer.header("cache-control"), Some("no-store"));
         assert_eq!(answer.json(), json!({ "shown": page }));
     }
-    assert_eq!(
-        get(world.admin, "/version").await.json(),
-        json!({ "version": "1.2.3" })
-    );
+    assert_eq!(get(world.admin, "/version").await.json(), json!({ "version": "1.2.3" }));
 }
 
 #[tokio::test]
@@ -166,21 +131,11 @@ async fn the_first_page_lists_the_others_as_json_and_to_a_browser_as_html() {
     *world.ready.lock().unwrap() = Err("no <certificate>".into());
     let listed = get(world.admin, "/").await.json();
     assert_eq!(listed["notReadyBecause"], "no <certificate>");
-    assert_eq!(
-        listed["pages"].as_array().unwrap().len(),
-        pages::PAGES.len()
-    );
+    assert_eq!(listed["pages"].as_array().unwrap().len(), pages::PAGES.len());
     let browser = "GET / HTTP/1.1\r\nhost: 127.0.0.1:15000\r\naccept: text/html,*/*;q=0.8\r\n\r\n";
     let answer = ask(world.admin, browser).await;
-    assert_eq!(
-        answer.header("content-type"),
-        Some("text/html; charset=utf-8")
-    );
-    assert!(
-        answer
-            .body
-            .contains("<a href=\"/upstreams\">/upstreams</a>")
-    );
+    assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
+    assert!(answer.body.contains("<a href=\"/upstreams\">/upstreams</a>"));
     assert!(answer.body.contains("no &lt;certificate&gt;"));
     assert!(!answer.body.contains("href=\"/quit\""));
 }
@@ -188,19 +143,11 @@ async fn the_first_page_lists_the_others_as_json_and_to_a_browser_as_html() {
 #[tokio::test]
 async fn a_foreign_host_or_page_is_refused_with_the_reason() {
     let world = World::start().await;
-    let answer = ask(
-        world.admin,
-        "GET /config HTTP/1.1\r\nhost: evil.example\r\n\r\n",
-    )
-    .await;
+    let answer = ask(world.admin, "GET /config HTTP/1.1\r\nhost: evil.example\r\n\r\n").await;
     assert_eq!(answer.status(), 403);
-    assert!(
-        answer.json()["error"]
-            .as_str()
-            .unwrap()
-            .contains("`evil.example`")
-    );
-    let forged = "POST /drain HTTP/1.1\r\nhost: localhost\r\norigin: http://evil.example\r\ncontent-length: 0\r\n\r\n";
+    assert!(answer.json()["error"].as_str().unwrap().contains("`evil.example`"));
+    let forged =
+        "POST /drain HTTP/1.1\r\nhost: localhost\r\norigin: http://evil.example\r\ncontent-length: 0\r\n\r\n";
     assert_eq!(ask(world.admin, forged).await.status(), 403);
     assert_eq!(*world.done.lock().unwrap(), ["started"]);
 }
@@ -210,23 +157,12 @@ async fn what_changes_state_takes_post_only_and_what_shows_takes_get_only() {
     let world = World::start().await;
     for page in ["/drain", "/quit", "/log"] {
         let answer = get(world.admin, page).await;
-        assert_eq!(
-            (answer.status(), answer.header("allow")),
-            (405, Some("POST")),
-            "{page}"
-        );
+        assert_eq!((answer.status(), answer.header("allow")), (405, Some("POST")), "{page}");
     }
-    for (address, page) in [
-        (world.admin, "/config"),
-        (world.metrics, "/metrics"),
-        (world.health, "/readyz"),
-    ] {
+    for (address, page) in [(world.admin, "/config"), (world.metrics, "/metrics"), (world.health, "/readyz")]
+    {
         let answer = post(address, page, "").await;
-        assert_eq!(
-            (answer.status(), answer.header("allow")),
-            (405, Some("GET, HEAD")),
-            "{page}"
-        );
+        assert_eq!((answer.status(), answer.header("allow")), (405, Some("GET, HEAD")), "{page}");
     }
     assert_eq!(*world.done.lock().unwrap(), ["started"]);
     assert_eq!(post(world.admin, "/drain", "").await.status(), 202);
@@ -238,20 +174,11 @@ async fn what_changes_state_takes_post_only_and_what_shows_takes_get_only() {
 async fn the_log_level_is_what_the_body_says_if_it_is_one() {
     let world = World::start().await;
     let answer = post(world.admin, "/log", "debug\n").await;
-    assert_eq!(
-        (answer.status(), answer.json()),
-        (200, json!({ "level": "debug" }))
-    );
+    assert_eq!((answer.status(), answer.json()), (200, json!({ "level": "debug" })));
     let answer = post(world.admin, "/log", "loud").await;
-    assert_eq!(
-        (answer.status(), answer.json()),
-        (400, json!({ "error": "no level `loud`" }))
-    );
+    assert_eq!((answer.status(), answer.json()), (400, json!({ "error": "no level `loud`" })));
     assert_eq!(post(world.admin, "/log", "").await.status(), 400);
-    assert_eq!(
-        post(world.admin, "/log", &"x".repeat(2000)).await.status(),
-        400
-    );
+    assert_eq!(post(world.admin, "/log", &"x".repeat(2000)).await.status(), 400);
     assert_eq!(*world.done.lock().unwrap(), ["started", "debug", "loud"]);
 }
 
@@ -259,14 +186,8 @@ async fn the_log_level_is_what_the_body_says_if_it_is_one() {
 async fn metrics_are_prometheus_text_on_both_ports_and_under_any_host() {
     let world = World::start().await;
     let foreign = "GET /metrics HTTP/1.1\r\nhost: 10.0.0.7:15020\r\n\r\n";
-    for answer in [
-        ask(world.metrics, foreign).await,
-        get(world.admin, "/metrics").await,
-    ] {
-        assert_eq!(
-            answer.header("content-type"),
-            Some("text/plain; version=0.0.4; charset=utf-8")
-        );
+    for answer in [ask(world.metrics, foreign).await, get(world.admin, "/metrics").await] {
+        assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
         assert!(answer.body.contains("\noutrigger_panics_total 0\n"));
     }
 }
@@ -278,10 +199,7 @@ async fn readiness_gives_its_reason_and_liveness_does_not_depend_on_it() {
     assert_eq!((answer.status(), &*answer.body), (200, "ready\n"));
     *world.ready.lock().unwrap() = Err("waiting for a certificate".into());
     let answer = get(world.health, "/readyz").await;
-    assert_eq!(
-        (answer.status(), &*answer.body),
-        (503, "not ready: waiting for a certificate\n")
-    );
+    assert_eq!((answer.status(), &*answer.body), (503, "not ready: waiting for a certificate\n"));
     let answer = get(world.health, "/livez").await;
     assert_eq!((answer.status(), &*answer.body), (200, "alive\n"));
 }
@@ -289,18 +207,10 @@ async fn readiness_gives_its_reason_and_liveness_does_not_depend_on_it() {
 #[tokio::test]
 async fn unknown_pages_are_not_found_and_head_has_no_body() {
     let world = World::start().await;
-    for (address, page) in [
-        (world.admin, "/tap"),
-        (world.metrics, "/config"),
-        (world.health, "/"),
-    ] {
+    for (address, page) in [(world.admin, "/tap"), (world.metrics, "/config"), (world.health, "/")] {
         assert_eq!(get(address, page).await.status(), 404, "{page}");
     }
-    let head = ask(
-        world.admin,
-        "HEAD /config HTTP/1.1\r\nhost: localhost\r\n\r\n",
-    )
-    .await;
+    let head = ask(world.admin, "HEAD /config HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert_eq!((head.status(), &*head.body), (200, ""));
 }
 
@@ -320,32 +230,11 @@ async fn idle_connections_do_not_lock_a_prober_out() {
 async fn a_client_that_does_not_come_to_an_end_is_cut_off() {
     let (short, long) = (Duration::from_millis(1), Duration::from_secs(600));
     let cases = [
+        (Limits { head: short, connection: long }, "GET /config HTTP/1.1\r\nhost: lo"),
+        (Limits { head: long, connection: short }, "GET /config HTTP/1.1\r\nhost: lo"),
+        (Limits { head: long, connection: short }, ""),
         (
-            Limits {
-                head: short,
-                connection: long,
-            },
-            "GET /config HTTP/1.1\r\nhost: lo",
-        ),
-        (
-            Limits {
-                head: long,
-                connection: short,
-            },
-            "GET /config HTTP/1.1\r\nhost: lo",
-        ),
-        (
-            Limits {
-                head: long,
-                connection: short,
-            },
-            "",
-        ),
-        (
-            Limits {
-                head: long,
-                connection: short,
-            },
+            Limits { head: long, connection: short },
             "POST /log HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\nde",
         ),
     ];

@@ -13,7 +13,6 @@ use thiserror::Error;
 use tokio::task::JoinHandle;
 
 use super::local_response::{LocalResponse, ProxyError};
-use crate::identity::HandshakeError;
 use crate::net::Body;
 use crate::upstream::{ConnectError, StreamLease};
 
@@ -41,10 +40,10 @@ impl HopError {
             Self::Connect(error) => LocalResponse::connect(upstream, error),
             Self::Timeout(limit) => LocalResponse::timeout(upstream, endpoint, *limit),
             Self::Http2(error) => {
-                let kind = match error.get_io().map(HandshakeError::of) {
-                    Some(handshake @ (HandshakeError::Alert(_) | HandshakeError::Certificate(_))) => {
-                        LocalResponse::handshake_kind(&handshake)
-                    }
+                let kind = match error.get_io() {
+                    // In TLS 1.3 a refused client certificate shows after the handshake; of the error h2 keeps
+                    // the text only.
+                    Some(io) if io.to_string().contains("received fatal alert") => ProxyError::TLS_ALERT,
                     _ if error.is_library() => ProxyError::BAD_RESPONSE,
                     _ => ProxyError::TERMINATED,
                 };

@@ -153,7 +153,9 @@ impl<S: AsyncWrite + Unpin> Http1Io<S> {
 
 /// hyper's answer to what it can't parse: 400, 414 or 431, without any field that a workload would add.
 fn is_bare_refusal(buf: &[u8]) -> bool {
-    (buf.starts_with(b"HTTP/1.1 400 ") || buf.starts_with(b"HTTP/1.1 414 ") || buf.starts_with(b"HTTP/1.1 431 "))
+    (buf.starts_with(b"HTTP/1.1 400 ")
+        || buf.starts_with(b"HTTP/1.1 414 ")
+        || buf.starts_with(b"HTTP/1.1 431 "))
         && buf.ends_with(b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         && buf.iter().filter(|b| **b == b'\n').count() == 4
 }
@@ -182,12 +184,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Http1Io<S> {
             if this.control.continue_due.load(Relaxed) {
                 ready!(this.poll_continue(cx))?;
             } else {
-                *this.control.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+                *this.control.reader.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(cx.waker().clone());
             }
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-        if buf.filled().len() > before && this.control.is_between_requests() && this.control.head_began().is_none() {
+        if buf.filled().len() > before
+            && this.control.is_between_requests()
+            && this.control.head_began().is_none()
+        {
             this.control.set_head_began(Some(Instant::now()));
         }
         Poll::Ready(Ok(()))
@@ -234,11 +240,15 @@ mod tests {
 
     #[test]
     fn a_bare_refusal_is_told_from_a_workloads_response() {
-        let bare = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let bare =
+            b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         assert!(is_bare_refusal(bare));
         let text = String::from_utf8(refusal(bare)).unwrap();
         assert!(text.starts_with("HTTP/1.1 431 "), "{text}");
-        assert!(text.contains("\r\nproxy-status: outrigger; error=http_request_error; details=\"header section"), "{text}");
+        assert!(
+            text.contains("\r\nproxy-status: outrigger; error=http_request_error; details=\"header section"),
+            "{text}"
+        );
         assert!(text.ends_with("\"\r\n\r\n"), "{text}");
         assert!(!is_bare_refusal(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
         assert!(!is_bare_refusal(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 5\r\n\r\nsorry"));

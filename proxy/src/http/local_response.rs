@@ -62,9 +62,11 @@ impl ProxyError {
     /// The upgrade did not come about.
     pub const UPGRADE: Self = Self::new(StatusCode::BAD_GATEWAY, "http_upgrade_failed", UNAVAILABLE);
     /// The upstream has no endpoint.
-    pub const NO_ENDPOINT: Self = Self::new(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", UNAVAILABLE);
+    pub const NO_ENDPOINT: Self =
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", UNAVAILABLE);
     /// A limit is reached.
-    pub const OVERLOAD: Self = Self::new(StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", UNAVAILABLE);
+    pub const OVERLOAD: Self =
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", UNAVAILABLE);
     /// The name could not be looked up.
     pub const DNS: Self = Self::new(StatusCode::SERVICE_UNAVAILABLE, "dns_error", UNAVAILABLE);
     /// The response's headers did not come in time.
@@ -79,8 +81,7 @@ impl ProxyError {
     /// The request would come back here.
     pub const LOOP: Self = Self::new(StatusCode::BAD_GATEWAY, "proxy_loop_detected", UNAVAILABLE);
     /// Our own fault.
-    pub const INTERNAL: Self =
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error", INTERNAL);
+    pub const INTERNAL: Self = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error", INTERNAL);
 }
 
 /// A response that the proxy makes itself.
@@ -107,7 +108,10 @@ impl LocalResponse {
 
     /// The endpoint did not answer in time.
     pub fn timeout(upstream: &str, endpoint: SocketAddr, limit: Duration) -> Self {
-        Self::new(ProxyError::TIMEOUT, format!("upstream {upstream}, endpoint {endpoint}: no response within {limit:?}"))
+        Self::new(
+            ProxyError::TIMEOUT,
+            format!("upstream {upstream}, endpoint {endpoint}: no response within {limit:?}"),
+        )
     }
 
     /// No connection to an endpoint of `upstream`.
@@ -188,7 +192,9 @@ impl LocalResponse {
             let text = format!("{}: {}\n", self.error.kind, self.detail);
             response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
             *response.body_mut() = Body::full(text);
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            response
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         }
         if let Ok(value) = HeaderValue::from_str(&self.proxy_status()) {
             response.headers_mut().insert(PROXY_STATUS, value);

@@ -12,8 +12,7 @@ mod tunnel;
 
 pub use forward::{Forward, Wire, forward};
 pub use headers::{
-    CLIENT_ID, ORIGINAL_VERSION, host_of, is_grpc, to_origin_form, version_from_mesh,
-    version_to_mesh,
+    CLIENT_ID, ORIGINAL_VERSION, host_of, is_grpc, to_origin_form, version_from_mesh, version_to_mesh,
 };
 pub use hop::{HopError, PumpGuard, send_multiplexed};
 pub use local_response::{LocalResponse, ProxyError};

@@ -208,7 +208,11 @@ impl Recording {
     }
 
     /// Answers with a response of the proxy's own.
-    pub fn answer_locally(mut self: Box<Self>, response: &LocalResponse, request: &HeaderMap) -> Response<Body> {
+    pub fn answer_locally(
+        mut self: Box<Self>,
+        response: &LocalResponse,
+        request: &HeaderMap,
+    ) -> Response<Body> {
         let made = response.to_response(request);
         self.code = made.status().as_u16();
         self.grpc_status = grpc_status(made.headers());

@@ -292,7 +292,8 @@ pub(crate) async fn serve_stream<H: Handler>(
 ) {
     // hyper drops the content of an answer to HEAD by itself; h2 would send it.
     let head_only = request.method() == Method::HEAD;
-    let request = request.map(|stream| if stream.is_end_stream() { Body::empty() } else { Body::from(stream) });
+    let request =
+        request.map(|stream| if stream.is_end_stream() { Body::empty() } else { Body::from(stream) });
     if request.headers().len() > MAX_FIELDS {
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;

@@ -108,10 +108,14 @@ fn is_ambiguous(path: &str) -> bool {
     if bytes.contains(&b'\\') || path.contains("//") {
         return true;
     }
-    if path.split('/').any(|segment| segment == "." || segment == ".." || segment.starts_with(".;") || segment.starts_with("..;")) {
+    if path.split('/').any(|segment| {
+        segment == "." || segment == ".." || segment.starts_with(".;") || segment.starts_with("..;")
+    }) {
         return true;
     }
-    bytes.windows(3).any(|w| w[0] == b'%' && matches!((w[1], w[2] | 0x20), (b'2', b'e' | b'f') | (b'5', b'c')))
+    bytes
+        .windows(3)
+        .any(|w| w[0] == b'%' && matches!((w[1], w[2] | 0x20), (b'2', b'e' | b'f') | (b'5', b'c')))
         || path.contains("%00")
         || path.contains("%25")
 }
@@ -134,7 +138,11 @@ mod tests {
                 methods: vec!["GET".into()],
                 paths: vec![PathMatch::Prefix("/orders".into())],
             },
-            AllowRule { identities: vec!["spiffe://cluster.local/ns/shop/*".into()], ports: vec![9000], ..Default::default() },
+            AllowRule {
+                identities: vec!["spiffe://cluster.local/ns/shop/*".into()],
+                ports: vec![9000],
+                ..Default::default()
+            },
         ]
     }
 
@@ -172,8 +180,16 @@ mod tests {
     fn a_path_that_can_be_read_in_two_ways_matches_no_rule() {
         let rules = Authorization::new("cluster.local", Some(&rules()));
         for path in [
-            "/orders/../admin", "/orders/./x", "/orders//x", "/orders/%2e%2e/admin", "/orders%2Fx",
-            "/orders/%5cadmin", "/orders\\admin", "/orders/%00", "/orders/%252e", "/orders/..;/admin",
+            "/orders/../admin",
+            "/orders/./x",
+            "/orders//x",
+            "/orders/%2e%2e/admin",
+            "/orders%2Fx",
+            "/orders/%5cadmin",
+            "/orders\\admin",
+            "/orders/%00",
+            "/orders/%252e",
+            "/orders/..;/admin",
         ] {
             assert!(!rules.allows(Some(&id("web")), 8080, Request { method: &GET, path }), "{path}");
         }

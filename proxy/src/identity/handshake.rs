@@ -161,7 +161,8 @@ fn verified(
     certificates: Option<&[rustls::pki_types::CertificateDer<'_>]>,
     expected: &ExpectedIdentity,
 ) -> Result<Peer, HandshakeError> {
-    let identity = peer_identity(certificates).map_err(|error| HandshakeError::Certificate(error.to_string()))?;
+    let identity =
+        peer_identity(certificates).map_err(|error| HandshakeError::Certificate(error.to_string()))?;
     if !expected.accepts(&identity.id) {
         return Err(HandshakeError::Identity { actual: identity.id, expected: expected.clone() });
     }

@@ -149,7 +149,8 @@ impl Generation {
 /// The file can't be read or holds no roots.
 pub fn server_tls(roots: &Path) -> Result<Arc<ClientConfig>, TlsError> {
     let pem = std::fs::read(roots).map_err(|error| TlsError::File(roots.into(), error))?;
-    let bundle = TrustBundle::from_pem(&pem).map_err(|error| TlsError::Roots(roots.into(), error.to_string()))?;
+    let bundle =
+        TrustBundle::from_pem(&pem).map_err(|error| TlsError::Roots(roots.into(), error.to_string()))?;
     let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_root_certificates(bundle.root_store())

@@ -32,10 +32,7 @@ impl OriginalDestination {
             ))
         } else {
             let raw = getsockopt(stream, sockopt::OriginalDst)?;
-            SocketAddr::from((
-                u32::from_be(raw.sin_addr.s_addr).to_be_bytes(),
-                u16::from_be(raw.sin_port),
-            ))
+            SocketAddr::from((u32::from_be(raw.sin_addr.s_addr).to_be_bytes(), u16::from_be(raw.sin_port)))
         };
         Ok(Self(address))
     }

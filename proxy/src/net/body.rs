@@ -132,7 +132,9 @@ impl Body {
                         Some(Ok(bytes)) => {
                             // The reader asks only when it has room, so the window may open again.
                             let released = stream.flow_control().release_capacity(bytes.len());
-                            return Poll::Ready(Some(released.map(|()| Frame::data(bytes)).map_err(Into::into)));
+                            return Poll::Ready(Some(
+                                released.map(|()| Frame::data(bytes)).map_err(Into::into),
+                            ));
                         }
                         // NO_ERROR after a whole response: the peer does not want the rest of the request.
                         Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => {

@@ -71,9 +71,8 @@ impl Direction {
                         }
                     }
                     if let Some(buffer) = &self.buffer {
-                        let written = ready!(
-                            Pin::new(&mut *writer).poll_write(cx, &buffer[self.start..self.end])
-                        )?;
+                        let written =
+                            ready!(Pin::new(&mut *writer).poll_write(cx, &buffer[self.start..self.end]))?;
                         if written == 0 {
                             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                         }

@@ -54,7 +54,10 @@ fn is_protected(name: &HeaderName) -> bool {
     let name_str = name.as_str();
     name_str.starts_with("x-forwarded-")
         || name_str.starts_with(MESH_PREFIX)
-        || matches!(name_str, "forwarded" | "x-real-ip" | "host" | "content-length" | "cookie" | "authorization" | "te")
+        || matches!(
+            name_str,
+            "forwarded" | "x-real-ip" | "host" | "content-length" | "cookie" | "authorization" | "te"
+        )
         || *name == PROXY_AUTHENTICATE
         || *name == PROXY_AUTHORIZATION
 }
@@ -138,8 +141,12 @@ mod tests {
 
     #[test]
     fn the_meshs_own_fields_are_found_whatever_their_name() {
-        let mut headers =
-            map(&[("outrigger-client-id", "x"), ("Outrigger-Version", "2"), ("outrigger-new", "1"), ("accept", "*/*")]);
+        let mut headers = map(&[
+            ("outrigger-client-id", "x"),
+            ("Outrigger-Version", "2"),
+            ("outrigger-new", "1"),
+            ("accept", "*/*"),
+        ]);
         strip_mesh_headers(&mut headers);
         assert_eq!(headers.len(), 1);
     }

@@ -103,8 +103,11 @@ pub fn bind_listeners(role: Role, port: u16) -> Result<Vec<TcpListener>, ListenE
     } else {
         (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into())
     };
-    let first = bind(SocketAddr::new(v4, port))
-        .map_err(|source| ListenError::Bind { role, address: (v4, port).into(), source })?;
+    let first = bind(SocketAddr::new(v4, port)).map_err(|source| ListenError::Bind {
+        role,
+        address: (v4, port).into(),
+        source,
+    })?;
     let mut listeners = vec![first];
     match bind(SocketAddr::new(v6, port)) {
         Ok(listener) => listeners.push(listener),
@@ -116,11 +119,8 @@ pub fn bind_listeners(role: Role, port: u16) -> Result<Vec<TcpListener>, ListenE
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking().cloexec(),
-        Some(Protocol::TCP),
-    )?;
+    let socket =
+        Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {

@@ -24,11 +24,7 @@ pub(super) struct Families {
 impl Belief {
     pub(super) fn new(own: Vec<IpAddr>) -> Self {
         let own: Vec<IpAddr> = own.into_iter().map(|ip| ip.to_canonical()).collect();
-        Self {
-            families: families(&own),
-            own,
-            exempt: None,
-        }
+        Self { families: families(&own), own, exempt: None }
     }
 
     /// The address that the client itself dialled is taken whatever it is.
@@ -56,10 +52,7 @@ impl Belief {
 
     /// Divides endpoints into those believed, sorted, each address once, and the addresses dropped. Those of a family
     /// that can't be reached are in neither.
-    pub(super) fn sift(
-        &self,
-        endpoints: Vec<ResolvedEndpoint>,
-    ) -> (Vec<ResolvedEndpoint>, Vec<IpAddr>) {
+    pub(super) fn sift(&self, endpoints: Vec<ResolvedEndpoint>) -> (Vec<ResolvedEndpoint>, Vec<IpAddr>) {
         let families = self.families;
         let mut believed = Vec::with_capacity(endpoints.len());
         let mut dropped = Vec::new();
@@ -68,13 +61,7 @@ impl Belief {
             endpoint.address.set_ip(ip);
             if !self.accepts(ip) {
                 dropped.push(ip);
-            } else if self.exempt == Some(ip)
-                || if ip.is_ipv4() {
-                    families.v4
-                } else {
-                    families.v6
-                }
-            {
+            } else if self.exempt == Some(ip) || if ip.is_ipv4() { families.v4 } else { families.v6 } {
                 believed.push(endpoint);
             }
         }
@@ -92,16 +79,10 @@ fn families(own: &[IpAddr]) -> Families {
     if global.peek().is_none() {
         return Families { v4: true, v6: true };
     }
-    global.fold(
-        Families {
-            v4: false,
-            v6: false,
-        },
-        |known, ip| Families {
-            v4: known.v4 || ip.is_ipv4(),
-            v6: known.v6 || ip.is_ipv6(),
-        },
-    )
+    global.fold(Families { v4: false, v6: false }, |known, ip| Families {
+        v4: known.v4 || ip.is_ipv4(),
+        v6: known.v6 || ip.is_ipv6(),
+    })
 }
 
 /// Addresses that mean this machine, its link, a group, or its cloud's metadata service.
@@ -169,13 +150,7 @@ mod tests {
         ] {
             assert!(!belief.accepts(ip(refused)), "{refused}");
         }
-        for accepted in [
-            "10.0.0.6",
-            "192.168.1.1",
-            "8.8.8.8",
-            "fd00::6",
-            "2001:db8::1",
-        ] {
+        for accepted in ["10.0.0.6", "192.168.1.1", "8.8.8.8", "fd00::6", "2001:db8::1"] {
             assert!(belief.accepts(ip(accepted)), "{accepted}");
         }
     }

@@ -15,9 +15,7 @@ use hickory_resolver::config::{
 };
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
-use hickory_resolver::net::runtime::{
-    RuntimeProvider, TokioHandle, TokioRuntimeProvider, TokioTime,
-};
+use hickory_resolver::net::runtime::{RuntimeProvider, TokioHandle, TokioRuntimeProvider, TokioTime};
 use hickory_resolver::net::{DnsError, NetError};
 use socket2::SockRef;
 use tokio::net::{TcpStream, UdpSocket};
@@ -71,10 +69,7 @@ impl Dns {
         // Whoever follows a name keeps its answer; a second cache would make it older than its TTL.
         options.cache_size = 0;
         let config = ResolverConfig::from_parts(None, Vec::new(), servers);
-        let runtime = MarkedRuntime {
-            tokio: TokioRuntimeProvider::default(),
-            mark,
-        };
+        let runtime = MarkedRuntime { tokio: TokioRuntimeProvider::default(), mark };
         let client = Client::builder_with_config(config, runtime)
             .with_options(options)
             .build()
@@ -89,15 +84,9 @@ impl Dns {
         name: &str,
         families: Families,
     ) -> Result<(Vec<IpAddr>, Duration), Miss> {
-        let asked = [
-            (families.v4, RecordType::A),
-            (families.v6, RecordType::AAAA),
-        ];
+        let asked = [(families.v4, RecordType::A), (families.v6, RecordType::AAAA)];
         let answers = join_all(
-            asked
-                .into_iter()
-                .filter(|(wanted, _)| *wanted)
-                .map(|(_, kind)| self.records(name, kind)),
+            asked.into_iter().filter(|(wanted, _)| *wanted).map(|(_, kind)| self.records(name, kind)),
         )
         .await;
         let mut addresses = Vec::new();
@@ -177,10 +166,7 @@ impl Dns {
             .iter()
             .flat_map(|(target, port, _, weight)| {
                 let ips = addresses.get(target).map_or(&[][..], Vec::as_slice);
-                ips.iter().map(|ip| Offered {
-                    address: SocketAddr::new(*ip, *port),
-                    weight: *weight,
-                })
+                ips.iter().map(|ip| Offered { address: SocketAddr::new(*ip, *port), weight: *weight })
             })
             .collect();
         match failed {
@@ -197,9 +183,7 @@ impl Dns {
                 let ttl = lookup.answers().iter().map(|record| record.ttl).min();
                 Ok((lookup, positive_ttl(ttl.unwrap_or_default())))
             }
-            Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
-                Err(Miss::absent(none.negative_ttl))
-            }
+            Err(NetError::Dns(DnsError::NoRecordsFound(none))) => Err(Miss::absent(none.negative_ttl)),
             Err(error) => Err(Miss::Failed(format!("{kind} of {name}: {error}"))),
         }
     }

@@ -48,17 +48,10 @@ impl Resolver {
     ///
     /// # Errors
     /// [`ResolveError`] when the settings or `resolv.conf` can't be used, or the hosts file can't be watched.
-    pub fn new(
-        settings: ResolveSettings,
-        metrics: Option<Arc<Metrics>>,
-    ) -> Result<Self, ResolveError> {
+    pub fn new(settings: ResolveSettings, metrics: Option<Arc<Metrics>>) -> Result<Self, ResolveError> {
         let runtime = Handle::try_current().map_err(|_| ResolveError::NoRuntime)?;
         let system = read_resolv_conf(&settings)?;
-        let servers = if settings.servers.is_empty() {
-            system.servers
-        } else {
-            settings.servers
-        };
+        let servers = if settings.servers.is_empty() { system.servers } else { settings.servers };
         let cluster_domain = search::name(&settings.cluster_domain)
             .ok_or_else(|| ResolveError::Domain(settings.cluster_domain.clone()))?;
         let plain = Arc::new(Plain {
@@ -77,12 +70,7 @@ impl Resolver {
                 Ok::<_, ResolveError>(Directory::new(server, cluster_domain.clone()))
             })
             .transpose()?;
-        let lookup = Lookup {
-            plain,
-            directory,
-            own_addresses: settings.own_addresses,
-            cluster_domain,
-        };
+        let lookup = Lookup { plain, directory, own_addresses: settings.own_addresses, cluster_domain };
         let shared = Arc::new(Shared {
             lookup,
             followed: Mutex::new(HashMap::new()),
@@ -102,9 +90,7 @@ impl Resolver {
         let target = lower_case(target);
         let mut followed = self.shared.followed();
         match followed.entry(target) {
-            Entry::Occupied(known) => Followed {
-                snapshot: known.get().subscribe(),
-            },
+            Entry::Occupied(known) => Followed { snapshot: known.get().subscribe() },
             Entry::Vacant(new) => {
                 let (sender, snapshot) = watch::channel(Arc::new(Snapshot {
                     answer: None,
@@ -114,9 +100,7 @@ impl Resolver {
                 let target = new.key().clone();
                 new.insert(sender.clone());
                 let shared = self.shared.clone();
-                self.shared
-                    .runtime
-                    .spawn(keep_fresh(shared, target, sender));
+                self.shared.runtime.spawn(keep_fresh(shared, target, sender));
                 Followed { snapshot }
             }
         }
@@ -245,8 +229,7 @@ fn differs(known: &Snapshot, new: &Snapshot) -> bool {
 
 /// The file is read only where the settings leave something to it.
 fn read_resolv_conf(settings: &ResolveSettings) -> Result<ResolvConf, ResolveError> {
-    let complete =
-        !settings.servers.is_empty() && settings.search.is_some() && settings.ndots.is_some();
+    let complete = !settings.servers.is_empty() && settings.search.is_some() && settings.ndots.is_some();
     let text = match std::fs::read_to_string(RESOLV_CONF) {
         _ if complete => String::new(),
         Ok(text) => text,
@@ -270,10 +253,7 @@ fn lower_case(target: Target) -> Target {
         }
     };
     match target {
-        Target::Name { host, port } => Target::Name {
-            host: lower(host),
-            port,
-        },
+        Target::Name { host, port } => Target::Name { host: lower(host), port },
         Target::Srv { name } => Target::Srv { name: lower(name) },
         address @ Target::Address(_) => address,
     }

@@ -111,11 +111,8 @@ mod tests {
              10.0.0.4\n\
              10.0.0.5 bad/name good.\n",
         );
-        let of = |name: &str| {
-            table
-                .get(name)
-                .map(|ips| ips.iter().map(ToString::to_string).collect::<Vec<_>>())
-        };
+        let of =
+            |name: &str| table.get(name).map(|ips| ips.iter().map(ToString::to_string).collect::<Vec<_>>());
         for (name, expected) in [
             ("localhost", Some(vec!["127.0.0.1"])),
             ("commented", None),

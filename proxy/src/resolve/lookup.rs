@@ -51,18 +51,12 @@ impl Lookup {
             }
         };
         timeout(LOOKUP_TIMEOUT, asking).await.unwrap_or_else(|_| {
-            Outcome::Failed(failure(
-                target,
-                format!("no answer within {LOOKUP_TIMEOUT:?}"),
-            ))
+            Outcome::Failed(failure(target, format!("no answer within {LOOKUP_TIMEOUT:?}")))
         })
     }
 
     async fn name(&self, host: &Arc<str>, port: u16) -> Outcome {
-        let target = Target::Name {
-            host: host.clone(),
-            port,
-        };
+        let target = Target::Name { host: host.clone(), port };
         if let Some(name) = search::name(host)
             && let Some(addresses) = self.plain.hosts.table().get(&name)
         {
@@ -110,10 +104,9 @@ impl Lookup {
             return absent(&target, NEGATIVE_UNSTATED);
         };
         let told = match &self.directory {
-            Some(directory) if self.within_services(&full).is_some() => directory
-                .strings(&full)
-                .await
-                .map(|told| self.told(directory, &full, &told)),
+            Some(directory) if self.within_services(&full).is_some() => {
+                directory.strings(&full).await.map(|told| self.told(directory, &full, &told))
+            }
             _ => Err(Miss::absent(None)),
         };
         match told {
@@ -149,13 +142,8 @@ impl Lookup {
             return Outcome::Found(found.sift(&belief));
         };
         // The reverse name has the strings of every port of the service; those of the dialled one are at its own name.
-        let name = format!(
-            "{}.{}.svc.{}",
-            service.name, service.namespace, self.cluster_domain
-        );
-        let port = directory
-            .service(dialled.port(), &service.name, &service.namespace)
-            .await;
+        let name = format!("{}.{}.svc.{}", service.name, service.namespace, self.cluster_domain);
+        let port = directory.service(dialled.port(), &service.name, &service.namespace).await;
         match port {
             Ok(told) => Outcome::Found(self.told(directory, &name, &told)),
             Err(Miss::Absent { valid_for }) => {
@@ -262,8 +250,7 @@ impl Lookup {
 
     /// What stands before `.svc.<cluster domain>`.
     fn within_services<'a>(&self, name: &'a str) -> Option<&'a str> {
-        name.strip_suffix(&*self.cluster_domain)?
-            .strip_suffix(".svc.")
+        name.strip_suffix(&*self.cluster_domain)?.strip_suffix(".svc.")
     }
 
     fn place<'a>(&self, name: &'a str) -> Place<'a> {
@@ -271,8 +258,7 @@ impl Lookup {
             return Place::Elsewhere;
         };
         let mut labels = within.rsplitn(4, '.');
-        let (namespace, service, pod, more) =
-            (labels.next(), labels.next(), labels.next(), labels.next());
+        let (namespace, service, pod, more) = (labels.next(), labels.next(), labels.next(), labels.next());
         match (namespace, service, pod, more) {
             (Some(namespace), Some(service), None, None) => Place::Service { service, namespace },
             (_, Some(_), Some(_), None) => Place::Pod,
@@ -285,19 +271,12 @@ impl Lookup {
 /// sidecar takes all ports, so if one of them is meshed this one is; but a pod that declares only exempt ones says nothing
 /// about the others.
 fn pod_endpoint(directory: &Directory, told: &Told, address: SocketAddr) -> ResolvedEndpoint {
-    let of_pod = || {
-        told.endpoints
-            .iter()
-            .filter(|record| record.address.ip().to_canonical() == address.ip())
-    };
+    let of_pod = || told.endpoints.iter().filter(|record| record.address.ip().to_canonical() == address.ip());
     let declared = of_pod()
         .find(|record| record.address.port() == address.port())
         .or_else(|| of_pod().find(|record| record.address.port() == 0));
     if let Some(record) = declared {
-        return ResolvedEndpoint {
-            address,
-            ..directory.endpoint(record)
-        };
+        return ResolvedEndpoint { address, ..directory.endpoint(record) };
     }
     let meshed = of_pod().any(|record| record.mesh);
     ResolvedEndpoint {
@@ -309,14 +288,7 @@ fn pod_endpoint(directory: &Directory, told: &Told, address: SocketAddr) -> Reso
 }
 
 fn plain_endpoint(address: SocketAddr) -> ResolvedEndpoint {
-    ResolvedEndpoint {
-        address,
-        weight: 1,
-        zone: None,
-        mesh: None,
-        identity: None,
-        opaque: false,
-    }
+    ResolvedEndpoint { address, weight: 1, zone: None, mesh: None, identity: None, opaque: false }
 }
 
 /// An answer in the making, whose addresses are not yet believed.
@@ -392,15 +364,9 @@ fn missed(target: &Target, miss: Miss) -> Outcome {
 }
 
 fn absent(target: &Target, valid_for: Duration) -> Outcome {
-    Outcome::Absent {
-        error: LookupError::NotFound(target.to_string().into()),
-        valid_for,
-    }
+    Outcome::Absent { error: LookupError::NotFound(target.to_string().into()), valid_for }
 }
 
 fn failure(target: &Target, reason: String) -> LookupError {
-    LookupError::Failed {
-        target: target.to_string().into(),
-        reason,
-    }
+    LookupError::Failed { target: target.to_string().into(), reason }
 }

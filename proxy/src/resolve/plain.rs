@@ -18,9 +18,8 @@ pub(super) struct Plain {
 impl Plain {
     /// The addresses of a server of the mesh, which proves itself: a lie in them can only keep it from being found.
     pub(super) async fn server_addresses(&self, host: &str) -> Result<Vec<IpAddr>, Miss> {
-        if let Some(addresses) = search::name(host)
-            .as_deref()
-            .and_then(|name| self.hosts.table().get(name).map(<[_]>::to_vec))
+        if let Some(addresses) =
+            search::name(host).as_deref().and_then(|name| self.hosts.table().get(name).map(<[_]>::to_vec))
         {
             return Ok(addresses);
         }

@@ -19,11 +19,7 @@ impl ResolvConf {
     /// Reads the text by resolv.conf(5): the last of `search` and `domain` wins, `#` and `;` start a comment, and what is
     /// not understood is passed over.
     pub(super) fn parse(text: &str) -> Self {
-        let mut conf = Self {
-            servers: Vec::new(),
-            search: Vec::new(),
-            ndots: 1,
-        };
+        let mut conf = Self { servers: Vec::new(), search: Vec::new(), ndots: 1 };
         for line in text.lines() {
             let line = line.split(['#', ';']).next().unwrap_or_default();
             let mut words = line.split_ascii_whitespace();
@@ -34,9 +30,7 @@ impl ResolvConf {
                     }
                 }
                 Some("search") => conf.search = words.map(str::to_owned).collect(),
-                Some("domain") => {
-                    conf.search = words.next().map(str::to_owned).into_iter().collect()
-                }
+                Some("domain") => conf.search = words.next().map(str::to_owned).into_iter().collect(),
                 Some("options") => {
                     let ndots = words
                         .filter_map(|word| word.strip_prefix("ndots:"))
@@ -62,11 +56,7 @@ pub(super) struct Search {
 }
 
 impl Search {
-    pub(super) fn new(
-        domains: &[String],
-        ndots: usize,
-        cluster_domain: &str,
-    ) -> Result<Self, ResolveError> {
+    pub(super) fn new(domains: &[String], ndots: usize, cluster_domain: &str) -> Result<Self, ResolveError> {
         let domains = domains
             .iter()
             .filter(|domain| domain.as_str() != ".")
@@ -75,11 +65,7 @@ impl Search {
             .collect::<Result<_, _>>()?;
         let cluster_domain =
             name(cluster_domain).ok_or_else(|| ResolveError::Domain(cluster_domain.to_owned()))?;
-        Ok(Self {
-            domains,
-            ndots,
-            cluster_suffix: format!(".{cluster_domain}"),
-        })
+        Ok(Self { domains, ndots, cluster_suffix: format!(".{cluster_domain}") })
     }
 
     /// The full names that a host may stand for, in the order in which the C library would ask for them. None for an
@@ -118,9 +104,7 @@ pub(super) fn name(text: &str) -> Option<String> {
     let text = text.strip_suffix('.').unwrap_or(text);
     let label_is_good = |label: &str| {
         (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
     (text.len() <= 253 && text.split('.').all(label_is_good)).then(|| text.to_ascii_lowercase())
 }
@@ -136,11 +120,7 @@ mod tests {
             (
                 "search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n",
                 vec!["10.96.0.10:53"],
-                vec![
-                    "shop.svc.cluster.local",
-                    "svc.cluster.local",
-                    "cluster.local",
-                ],
+                vec!["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"],
                 5,
             ),
             (
@@ -169,16 +149,7 @@ mod tests {
         let domains = ["shop.svc.cluster.local", "svc.cluster.local", "lan."].map(str::to_owned);
         let search = |ndots| Search::new(&domains, ndots, "cluster.local").unwrap();
         let table: [(&str, usize, &[&str]); 12] = [
-            (
-                "api",
-                5,
-                &[
-                    "api.shop.svc.cluster.local",
-                    "api.svc.cluster.local",
-                    "api.lan",
-                    "api",
-                ],
-            ),
+            ("api", 5, &["api.shop.svc.cluster.local", "api.svc.cluster.local", "api.lan", "api"]),
             (
                 "API.Other",
                 5,
@@ -201,11 +172,7 @@ mod tests {
             ),
             ("api.", 5, &["api"]),
             ("example.com.", 5, &["example.com"]),
-            (
-                "api.shop.svc.cluster.local",
-                5,
-                &["api.shop.svc.cluster.local"],
-            ),
+            ("api.shop.svc.cluster.local", 5, &["api.shop.svc.cluster.local"]),
             ("10.1.2.3", 5, &[]),
             ("::1", 5, &[]),
             ("[::1]", 5, &[]),
@@ -221,13 +188,7 @@ mod tests {
     #[test]
     fn a_candidate_longer_than_dns_allows_is_left_out() {
         let search = Search::new(&["lan".to_owned()], 1, "cluster.local").unwrap();
-        let host = [
-            "a".repeat(63),
-            "b".repeat(63),
-            "c".repeat(63),
-            "d".repeat(60),
-        ]
-        .join(".");
+        let host = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(60)].join(".");
         assert_eq!(search.candidates(&host), std::slice::from_ref(&host));
         assert!(search.candidates(&"a".repeat(64)).is_empty());
     }

@@ -77,11 +77,7 @@ impl State {
         self.confirmed = Some(now);
         let unchanged = self.answer.as_ref().is_some_and(|last| {
             let valid_for = last.valid_for;
-            **last
-                == Answer {
-                    valid_for,
-                    ..answer.clone()
-                }
+            **last == Answer { valid_for, ..answer.clone() }
         });
         if !unchanged {
             self.answer = Some(Arc::new(answer));
@@ -138,10 +134,7 @@ mod tests {
     }
 
     fn failed() -> LookupError {
-        LookupError::Failed {
-            target: "api.example:80".into(),
-            reason: "no answer".into(),
-        }
+        LookupError::Failed { target: "api.example:80".into(), reason: "no answer".into() }
     }
 
     fn absent() -> Outcome {
@@ -160,10 +153,8 @@ mod tests {
     fn an_answer_is_asked_for_again_before_it_ends() {
         let mut state = State::default();
         for seconds in [1, 5, 60] {
-            let step = state.absorb(
-                Outcome::Found(answer(Source::Dns, "10.0.0.1:80", seconds)),
-                Instant::now(),
-            );
+            let step =
+                state.absorb(Outcome::Found(answer(Source::Dns, "10.0.0.1:80", seconds)), Instant::now());
             let life = Duration::from_secs(seconds);
             assert!(step.again_in < life && step.again_in >= life.mul_f64(0.7));
             assert!(step.snapshot.error.is_none());
@@ -177,10 +168,7 @@ mod tests {
         state.absorb(Outcome::Found(answer(Source::Dns, "10.0.0.1:80", 5)), start);
         let mut pauses = Vec::new();
         for failure in 1..=8 {
-            let step = state.absorb(
-                Outcome::Failed(failed()),
-                start + Duration::from_secs(failure * 3600),
-            );
+            let step = state.absorb(Outcome::Failed(failed()), start + Duration::from_secs(failure * 3600));
             assert_eq!(first_address(&step).as_deref(), Some("10.0.0.1:80"));
             assert_eq!(step.snapshot.refreshed, start);
             assert!(step.snapshot.error.is_some());
@@ -194,10 +182,7 @@ mod tests {
         assert_eq!(step.snapshot.refreshed, later);
         assert!(step.snapshot.error.is_none());
         let step = state.absorb(Outcome::Failed(failed()), later);
-        assert!(
-            step.again_in <= RETRY.0,
-            "a success begins the backoff anew"
-        );
+        assert!(step.again_in <= RETRY.0, "a success begins the backoff anew");
     }
 
     #[test]
@@ -227,10 +212,7 @@ mod tests {
         assert_eq!(first_address(&step).as_deref(), Some("10.0.0.9:80"));
         assert!(step.snapshot.error.is_some());
 
-        state.absorb(
-            Outcome::Found(answer(Source::Mesh, "10.0.0.1:80", 5)),
-            start,
-        );
+        state.absorb(Outcome::Found(answer(Source::Mesh, "10.0.0.1:80", 5)), start);
         let step = state.absorb(degraded(), start + Duration::from_secs(5));
         assert_eq!(first_address(&step).as_deref(), Some("10.0.0.1:80"));
         assert!(step.snapshot.error.is_some());
@@ -243,10 +225,7 @@ mod tests {
         let mut state = State::default();
         let first = state.absorb(Outcome::Found(answer(Source::Dns, "10.0.0.1:80", 5)), start);
         let second = state.absorb(Outcome::Found(answer(Source::Dns, "10.0.0.1:80", 4)), start);
-        let (first, second) = (
-            first.snapshot.answer.unwrap(),
-            second.snapshot.answer.unwrap(),
-        );
+        let (first, second) = (first.snapshot.answer.unwrap(), second.snapshot.answer.unwrap());
         assert!(Arc::ptr_eq(&first, &second));
     }
 }

@@ -84,7 +84,8 @@ fn matches(alternative: &RouteMatch, method: &Method, path: &str) -> bool {
             path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         }
     };
-    path_matches && (alternative.methods.is_empty() || alternative.methods.iter().any(|m| m == method.as_str()))
+    path_matches
+        && (alternative.methods.is_empty() || alternative.methods.iter().any(|m| m == method.as_str()))
 }
 
 #[cfg(test)]

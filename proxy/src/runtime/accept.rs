@@ -153,8 +153,14 @@ impl Acceptor {
                 Ok((stream, client)) => self.place(stream, ClientAddress(client)),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!("can't accept connections for a moment: {error}; raise the limit on open files");
-                    self.worker.shared.metrics.connections_refused.inc([self.direction.as_str(), "exhausted"]);
+                    tracing::warn!(
+                        "can't accept connections for a moment: {error}; raise the limit on open files"
+                    );
+                    self.worker
+                        .shared
+                        .metrics
+                        .connections_refused
+                        .inc([self.direction.as_str(), "exhausted"]);
                     tokio::time::sleep(EXHAUSTED).await;
                 }
             }
@@ -223,6 +229,8 @@ impl Drop for Counted {
 
 /// Errors about the one connection that was to be accepted, not about this process.
 fn is_of_one_connection(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted, WouldBlock};
+    use std::io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted, WouldBlock,
+    };
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted | WouldBlock)
 }

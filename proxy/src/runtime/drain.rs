@@ -59,7 +59,11 @@ pub(super) struct Drain<'a> {
 
 impl Drain<'_> {
     /// Waits for a reason to stop, and stops. SIGHUP opens the access log anew.
-    pub(super) async fn until_ended(mut self, limit: Duration, access_log: &AccessLog) -> std::io::Result<Ended> {
+    pub(super) async fn until_ended(
+        mut self,
+        limit: Duration,
+        access_log: &AccessLog,
+    ) -> std::io::Result<Ended> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hang_up = signal(SignalKind::hangup())?;

@@ -28,7 +28,8 @@ impl ConfigInForce {
     /// Reads the file, if there is one, and puts the command line on top.
     pub(super) fn load(file: Option<PathBuf>, overlay: Overlay) -> Result<(Self, Changes), RunError> {
         // Watched before it is read: a change in between is then read again.
-        let changes = file.as_ref().map(|file| outrigger_ca::file_watch::watch([file.clone()])).transpose()?;
+        let changes =
+            file.as_ref().map(|file| outrigger_ca::file_watch::watch([file.clone()])).transpose()?;
         let config = read(file.as_deref(), &overlay)?;
         let in_force = Self {
             file,

@@ -109,7 +109,9 @@ pub enum RunError {
     )]
     NoCertificateSource,
     /// A file source without roots.
-    #[error("a certificate from files needs --trust-bundle FILE (identity.trustBundle): the roots to verify peers by")]
+    #[error(
+        "a certificate from files needs --trust-bundle FILE (identity.trustBundle): the roots to verify peers by"
+    )]
     NoTrustBundle,
     /// A port.
     #[error(transparent)]
@@ -174,9 +176,11 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     let handed_in = &mut settings.handed_in;
     let listeners = listeners(first.workers(), ports, handed_in)?;
     let draining = Arc::new(AtomicBool::new(false));
-    let ready = report::Readiness { shared: shared.clone(), status: status.clone(), draining: draining.clone() };
+    let ready =
+        report::Readiness { shared: shared.clone(), status: status.clone(), draining: draining.clone() };
     let (stop, stopping) = drain::requests();
-    let sources = Arc::new(report::sources(&ready, &config, &metrics, &stop, settings.version, settings.set_log_level));
+    let sources =
+        Arc::new(report::sources(&ready, &config, &metrics, &stop, settings.version, settings.set_log_level));
     for role in [Role::Admin, Role::Metrics, Role::Health] {
         for listener in sockets(role, ports, handed_in)? {
             let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -197,7 +201,8 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     }
     tokio::spawn(config.keep_reloaded(config_changes, shared.clone(), metrics.clone()));
     tracing::info!("outrigger {} is listening", settings.version);
-    let drain = drain::Drain { shared: &shared, drain_inbound, drain_outbound, phase, draining, stopping, accepting };
+    let drain =
+        drain::Drain { shared: &shared, drain_inbound, drain_outbound, phase, draining, stopping, accepting };
     let ended = drain.until_ended(first.drain_timeout(), &access_log).await?;
     for worker in workers {
         if worker.join().is_err() {

@@ -137,7 +137,9 @@ fn all_upstreams(shared: &Shared) -> Value {
         .directory
         .upstreams()
         .iter()
-        .map(|(name, (upstream, snapshot))| (name.to_string(), one_upstream(upstream, snapshot.as_deref(), now)))
+        .map(|(name, (upstream, snapshot))| {
+            (name.to_string(), one_upstream(upstream, snapshot.as_deref(), now))
+        })
         .collect::<serde_json::Map<_, _>>()
         .into()
 }

@@ -282,9 +282,7 @@ impl Shared {
             }
             return Ok(None);
         }
-        Ok(by_dns
-            .filter(|_| is_its_address)
-            .map(|upstream| Destination { upstream, routed_host: None }))
+        Ok(by_dns.filter(|_| is_its_address).map(|upstream| Destination { upstream, routed_host: None }))
     }
 
     /// The destination by the address alone.
@@ -407,12 +405,8 @@ impl Shared {
         if made.len() >= MAX_ON_DEMAND {
             self.evict(&mut made);
         }
-        let kept = Made {
-            upstream: upstream.clone(),
-            recipe: recipe.clone(),
-            followed: followed.clone(),
-            refresh,
-        };
+        let kept =
+            Made { upstream: upstream.clone(), recipe: recipe.clone(), followed: followed.clone(), refresh };
         made.insert(key, kept);
         (upstream, recipe, followed)
     }

@@ -9,7 +9,7 @@ use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
 use super::Upstream;
-use super::connect::{Connected, ConnectError, Counted};
+use super::connect::{ConnectError, Connected, Counted};
 use super::pool::{ConnectionPlace, EndpointPool, Pending};
 use crate::identity::Peer;
 use crate::net::{Body, MeshProtocol};
@@ -59,9 +59,7 @@ impl EndpointPool {
             if sender.is_ready() {
                 return Ok(self.http1_lease(upstream, sender, None, true));
             }
-            // The end of its last response may not be taken in yet: one turn of the runtime is enough for that.
-            tokio::task::yield_now().await;
-            if sender.is_ready() {
+            if let Some(sender) = Box::pin(after_a_turn(sender)).await {
                 return Ok(self.http1_lease(upstream, sender, None, true));
             }
         }
@@ -143,6 +141,12 @@ impl EndpointPool {
         });
         Ok((sender, peer, of_lease))
     }
+}
+
+/// The end of its last response may not be taken in yet: one turn of the runtime is enough for that.
+async fn after_a_turn(sender: SendRequest<Body>) -> Option<SendRequest<Body>> {
+    tokio::task::yield_now().await;
+    sender.is_ready().then_some(sender)
 }
 
 impl Http1Idle {

@@ -39,11 +39,7 @@ impl Load {
     /// What a new request would meet here; comparable between endpoints.
     pub(super) fn cost(&self, now: Instant) -> f64 {
         let average = f64::from_bits(self.average.load(Relaxed));
-        let average = if average == 0.0 {
-            UNKNOWN_SECONDS
-        } else {
-            average * self.decay(now)
-        };
+        let average = if average == 0.0 { UNKNOWN_SECONDS } else { average * self.decay(now) };
         average.max(f64::MIN_POSITIVE) * f64::from(self.in_flight.load(Relaxed) + 1)
     }
 

@@ -15,9 +15,9 @@ use outrigger_ca::SpiffeId;
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::connect::{Connected, ConnectError, Counted, Transport};
-use super::pool::{EndpointPool, Pending};
 use super::Upstream;
+use super::connect::{ConnectError, Connected, Counted, Transport};
+use super::pool::{EndpointPool, Pending};
 use crate::net::MeshProtocol;
 
 /// Requests on a connection beyond which another one is opened: one TLS stream then keeps a core busy.
@@ -167,7 +167,8 @@ impl EndpointPool {
     }
 
     async fn open(self: &Rc<Self>, upstream: &Upstream, counted: Counted) -> Result<(), ConnectError> {
-        let Connected { transport, peer, counted } = self.connect(upstream, counted, MeshProtocol::H2).await?;
+        let Connected { transport, peer, counted } =
+            self.connect(upstream, counted, MeshProtocol::H2).await?;
         let handshake = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -210,7 +211,9 @@ impl Drop for EndAttempt {
     fn drop(&mut self) {
         if !self.attempt.ended.replace(true) {
             let address = self.pool.endpoint.address;
-            self.attempt.error.replace(Some(ConnectError::Protocol(address, "connecting was interrupted".into())));
+            self.attempt
+                .error
+                .replace(Some(ConnectError::Protocol(address, "connecting was interrupted".into())));
         }
         self.pool.multiplexed.attempt.replace(None);
         self.attempt.done.notify_waiters();

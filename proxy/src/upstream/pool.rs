@@ -115,7 +115,8 @@ impl EndpointPool {
         upstream: &Arc<Upstream>,
     ) -> Result<(Transport, Option<Peer>, ConnectionPlace), ConnectError> {
         let counted = Counted::take(upstream).ok_or_else(|| Pending::no_connection(upstream))?;
-        let Connected { transport, peer, counted } = self.connect(upstream, counted, MeshProtocol::Tcp).await?;
+        let Connected { transport, peer, counted } =
+            self.connect(upstream, counted, MeshProtocol::Tcp).await?;
         Ok((transport, peer, ConnectionPlace(counted)))
     }
 }

@@ -53,7 +53,11 @@ pub(super) enum Source {
 
 impl Recipe {
     /// An upstream of the config. `port` is the one that was dialled.
-    pub(super) fn configured(name: &str, upstream: &config::Upstream, port: u16) -> Result<Self, RecipeError> {
+    pub(super) fn configured(
+        name: &str,
+        upstream: &config::Upstream,
+        port: u16,
+    ) -> Result<Self, RecipeError> {
         let tls = match &upstream.tls {
             None | Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh)) => None,
             Some(UpstreamTls::Mode(UpstreamTlsMode::None)) => Some(Security::Plain),
@@ -66,9 +70,10 @@ impl Recipe {
         let pinned = match upstream.identity.as_deref() {
             None => Pinned::No,
             Some("any") => Pinned::Any,
-            Some(id) => Pinned::Exactly(id.parse::<SpiffeId>().map_err(|error| {
-                RecipeError::Identity(name.into(), id.into(), error.to_string())
-            })?),
+            Some(id) => Pinned::Exactly(
+                id.parse::<SpiffeId>()
+                    .map_err(|error| RecipeError::Identity(name.into(), id.into(), error.to_string()))?,
+            ),
         };
         let host = upstream.hosts.first().map(|host| Arc::from(host.to_ascii_lowercase()));
         let source = match &upstream.discovery {
@@ -130,7 +135,9 @@ impl Recipe {
                 None => (Vec::new(), None),
             },
             // A VIP has no listener: its service's own upstream is used.
-            Source::Dialled(address) if answer.is_some_and(|a| a.vips.contains(&address.ip())) => (Vec::new(), None),
+            Source::Dialled(address) if answer.is_some_and(|a| a.vips.contains(&address.ip())) => {
+                (Vec::new(), None)
+            }
             Source::Dialled(address) => {
                 let known = answer.and_then(|answer| answer.endpoints.iter().find(|e| e.address == *address));
                 (vec![known.cloned().unwrap_or_else(|| unknown(*address))], None)
@@ -212,7 +219,10 @@ mod tests {
 
     #[test]
     fn the_service_is_read_out_of_an_srv_name() {
-        assert_eq!(strip_service_labels("_8080._tcp.api.shop.svc.cluster.local"), "api.shop.svc.cluster.local");
+        assert_eq!(
+            strip_service_labels("_8080._tcp.api.shop.svc.cluster.local"),
+            "api.shop.svc.cluster.local"
+        );
         assert_eq!(strip_service_labels("api.shop"), "api.shop");
         assert_eq!(strip_service_labels("_x"), "_x");
     }

@@ -194,7 +194,8 @@ mod tests {
         endpoint: &ResolvedEndpoint,
         undiscovered: bool,
     ) -> String {
-        let claims = Claims { tls: None, mesh: false, pinned: &Pinned::No, name, namespace: None, undiscovered };
+        let claims =
+            Claims { tls: None, mesh: false, pinned: &Pinned::No, name, namespace: None, undiscovered };
         match rules.decide(&claims, endpoint) {
             Security::Plain => "plain".into(),
             Security::Mesh(expected) => format!("mesh {expected}"),
@@ -210,14 +211,20 @@ mod tests {
         let api = Some("api.shop.svc.cluster.local");
         let cases = [
             // A name of the mesh: the namespace in the name is expected.
-            (api, "10.1.0.1:80", None, None, "mesh spiffe://cluster.local/ns/shop/*"),
+            (api, "10.1.0.1:80", None, None, "mesh spiffe://cluster.local/ns/shop/sa/*"),
             // Discovery names the account.
             (api, "10.1.0.1:80", Some(true), Some("api"), "mesh spiffe://cluster.local/ns/shop/sa/api"),
             // Discovery says: no sidecar.
             (api, "10.1.0.1:80", Some(false), None, "plain"),
             // Listed as unmeshed, on that port only.
             (Some("legacy.shop.svc.cluster.local"), "10.1.0.1:80", None, None, "plain"),
-            (Some("legacy.shop.svc.cluster.local"), "10.1.0.1:81", None, None, "mesh spiffe://cluster.local/ns/shop/*"),
+            (
+                Some("legacy.shop.svc.cluster.local"),
+                "10.1.0.1:81",
+                None,
+                None,
+                "mesh spiffe://cluster.local/ns/shop/sa/*",
+            ),
             // No name: the address decides, and without an identity nothing is sent.
             (None, "10.77.0.3:80", None, None, "refused"),
             (None, "10.77.0.3:80", Some(true), Some("api"), "mesh spiffe://cluster.local/ns/shop/sa/api"),
@@ -240,7 +247,7 @@ mod tests {
         let api = Some("api.shop.svc.cluster.local");
         let unknown = endpoint("10.1.0.1:80", None, None);
         assert_eq!(decide_when(&rules, api, &unknown, false), "plain");
-        assert_eq!(decide_when(&rules, api, &unknown, true), "mesh spiffe://cluster.local/ns/shop/*");
+        assert_eq!(decide_when(&rules, api, &unknown, true), "mesh spiffe://cluster.local/ns/shop/sa/*");
         assert!(rules.is_discoverys("api.shop.svc.cluster.local"));
         assert!(!rules.is_discoverys("example.com"));
     }

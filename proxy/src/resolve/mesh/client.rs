@@ -45,12 +45,7 @@ impl Client {
     /// Asks, and waits for the answer at most 2 s.
     pub(super) async fn ask(&self, name: Name, kind: RecordType) -> Result<Message, MeshError> {
         let (reply, answer) = oneshot::channel();
-        let ask = Ask {
-            name,
-            kind,
-            reply,
-            sent_before: false,
-        };
+        let ask = Ask { name, kind, reply, sent_before: false };
         self.queue.try_send(ask).map_err(|_| MeshError::Busy)?;
         match timeout(ANSWER_TIMEOUT, answer).await {
             Ok(Ok(answer)) => answer,
@@ -87,10 +82,7 @@ async fn run(server: Server, mut asks: mpsc::Receiver<Ask>) {
                 if ended.answered {
                     trouble.over(address);
                 } else {
-                    trouble.met(MeshError::Connect {
-                        address,
-                        reason: ended.reason.clone(),
-                    });
+                    trouble.met(MeshError::Connect { address, reason: ended.reason.clone() });
                 }
                 waiting = ended.left_over(&trouble);
             }
@@ -123,10 +115,7 @@ impl Trouble {
         let pause = if error == MeshError::NoCertificate {
             Duration::ZERO
         } else {
-            let longest = BACKOFF
-                .0
-                .saturating_mul(1 << self.failures.min(10))
-                .min(BACKOFF.1);
+            let longest = BACKOFF.0.saturating_mul(1 << self.failures.min(10)).min(BACKOFF.1);
             longest.mul_f64(rand::random_range(0.5..=1.0))
         };
         self.failures = self.failures.saturating_add(1);
@@ -170,9 +159,7 @@ impl Ended {
                 ask.sent_before = true;
                 again.push_back(ask);
             } else {
-                let error = trouble
-                    .pause()
-                    .unwrap_or_else(|| MeshError::Ended(self.reason.clone()));
+                let error = trouble.pause().unwrap_or_else(|| MeshError::Ended(self.reason.clone()));
                 let _ = ask.reply.send(Err(error));
             }
         }

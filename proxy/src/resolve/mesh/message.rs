@@ -32,9 +32,7 @@ pub(super) fn take_message(received: &mut BytesMut) -> Result<Option<Message>, S
     }
     received.advance(2);
     let message = received.split_to(length);
-    Message::from_vec(&message)
-        .map(Some)
-        .map_err(|error| format!("not a DNS message: {error}"))
+    Message::from_vec(&message).map(Some).map_err(|error| format!("not a DNS message: {error}"))
 }
 
 /// Records of the type and at the name that were asked for.
@@ -48,11 +46,8 @@ pub(super) struct Answer {
 /// other code is a failure. An answer without authority is what the server heard from ordinary DNS, to which it may
 /// forward: discovery itself knows nothing of the name, whatever the answer says.
 pub(super) fn read_answer(message: Message, name: &Name, kind: RecordType) -> Result<Answer, Miss> {
-    let failed = |what: String| {
-        Miss::Failed(format!(
-            "the mesh's discovery answered {kind} of {name} {what}"
-        ))
-    };
+    let failed =
+        |what: String| Miss::Failed(format!("the mesh's discovery answered {kind} of {name} {what}"));
     let question = message.queries.first();
     if !question.is_some_and(|query| query.name() == name && query.query_type() == kind) {
         return Err(failed("with another question's answer".to_owned()));
@@ -60,13 +55,10 @@ pub(super) fn read_answer(message: Message, name: &Name, kind: RecordType) -> Re
     if message.metadata.truncation {
         return Err(failed("in part only".to_owned()));
     }
-    let negative_ttl = message
-        .authorities
-        .iter()
-        .find_map(|record| match &record.data {
-            RData::SOA(soa) => Some(soa.minimum.min(record.ttl)),
-            _ => None,
-        });
+    let negative_ttl = message.authorities.iter().find_map(|record| match &record.data {
+        RData::SOA(soa) => Some(soa.minimum.min(record.ttl)),
+        _ => None,
+    });
     match message.metadata.response_code {
         ResponseCode::NoError => {}
         ResponseCode::NXDomain => return Err(Miss::absent(negative_ttl)),
@@ -75,10 +67,7 @@ pub(super) fn read_answer(message: Message, name: &Name, kind: RecordType) -> Re
     if !message.metadata.authoritative {
         return Err(Miss::absent(negative_ttl));
     }
-    let mut answer = Answer {
-        data: Vec::new(),
-        ttl_seconds: u32::MAX,
-    };
+    let mut answer = Answer { data: Vec::new(), ttl_seconds: u32::MAX };
     for record in message.answers {
         if record.name == *name && record.data.record_type() == kind {
             answer.ttl_seconds = answer.ttl_seconds.min(record.ttl);
@@ -115,11 +104,7 @@ mod tests {
     }
 
     fn txt(owner: &str, ttl: u32, text: &str) -> Record {
-        Record::from_rdata(
-            name(owner),
-            ttl,
-            RData::TXT(TXT::new(vec![text.to_owned()])),
-        )
+        Record::from_rdata(name(owner), ttl, RData::TXT(TXT::new(vec![text.to_owned()])))
     }
 
     #[test]
@@ -147,9 +132,7 @@ mod tests {
     #[test]
     fn only_a_definite_no_is_one() {
         let read = |message| read_answer(message, &name("a.example"), RecordType::TXT);
-        let absent = |seconds| Miss::Absent {
-            valid_for: Duration::from_secs(seconds),
-        };
+        let absent = |seconds| Miss::Absent { valid_for: Duration::from_secs(seconds) };
 
         let gone = response("A.example", ResponseCode::NXDomain);
         assert_eq!(read(gone).unwrap_err(), absent(5));
@@ -162,11 +145,7 @@ mod tests {
         let empty = response("a.example", ResponseCode::NoError);
         assert_eq!(read(empty).unwrap_err(), absent(5));
 
-        for code in [
-            ResponseCode::ServFail,
-            ResponseCode::Refused,
-            ResponseCode::FormErr,
-        ] {
+        for code in [ResponseCode::ServFail, ResponseCode::Refused, ResponseCode::FormErr] {
             let failed = read(response("a.example", code)).unwrap_err();
             assert!(matches!(failed, Miss::Failed(_)), "{code}");
         }

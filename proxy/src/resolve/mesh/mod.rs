@@ -47,20 +47,11 @@ impl Directory {
             ExpectedIdentity::Namespace { trust_domain, .. }
             | ExpectedIdentity::TrustDomain(trust_domain) => trust_domain.clone(),
         };
-        Self {
-            client: Client::start(server),
-            trust_domain,
-            cluster_domain,
-        }
+        Self { client: Client::start(server), trust_domain, cluster_domain }
     }
 
     /// The endpoints behind a port of a service.
-    pub(super) async fn service(
-        &self,
-        port: u16,
-        service: &str,
-        namespace: &str,
-    ) -> Result<Told, Miss> {
+    pub(super) async fn service(&self, port: u16, service: &str, namespace: &str) -> Result<Told, Miss> {
         let name = records::service_query(port, service, namespace, &self.cluster_domain);
         self.strings(&name).await
     }
@@ -73,11 +64,7 @@ impl Directory {
     /// The TXT strings at a name.
     pub(super) async fn strings(&self, name: &str) -> Result<Told, Miss> {
         let (answers, valid_for) = self.records(name, RecordType::TXT).await?;
-        let mut told = Told {
-            endpoints: Vec::new(),
-            services: Vec::new(),
-            valid_for,
-        };
+        let mut told = Told { endpoints: Vec::new(), services: Vec::new(), valid_for };
         let strings = answers.iter().filter_map(|data| match data {
             RData::TXT(txt) => Some(txt.txt_data.iter()),
             _ => None,
@@ -117,11 +104,7 @@ impl Directory {
                 Err(failed) => Err(failed),
             }
         };
-        let (v4, v6) = join(
-            ask(families.v4, RecordType::A),
-            ask(families.v6, RecordType::AAAA),
-        )
-        .await;
+        let (v4, v6) = join(ask(families.v4, RecordType::A), ask(families.v6, RecordType::AAAA)).await;
         let ((v4, v4_ttl), (v6, v6_ttl)) = (v4?, v6?);
         let ttl = v4_ttl.into_iter().chain(v6_ttl).min();
         let addresses: Vec<IpAddr> = v4.iter().chain(&v6).filter_map(RData::ip_addr).collect();
@@ -145,21 +128,13 @@ impl Directory {
 
     /// The account that a record names.
     pub(super) fn identity(&self, record: &EndpointRecord) -> Option<SpiffeId> {
-        SpiffeId::new(
-            &self.trust_domain,
-            &record.namespace,
-            &record.service_account,
-        )
-        .ok()
+        SpiffeId::new(&self.trust_domain, &record.namespace, &record.service_account).ok()
     }
 
     async fn records(&self, name: &str, kind: RecordType) -> Result<(Vec<RData>, Duration), Miss> {
         let asked = full_name(name)?;
-        let answer = self
-            .client
-            .ask(asked.clone(), kind)
-            .await
-            .map_err(|error| Miss::Failed(error.to_string()))?;
+        let answer =
+            self.client.ask(asked.clone(), kind).await.map_err(|error| Miss::Failed(error.to_string()))?;
         let answer = message::read_answer(answer, &asked, kind)?;
         Ok((answer.data, positive_ttl(answer.ttl_seconds)))
     }

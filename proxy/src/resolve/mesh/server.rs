@@ -73,13 +73,7 @@ impl Server {
     ) -> Result<Self, ResolveError> {
         let (host, port) = host_and_port(&settings.address)
             .ok_or_else(|| ResolveError::MeshServer(settings.address.clone()))?;
-        Ok(Self {
-            settings,
-            host,
-            port,
-            mark,
-            plain,
-        })
+        Ok(Self { settings, host, port, mark, plain })
     }
 
     pub(super) fn expected(&self) -> &ExpectedIdentity {
@@ -105,11 +99,7 @@ impl Server {
             last = match timeout(CONNECT_TIMEOUT, self.open(&connector, address)).await {
                 Ok(Ok(stream)) => match self.check(address, &stream) {
                     Ok(ends) => {
-                        return Ok(Connection {
-                            stream,
-                            address,
-                            ends,
-                        });
+                        return Ok(Connection { stream, address, ends });
                     }
                     Err(error) => error,
                 },
@@ -124,10 +114,7 @@ impl Server {
         if let Ok(ip) = self.host.parse() {
             return Ok(vec![ip]);
         }
-        let failed = |reason: String| MeshError::Address {
-            server: self.settings.address.clone(),
-            reason,
-        };
+        let failed = |reason: String| MeshError::Address { server: self.settings.address.clone(), reason };
         match self.plain.server_addresses(&self.host).await {
             Ok(mut addresses) => {
                 addresses.truncate(MOST_ADDRESSES);
@@ -138,11 +125,7 @@ impl Server {
         }
     }
 
-    async fn open(
-        &self,
-        connector: &TlsConnector,
-        address: SocketAddr,
-    ) -> io::Result<TlsStream<TcpStream>> {
+    async fn open(&self, connector: &TlsConnector, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
         let name = match self.host.parse::<IpAddr>() {
             Ok(ip) => ServerName::from(ip),
             Err(_) => ServerName::try_from(self.host.clone()).map_err(io::Error::other)?,
@@ -154,23 +137,16 @@ impl Server {
     }
 
     /// The chain was verified in the handshake; whose it is, is checked here.
-    fn check(
-        &self,
-        address: SocketAddr,
-        stream: &TlsStream<TcpStream>,
-    ) -> Result<Instant, MeshError> {
+    fn check(&self, address: SocketAddr, stream: &TlsStream<TcpStream>) -> Result<Instant, MeshError> {
         let refused = |reason: String| MeshError::Identity { address, reason };
         let (_, tls) = stream.get_ref();
         if tls.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
             return Err(refused("it does not speak TLS 1.3".to_owned()));
         }
         if tls.alpn_protocol() != Some(ALPN) {
-            return Err(refused(
-                "it does not speak DNS over TLS (ALPN dot)".to_owned(),
-            ));
+            return Err(refused("it does not speak DNS over TLS (ALPN dot)".to_owned()));
         }
-        let peer =
-            peer_identity(tls.peer_certificates()).map_err(|error| refused(error.to_string()))?;
+        let peer = peer_identity(tls.peer_certificates()).map_err(|error| refused(error.to_string()))?;
         if !self.settings.expected.accepts(&peer.id) {
             return Err(refused(format!(
                 "its certificate names {}, expected is {}",
@@ -191,11 +167,7 @@ fn host_and_port(text: &str) -> Option<(String, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let port = port.parse().ok().filter(|port| *port != 0)?;
     let host = match host.strip_prefix('[') {
-        Some(inner) => inner
-            .strip_suffix(']')?
-            .parse::<std::net::Ipv6Addr>()
-            .ok()?
-            .to_string(),
+        Some(inner) => inner.strip_suffix(']')?.parse::<std::net::Ipv6Addr>().ok()?.to_string(),
         None => search::name(host)?,
     };
     Some((host, port))
@@ -208,10 +180,7 @@ mod tests {
     #[test]
     fn a_servers_address_is_a_host_and_a_port() {
         for (text, expected) in [
-            (
-                "discovery.outrigger.svc:15053",
-                Some(("discovery.outrigger.svc", 15053)),
-            ),
+            ("discovery.outrigger.svc:15053", Some(("discovery.outrigger.svc", 15053))),
             ("10.0.0.1:53", Some(("10.0.0.1", 53))),
             ("[fd00::1]:53", Some(("fd00::1", 53))),
             ("fd00::1:53", None),

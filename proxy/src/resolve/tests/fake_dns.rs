@@ -36,10 +36,7 @@ pub struct Zone {
 
 impl Zone {
     pub fn say(&self, name: &str, kind: RecordType, say: Say) {
-        self.said
-            .lock()
-            .unwrap()
-            .insert((name.to_owned(), kind), say);
+        self.said.lock().unwrap().insert((name.to_owned(), kind), say);
     }
 
     pub fn records(&self, name: &str, kind: RecordType, records: Vec<Record>) {
@@ -53,23 +50,15 @@ impl Zone {
             .map(|text| host(name, ttl, text))
             .partition(|record| record.record_type() == RecordType::A);
         for (kind, records) in [(RecordType::A, v4), (RecordType::AAAA, v6)] {
-            let say = if records.is_empty() {
-                Say::NoData
-            } else {
-                Say::Records(records)
-            };
+            let say = if records.is_empty() { Say::NoData } else { Say::Records(records) };
             self.say(name, kind, say);
         }
     }
 
     pub fn strings(&self, name: &str, ttl: u32, strings: &[&str]) {
-        let records = strings.iter().map(|text| {
-            Record::from_rdata(
-                full(name),
-                ttl,
-                RData::TXT(TXT::new(vec![(*text).to_owned()])),
-            )
-        });
+        let records = strings
+            .iter()
+            .map(|text| Record::from_rdata(full(name), ttl, RData::TXT(TXT::new(vec![(*text).to_owned()]))));
         self.records(name, RecordType::TXT, records.collect());
     }
 
@@ -89,10 +78,7 @@ impl Zone {
     /// How often a question was asked.
     pub fn asked(&self, name: &str, kind: RecordType) -> usize {
         let asked = self.asked.lock().unwrap();
-        asked
-            .iter()
-            .filter(|(n, k)| n == name && *k == kind)
-            .count()
+        asked.iter().filter(|(n, k)| n == name && *k == kind).count()
     }
 
     pub fn was_asked_for(&self, kind: RecordType) -> bool {
@@ -105,13 +91,7 @@ impl Zone {
         let name = query.name().to_ascii().to_lowercase();
         let key = (name.trim_end_matches('.').to_owned(), query.query_type());
         self.asked.lock().unwrap().push(key.clone());
-        if self
-            .hangs_up_at
-            .lock()
-            .unwrap()
-            .take_if(|name| *name == key.0)
-            .is_some()
-        {
+        if self.hangs_up_at.lock().unwrap().take_if(|name| *name == key.0).is_some() {
             return Err(());
         }
         let mut answer = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
@@ -203,11 +183,7 @@ impl FakeDns {
                 }
             })
         };
-        Self {
-            address,
-            zone,
-            tasks: vec![udp, tcp],
-        }
+        Self { address, zone, tasks: vec![udp, tcp] }
     }
 
     /// DNS over TLS.
@@ -229,11 +205,7 @@ impl FakeDns {
         }
     }
 
-    fn serve_tls(
-        listener: TcpListener,
-        config: Arc<rustls::ServerConfig>,
-        zone: Arc<Zone>,
-    ) -> Self {
+    fn serve_tls(listener: TcpListener, config: Arc<rustls::ServerConfig>, zone: Arc<Zone>) -> Self {
         let address = listener.local_addr().unwrap();
         let acceptor = TlsAcceptor::from(config);
         let served = zone.clone();
@@ -249,11 +221,7 @@ impl FakeDns {
                 });
             }
         });
-        Self {
-            address,
-            zone,
-            tasks: vec![task],
-        }
+        Self { address, zone, tasks: vec![task] }
     }
 }
 

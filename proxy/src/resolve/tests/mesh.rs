@@ -71,16 +71,11 @@ async fn discovery_tells_of_a_service_who_is_meshed_under_which_account_and_its_
             retries: Some(1),
         };
         assert_eq!(answer.service, Some(service));
-        let [meshed, bare] = &answer.endpoints[..] else {
-            panic!("{:?}", answer.endpoints)
-        };
+        let [meshed, bare] = &answer.endpoints[..] else { panic!("{:?}", answer.endpoints) };
         assert_eq!(meshed.address, "10.77.0.3:8080".parse().unwrap());
         assert_eq!((meshed.mesh, meshed.weight), (Some(true), 3));
         assert_eq!(meshed.zone.as_deref(), Some("a"));
-        assert_eq!(
-            meshed.identity,
-            Some(id("spiffe://cluster.local/ns/shop/sa/api"))
-        );
+        assert_eq!(meshed.identity, Some(id("spiffe://cluster.local/ns/shop/sa/api")));
         assert_eq!((bare.mesh, bare.opaque), (Some(false), true));
     }
     assert!(!dns.zone.was_asked_for(RecordType::TXT));
@@ -117,13 +112,8 @@ async fn what_discovery_does_not_know_ordinary_dns_may_know_without_a_word_on_me
     let answer = snapshot.answer.as_ref().unwrap();
     assert_eq!(answer.source, Source::Dns);
     assert_eq!(answer.endpoints[0].mesh, None);
-    assert!(is_not_found(
-        &*resolver.follow(address("10.77.0.3:8080")).first().await
-    ));
-    assert!(
-        !dns.zone.was_asked_for(RecordType::TXT),
-        "strings of plain DNS are not even asked for"
-    );
+    assert!(is_not_found(&*resolver.follow(address("10.77.0.3:8080")).first().await));
+    assert!(!dns.zone.was_asked_for(RecordType::TXT), "strings of plain DNS are not even asked for");
 }
 
 #[tokio::test]
@@ -131,14 +121,8 @@ async fn spoofed_strings_are_never_believed() {
     let root = Root::new();
     let stranger = Root::new();
     let servers = [
-        (
-            "another account",
-            root.server("spiffe://cluster.local/ns/shop/sa/evil"),
-        ),
-        (
-            "another trust domain",
-            root.server("spiffe://evil.test/ns/outrigger/sa/outrigger-discovery"),
-        ),
+        ("another account", root.server("spiffe://cluster.local/ns/shop/sa/evil")),
+        ("another trust domain", root.server("spiffe://evil.test/ns/outrigger/sa/outrigger-discovery")),
         ("another root", stranger.server(DISCOVERY)),
         ("another protocol", root.server_speaking(DISCOVERY, b"h2")),
     ];
@@ -179,12 +163,7 @@ async fn while_discovery_is_away_nothing_of_the_mesh_turns_into_something_outsid
     dns.zone.addresses("api", 5, &["203.0.113.6"]);
     dns.zone.addresses("api.lan", 5, &["203.0.113.6"]);
     dns.zone.addresses("api.shop", 5, &["203.0.113.6"]);
-    for target in [
-        name("api", 8080),
-        name(API, 8080),
-        srv(API_8080),
-        address("10.77.0.3:1"),
-    ] {
+    for target in [name("api", 8080), name(API, 8080), srv(API_8080), address("10.77.0.3:1")] {
         let snapshot = resolver.follow(target.clone()).first().await;
         assert!(is_failed(&snapshot), "{target}: {:?}", snapshot.error);
         assert!(snapshot.answer.is_none(), "{target}");
@@ -204,19 +183,13 @@ async fn what_discovery_said_stays_when_it_goes_away_and_is_renewed_when_it_is_b
     discovery.zone.strings(API_8080, 1, &[MESHED]);
     let resolver = resolver(&dns, Some(mesh(&root, discovery.address)));
     let mut followed = resolver.follow(name(API, 8080));
-    assert_eq!(
-        addresses(&*followed.first().await),
-        sockets(["10.77.0.3:8080"])
-    );
+    assert_eq!(addresses(&*followed.first().await), sockets(["10.77.0.3:8080"]));
 
     let away = discovery.restart_tls(Root::new().server(DISCOVERY)).await;
     let failing = until(&mut followed, |now| now.error.is_some()).await;
     assert!(is_failed(&failing));
     assert_eq!(addresses(&failing), sockets(["10.77.0.3:8080"]));
-    assert_eq!(
-        failing.answer.as_ref().unwrap().endpoints[0].mesh,
-        Some(true)
-    );
+    assert_eq!(failing.answer.as_ref().unwrap().endpoints[0].mesh, Some(true));
 
     let _back = away.restart_tls(root.server(DISCOVERY)).await;
     _back.zone.strings(API_8080, 1, &[BARE]);
@@ -239,9 +212,7 @@ async fn a_connection_that_ends_costs_no_answer_and_the_next_one_has_the_certifi
         })
     };
     let resolver = resolver(&dns, Some(server));
-    discovery
-        .zone
-        .strings("3.0.77.10.in-addr.arpa", 5, &[MESHED]);
+    discovery.zone.strings("3.0.77.10.in-addr.arpa", 5, &[MESHED]);
     discovery.zone.strings("4.0.77.10.in-addr.arpa", 5, &[BARE]);
     let first = resolver.follow(address("10.77.0.3:8080")).first().await;
     assert!(first.error.is_none(), "{:?}", first.error);
@@ -250,18 +221,12 @@ async fn a_connection_that_ends_costs_no_answer_and_the_next_one_has_the_certifi
     discovery.zone.hang_up_at("4.0.77.10.in-addr.arpa");
     let snapshot = resolver.follow(address("10.77.0.4:8080")).first().await;
     assert!(snapshot.error.is_none(), "{:?}", snapshot.error);
-    assert_eq!(
-        taken.load(Ordering::SeqCst),
-        2,
-        "each connection takes the configuration anew"
-    );
+    assert_eq!(taken.load(Ordering::SeqCst), 2, "each connection takes the configuration anew");
 
     // One at which it always hangs up is asked again once, not for ever.
     let hang_up = "9.0.77.10.in-addr.arpa";
     discovery.zone.say(hang_up, RecordType::TXT, Say::HangUp);
-    assert!(is_failed(
-        &*resolver.follow(address("10.77.0.9:8080")).first().await
-    ));
+    assert!(is_failed(&*resolver.follow(address("10.77.0.9:8080")).first().await));
     assert_eq!(discovery.zone.asked(hang_up, RecordType::TXT), 2);
 }
 
@@ -270,9 +235,7 @@ async fn before_there_is_a_certificate_lookups_fail_and_then_they_do_not() {
     let root = Root::new();
     let dns = FakeDns::start().await;
     let discovery = FakeDns::start_tls(root.server(DISCOVERY)).await;
-    discovery
-        .zone
-        .strings("3.0.77.10.in-addr.arpa", 5, &[MESHED]);
+    discovery.zone.strings("3.0.77.10.in-addr.arpa", 5, &[MESHED]);
     let held = Arc::new(Mutex::new(None));
     let mut server = mesh(&root, discovery.address);
     server.tls = {
@@ -291,11 +254,7 @@ async fn a_vip_is_its_service_and_a_pods_address_is_that_pod() {
     let (discovery, _dns, resolver) = honest().await;
     let target = "v=1 addr=10.77.0.3:9090 mesh=1 ns=shop sa=api weight=1 opaque=0";
     let zone = &discovery.zone;
-    zone.strings(
-        "7.0.96.10.in-addr.arpa",
-        5,
-        &[SERVICE, MESHED, target, BARE],
-    );
+    zone.strings("7.0.96.10.in-addr.arpa", 5, &[SERVICE, MESHED, target, BARE]);
     zone.strings(API_8080, 5, &[SERVICE, MESHED, BARE]);
     zone.strings("_80._tcp.api.shop.svc.cluster.local", 5, &[SERVICE, target]);
     zone.strings("3.0.77.10.in-addr.arpa", 5, &[SERVICE, MESHED]);
@@ -315,17 +274,10 @@ async fn a_vip_is_its_service_and_a_pods_address_is_that_pod() {
     let snapshot = resolver.follow(address("10.96.0.7:80")).first().await;
     assert_eq!(addresses(&snapshot), sockets(["10.77.0.3:9090"]));
     let answer = snapshot.answer.as_ref().unwrap();
-    assert_eq!(
-        (&*answer.name, &answer.vips[..]),
-        (API, &[ip("10.96.0.7")][..])
-    );
+    assert_eq!((&*answer.name, &answer.vips[..]), (API, &[ip("10.96.0.7")][..]));
 
     let snapshot = resolver.follow(address("10.96.0.7:81")).first().await;
-    assert_eq!(
-        addresses(&snapshot),
-        sockets([]),
-        "a port that the service does not have"
-    );
+    assert_eq!(addresses(&snapshot), sockets([]), "a port that the service does not have");
     assert_eq!(&*snapshot.answer.as_ref().unwrap().name, API);
 
     for (dialled, mesh, sa) in [
@@ -343,9 +295,7 @@ async fn a_vip_is_its_service_and_a_pods_address_is_that_pod() {
         assert_eq!(answer.endpoints[0].identity, account(sa), "{dialled}");
         assert!(answer.vips.is_empty(), "{dialled}");
     }
-    assert!(is_not_found(
-        &*resolver.follow(address("203.0.113.1:80")).first().await
-    ));
+    assert!(is_not_found(&*resolver.follow(address("203.0.113.1:80")).first().await));
 }
 
 #[tokio::test]
@@ -355,9 +305,7 @@ async fn a_pods_own_name_is_known_by_discovery_alone() {
     // Ordinary DNS would put another account behind the name.
     dns.zone.addresses(pod, 5, &["10.77.0.66"]);
     discovery.zone.addresses(pod, 5, &["10.77.0.3"]);
-    discovery
-        .zone
-        .strings("3.0.77.10.in-addr.arpa", 5, &[MESHED]);
+    discovery.zone.strings("3.0.77.10.in-addr.arpa", 5, &[MESHED]);
     discovery.zone.strings(
         "66.0.77.10.in-addr.arpa",
         5,
@@ -365,35 +313,23 @@ async fn a_pods_own_name_is_known_by_discovery_alone() {
     );
     let snapshot = resolver.follow(name(pod, 8080)).first().await;
     assert_eq!(addresses(&snapshot), sockets(["10.77.0.3:8080"]));
-    assert_eq!(
-        snapshot.answer.as_ref().unwrap().endpoints[0].mesh,
-        Some(true)
-    );
+    assert_eq!(snapshot.answer.as_ref().unwrap().endpoints[0].mesh, Some(true));
 
     discovery.zone.forget(pod, RecordType::A);
     discovery.zone.forget(pod, RecordType::AAAA);
     let snapshot = resolver.follow(name(pod, 8081)).first().await;
     let answer = snapshot.answer.as_ref().unwrap();
     assert_eq!(addresses(&snapshot), sockets(["10.77.0.66:8081"]));
-    assert_eq!(
-        (answer.endpoints[0].mesh, &answer.endpoints[0].identity),
-        (None, &None)
-    );
+    assert_eq!((answer.endpoints[0].mesh, &answer.endpoints[0].identity), (None, &None));
 }
 
 #[tokio::test]
 async fn an_error_code_or_silence_of_discovery_is_a_failure() {
     let (discovery, _dns, resolver) = honest().await;
     let refused = Say::Code(ResponseCode::ServFail);
-    discovery
-        .zone
-        .say("3.0.77.10.in-addr.arpa", RecordType::TXT, refused);
-    discovery
-        .zone
-        .say("4.0.77.10.in-addr.arpa", RecordType::TXT, Say::Nothing);
-    discovery
-        .zone
-        .strings("5.0.77.10.in-addr.arpa", 5, &["v=9 unknown"]);
+    discovery.zone.say("3.0.77.10.in-addr.arpa", RecordType::TXT, refused);
+    discovery.zone.say("4.0.77.10.in-addr.arpa", RecordType::TXT, Say::Nothing);
+    discovery.zone.strings("5.0.77.10.in-addr.arpa", 5, &["v=9 unknown"]);
     for dialled in ["10.77.0.3:80", "10.77.0.4:80", "10.77.0.5:80"] {
         let snapshot = resolver.follow(address(dialled)).first().await;
         assert!(is_failed(&snapshot), "{dialled}: {:?}", snapshot.error);
@@ -418,13 +354,9 @@ async fn many_questions_share_one_connection() {
     let mut followed = Vec::new();
     for last in 3..=250 {
         let reverse = format!("{last}.1.77.10.in-addr.arpa");
-        let string =
-            format!("v=1 addr=10.77.1.{last}:80 mesh=1 ns=shop sa=a{last} weight=1 opaque=0");
+        let string = format!("v=1 addr=10.77.1.{last}:80 mesh=1 ns=shop sa=a{last} weight=1 opaque=0");
         discovery.zone.strings(&reverse, 60, &[&string]);
-        followed.push((
-            last,
-            resolver.follow(address(&format!("10.77.1.{last}:80"))),
-        ));
+        followed.push((last, resolver.follow(address(&format!("10.77.1.{last}:80")))));
     }
     for (last, one) in followed {
         let snapshot = one.first().await;
@@ -440,14 +372,10 @@ async fn the_host_of_discovery_is_found_by_ordinary_dns() {
     let root = Root::new();
     let dns = FakeDns::start().await;
     let discovery = FakeDns::start_tls(root.server(DISCOVERY)).await;
-    dns.zone
-        .addresses("discovery.outrigger.svc.lan", 5, &["127.0.0.1"]);
+    dns.zone.addresses("discovery.outrigger.svc.lan", 5, &["127.0.0.1"]);
     discovery.zone.strings(API_8080, 5, &[MESHED]);
     let mut server = mesh(&root, discovery.address);
     server.address = format!("discovery.outrigger.svc:{}", discovery.address.port());
-    let snapshot = resolver(&dns, Some(server))
-        .follow(srv(API_8080))
-        .first()
-        .await;
+    let snapshot = resolver(&dns, Some(server)).follow(srv(API_8080)).first().await;
     assert_eq!(addresses(&snapshot), sockets(["10.77.0.3:8080"]));
 }

@@ -36,10 +36,7 @@ fn resolver(dns: &FakeDns, mesh: Option<MeshServer>) -> Resolver {
 }
 
 fn name(host: &str, port: u16) -> Target {
-    Target::Name {
-        host: host.into(),
-        port,
-    }
+    Target::Name { host: host.into(), port }
 }
 
 fn srv(name: &str) -> Target {
@@ -56,11 +53,7 @@ fn ip(text: &str) -> IpAddr {
 
 fn addresses(snapshot: &Snapshot) -> Vec<SocketAddr> {
     let answer = snapshot.answer.as_ref().expect("an answer");
-    answer
-        .endpoints
-        .iter()
-        .map(|endpoint| endpoint.address)
-        .collect()
+    answer.endpoints.iter().map(|endpoint| endpoint.address).collect()
 }
 
 fn sockets<const N: usize>(texts: [&str; N]) -> Vec<SocketAddr> {
@@ -78,7 +71,5 @@ async fn until(followed: &mut Followed, is_so: impl Fn(&Snapshot) -> bool) -> Ar
             followed.changed().await;
         }
     };
-    tokio::time::timeout(GUARD, becomes_so)
-        .await
-        .expect("it never became so")
+    tokio::time::timeout(GUARD, becomes_so).await.expect("it never became so")
 }
