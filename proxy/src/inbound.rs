@@ -190,9 +190,14 @@ impl Connection {
             Detected::Tls { .. } => "tls_without_mesh",
             _ => "plaintext",
         };
-        // One answer, then the end: who is not let in holds nothing for long.
+        // Who is not let in holds nothing for long: one answer on HTTP/1.1, some seconds on HTTP/2, whose clients
+        // drop a request that meets GOAWAY.
         let (_, once) = tokio::sync::watch::channel(true);
-        let limits = Limits { draining: once, expires: Some(Instant::now() + HANDSHAKE) };
+        let draining = match detected {
+            Detected::Http1 => once,
+            _ => worker.shared.inbound_draining.clone(),
+        };
+        let limits = Limits { draining, expires: Some(Instant::now() + HANDSHAKE) };
         let handler = Rc::new(Denied(self.clone()));
         match detected {
             Detected::Http1 | Detected::Http2 => {

@@ -59,8 +59,13 @@ impl ConfigInForce {
         metrics.config_last_reload_success.set(now());
         while changes.recv().await.is_some() {
             match read(Some(file), &self.overlay) {
-                Ok(config) => {
-                    if *self.current.load_full() != config {
+                Ok(mut config) => {
+                    let running = self.current();
+                    let kept = keep_what_needs_a_restart(&running, &mut config);
+                    if !kept.is_empty() {
+                        tracing::warn!("changes of {} take effect with a restart only", kept.join(", "));
+                    }
+                    if *running != config {
                         self.put_in_force(config, &shared);
                     }
                     self.rejected.store(None);
@@ -78,24 +83,36 @@ impl ConfigInForce {
     }
 
     fn put_in_force(&self, config: Config, shared: &Shared) {
-        let before = self.current();
-        let fixed = |config: &Config| {
-            (
-                config.trust_domain.clone(),
-                config.identity.clone(),
-                config.dns.clone(),
-                config.workers,
-                config.access_log.clone(),
-            )
-        };
-        if fixed(&before) != fixed(&config) {
-            tracing::warn!("trustDomain, identity, dns, workers and accessLog change with a restart only");
-        }
         let config = Arc::new(config);
+        let rules = rules(&config);
+        let effective = Arc::new(Effective::new(config.clone()));
         self.current.store(config.clone());
-        shared.directory.reconfigure(config.clone(), rules(&config));
-        shared.effective.store(Arc::new(Effective::new(config)));
+        // Routes first: the directory answers on this thread, and so whoever asks by a new route asks the new one.
+        shared.effective.store(effective);
+        shared.directory.reconfigure(config, rules);
     }
+}
+
+/// Puts into `config` what is running of the fields that need a restart; half of a new trust domain or
+/// without the discovery that answers, the proxy would refuse its peers or call them in plaintext.
+/// Returns the names of those that `config` has otherwise.
+fn keep_what_needs_a_restart(running: &Config, config: &mut Config) -> Vec<&'static str> {
+    fn keep<T: Clone + PartialEq>(running: &T, new: &mut T) -> bool {
+        let differs = running != new;
+        new.clone_from(running);
+        differs
+    }
+    [
+        ("trustDomain", keep(&running.trust_domain, &mut config.trust_domain)),
+        ("identity", keep(&running.identity, &mut config.identity)),
+        ("dns", keep(&running.dns, &mut config.dns)),
+        ("workers", keep(&running.workers, &mut config.workers)),
+        ("accessLog", keep(&running.access_log, &mut config.access_log)),
+        ("drainTimeout", keep(&running.drain_timeout, &mut config.drain_timeout)),
+    ]
+    .into_iter()
+    .filter_map(|(name, differs)| differs.then_some(name))
+    .collect()
 }
 
 fn read(file: Option<&Path>, overlay: &Overlay) -> Result<Config, RunError> {
@@ -116,4 +133,28 @@ fn read(file: Option<&Path>, overlay: &Overlay) -> Result<Config, RunError> {
 
 fn now() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_a_restart_keeps_running_as_it_is_and_the_rest_changes() {
+        let running = Config {
+            trust_domain: Some("one.example".into()),
+            dns: config::Dns { mesh_server: Some("discovery:853".into()), ..Default::default() },
+            workers: Some(2),
+            ..Config::default()
+        };
+        let mut config = Config {
+            trust_domain: Some("two.example".into()),
+            workers: Some(2),
+            mtls: config::Mtls::Permissive,
+            ..Config::default()
+        };
+        assert_eq!(keep_what_needs_a_restart(&running, &mut config), ["trustDomain", "dns"]);
+        assert_eq!(config, Config { mtls: config::Mtls::Permissive, ..running.clone() });
+        assert!(keep_what_needs_a_restart(&running, &mut config).is_empty());
+    }
 }

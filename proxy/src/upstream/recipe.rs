@@ -51,6 +51,36 @@ pub(super) enum Source {
     Dialled(SocketAddr),
 }
 
+impl Source {
+    /// Where the endpoints of an upstream of the config come from. `port` is the one that was dialled.
+    pub(super) fn configured(upstream: &config::Upstream, port: u16) -> Self {
+        let host = upstream.hosts.first().map(|host| Arc::from(host.to_ascii_lowercase()));
+        match &upstream.discovery {
+            Some(Discovery::Static(addresses)) => Self::Fixed(addresses.clone(), host),
+            Some(Discovery::Dns(dns)) if dns.name.starts_with('_') => {
+                Self::Name(Target::Srv { name: dns.name.to_ascii_lowercase().into() })
+            }
+            Some(Discovery::Dns(dns)) => Self::Name(Target::Name {
+                host: dns.name.to_ascii_lowercase().into(),
+                port: dns.port.unwrap_or(port),
+            }),
+            None => match host {
+                Some(host) => Self::Name(Target::Name { host, port }),
+                None => Self::Fixed(Vec::new(), None),
+            },
+        }
+    }
+
+    /// What is to be followed, if anything.
+    pub(super) fn target(&self) -> Option<Target> {
+        match self {
+            Self::Fixed(..) => None,
+            Self::Name(target) => Some(target.clone()),
+            Self::Dialled(address) => Some(Target::Address(*address)),
+        }
+    }
+}
+
 impl Recipe {
     /// An upstream of the config. `port` is the one that was dialled.
     pub(super) fn configured(
@@ -75,21 +105,6 @@ impl Recipe {
                     .map_err(|error| RecipeError::Identity(name.into(), id.into(), error.to_string()))?,
             ),
         };
-        let host = upstream.hosts.first().map(|host| Arc::from(host.to_ascii_lowercase()));
-        let source = match &upstream.discovery {
-            Some(Discovery::Static(addresses)) => Source::Fixed(addresses.clone(), host),
-            Some(Discovery::Dns(dns)) if dns.name.starts_with('_') => {
-                Source::Name(Target::Srv { name: dns.name.to_ascii_lowercase().into() })
-            }
-            Some(Discovery::Dns(dns)) => Source::Name(Target::Name {
-                host: dns.name.to_ascii_lowercase().into(),
-                port: dns.port.unwrap_or(port),
-            }),
-            None => match host {
-                Some(host) => Source::Name(Target::Name { host, port }),
-                None => Source::Fixed(Vec::new(), None),
-            },
-        };
         Ok(Self {
             name: name.into(),
             policy: Policy {
@@ -102,7 +117,7 @@ impl Recipe {
             },
             any_destination: upstream.any_destination,
             mesh: matches!(upstream.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))),
-            source,
+            source: Source::configured(upstream, port),
             tls,
             pinned,
         })
@@ -168,6 +183,7 @@ impl Recipe {
             })
             .collect();
         EndpointSet {
+            name: answer.map(|answer| answer.name.clone()),
             endpoints,
             vips: answer.map(|answer| answer.vips.clone()).unwrap_or_default(),
             source: match &self.source {
@@ -225,5 +241,25 @@ mod tests {
         );
         assert_eq!(strip_service_labels("api.shop"), "api.shop");
         assert_eq!(strip_service_labels("_x"), "_x");
+    }
+
+    #[test]
+    fn endpoints_come_from_addresses_from_dns_or_from_the_first_host() {
+        let dns = |name: &str, port| Some(Discovery::Dns(config::DnsDiscovery { name: name.into(), port }));
+        let hosts = || vec!["API.shop".to_owned(), "other".into()];
+        let name = |host: &str, port| Some(Target::Name { host: host.into(), port });
+        let fixed = Some(Discovery::Static(vec!["10.0.0.1:80".parse().unwrap()]));
+        let cases = [
+            (hosts(), fixed, None),
+            (hosts(), None, name("api.shop", 8080)),
+            (Vec::new(), None, None),
+            (hosts(), dns("Db.shop", None), name("db.shop", 8080)),
+            (hosts(), dns("db.shop", Some(5432)), name("db.shop", 5432)),
+            (hosts(), dns("_pg._tcp.Db", None), Some(Target::Srv { name: "_pg._tcp.db".into() })),
+        ];
+        for (hosts, discovery, target) in cases {
+            let upstream = config::Upstream { hosts, discovery, ..Default::default() };
+            assert_eq!(Source::configured(&upstream, 8080).target(), target, "{upstream:?}");
+        }
     }
 }

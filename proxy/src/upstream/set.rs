@@ -2,15 +2,20 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rand::Rng;
 use tokio::sync::Notify;
 
+use super::load::since_epoch;
 use super::{Endpoint, balance};
 use crate::config::Protocol;
+
+/// How exactly the last use is known, in nanoseconds: workers that all wrote the time for each request would
+/// pass the cache line around.
+const USE_NOTED_EVERY: u64 = 1_000_000_000;
 
 /// What an upstream's owner decided about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +44,8 @@ pub struct Upstream {
     /// Requests that name it may go there whatever address was dialled.
     pub any_destination: bool,
     set: ArcSwap<EndpointSet>,
+    /// Nanoseconds after the epoch of [`since_epoch`].
+    last_used: AtomicU64,
     pub(super) connections: AtomicUsize,
     pub(super) pending: AtomicUsize,
     pub(super) connection_freed: Notify,
@@ -47,6 +54,8 @@ pub struct Upstream {
 /// The endpoints of an upstream, as one answer of discovery gave them.
 #[derive(Debug, Default)]
 pub struct EndpointSet {
+    /// The full name that answered; `None` without an answer, and where nobody was asked.
+    pub name: Option<Arc<str>>,
     /// The endpoints.
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Further addresses that stand for the service: its VIPs.
@@ -69,6 +78,7 @@ impl Upstream {
             policy,
             any_destination,
             set: ArcSwap::default(),
+            last_used: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
             connection_freed: Notify::new(),
@@ -81,19 +91,45 @@ impl Upstream {
     }
 
     /// Puts a new answer in place; endpoints that stay the same keep their connections and averages.
-    pub fn update(&self, mut next: EndpointSet) {
+    /// Returns whether what was decided by the set before may be decided otherwise now.
+    pub fn update(&self, mut next: EndpointSet) -> bool {
         let now = self.set.load();
         for endpoint in &mut next.endpoints {
             if let Some(known) = now.endpoints.iter().find(|known| known.is_same(endpoint)) {
                 *endpoint = known.clone();
             }
         }
+        let changed = !now.decides_like(&next);
         self.set.store(Arc::new(next));
+        changed
     }
 
     /// Chooses the endpoint for one request.
     pub fn choose(&self, now: Instant, rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
+        self.note_use(now);
         balance::choose(&self.set.load().endpoints, now, rng).cloned()
+    }
+
+    /// The endpoint that listens at `address`; none where the address stands for the whole service.
+    pub fn endpoint_at(&self, address: SocketAddr) -> Option<Arc<Endpoint>> {
+        let set = self.set.load();
+        if set.vips.contains(&address.ip()) {
+            return None;
+        }
+        set.endpoints.iter().find(|endpoint| endpoint.address == address).cloned()
+    }
+
+    /// Remembers that it was used, to about a second.
+    pub(super) fn note_use(&self, now: Instant) {
+        let now = since_epoch(now);
+        if now.saturating_sub(self.last_used.load(Relaxed)) >= USE_NOTED_EVERY {
+            self.last_used.store(now, Relaxed);
+        }
+    }
+
+    /// Greater for what was used later.
+    pub(super) fn last_used(&self) -> u64 {
+        self.last_used.load(Relaxed)
     }
 
     /// Whether `address` is one of the endpoints or stands for the service.
@@ -116,5 +152,73 @@ impl Upstream {
     /// Requests waiting for a connection.
     pub fn pending_requests(&self) -> usize {
         self.pending.load(Relaxed)
+    }
+}
+
+impl EndpointSet {
+    /// Whether nobody would decide otherwise by `next`: the same name, addresses and endpoints, in any order.
+    fn decides_like(&self, next: &Self) -> bool {
+        self.name == next.name
+            && self.vips.len() == next.vips.len()
+            && self.vips.iter().all(|vip| next.vips.contains(vip))
+            && self.endpoints.len() == next.endpoints.len()
+            && self.endpoints.iter().all(|now| next.endpoints.iter().any(|next| Arc::ptr_eq(now, next)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::ServerName;
+
+    use super::super::Security;
+    use super::*;
+
+    fn set(name: Option<&str>, addresses: &[&str], vips: &[&str], security: &Security) -> EndpointSet {
+        let endpoint = |address: &&str| {
+            let address: SocketAddr = address.parse().unwrap();
+            let server_name = ServerName::IpAddress(address.ip().into());
+            Endpoint::new(address, 1, false, security.clone(), server_name)
+        };
+        EndpointSet {
+            name: name.map(Into::into),
+            endpoints: addresses.iter().map(endpoint).collect(),
+            vips: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
+            refreshed: Some(Instant::now()),
+            ..EndpointSet::default()
+        }
+    }
+
+    #[test]
+    fn only_another_name_address_or_security_changes_what_is_decided() {
+        const ONE: &str = "10.0.0.1:80";
+        const TWO: &str = "10.0.0.2:80";
+        const VIP: &[&str] = &["10.96.0.1"];
+        let refused = Security::Refused("a reason");
+        let upstream = Upstream::new("api", Policy::default(), false);
+        let steps = [
+            ("the first answer", set(Some("api"), &[ONE, TWO], VIP, &Security::Plain), true),
+            ("the same once more", set(Some("api"), &[ONE, TWO], VIP, &Security::Plain), false),
+            ("another order", set(Some("api"), &[TWO, ONE], VIP, &Security::Plain), false),
+            ("an address less", set(Some("api"), &[TWO], VIP, &Security::Plain), true),
+            ("another address", set(Some("api"), &[ONE], VIP, &Security::Plain), true),
+            ("other security", set(Some("api"), &[ONE], VIP, &refused), true),
+            ("no VIP", set(Some("api"), &[ONE], &[], &refused), true),
+            ("another owner", set(Some("db"), &[ONE], &[], &refused), true),
+            ("no such name", set(None, &[], &[], &refused), true),
+            ("still no such name", set(None, &[], &[], &refused), false),
+        ];
+        for (step, next, changed) in steps {
+            assert_eq!(upstream.update(next), changed, "{step}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_found_by_its_address_and_a_vip_is_none() {
+        let upstream = Upstream::new("api", Policy::default(), false);
+        upstream.update(set(Some("api"), &["10.0.0.1:80", "10.96.0.1:80"], &["10.96.0.1"], &Security::Plain));
+        let at = |address: &str| upstream.endpoint_at(address.parse().unwrap()).map(|found| found.address);
+        assert_eq!(at("10.0.0.1:80"), Some("10.0.0.1:80".parse().unwrap()));
+        assert_eq!(at("10.0.0.1:81"), None);
+        assert_eq!(at("10.96.0.1:80"), None);
     }
 }
