@@ -285,39 +285,41 @@ async fn pong(ping_pong: &mut Option<PingPong>) -> bool {
     }
 }
 
-pub(crate) async fn serve_stream<H: Handler>(
+/// Not an `async fn`: that would hold its arguments twice, and this future is copied once a request.
+pub(crate) fn serve_stream<H: Handler>(
     handler: Rc<H>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-) {
-    // hyper drops the content of an answer to HEAD by itself; h2 would send it.
-    let head_only = request.method() == Method::HEAD;
-    let request =
-        request.map(|stream| if stream.is_end_stream() { Body::empty() } else { Body::from(stream) });
-    if request.headers().len() > MAX_FIELDS {
-        let mut response = Response::new(());
-        *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        if let Err(error) = respond.send_response(response, true) {
-            tracing::debug!("response not sent: {error}");
+) -> impl Future<Output = ()> {
+    let request = request.map(Body::from);
+    async move {
+        // hyper drops the content of an answer to HEAD by itself; h2 would send it.
+        let head_only = request.method() == Method::HEAD;
+        if request.headers().len() > MAX_FIELDS {
+            let mut response = Response::new(());
+            *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            if let Err(error) = respond.send_response(response, true) {
+                tracing::debug!("response not sent: {error}");
+            }
+            return;
         }
-        return;
-    }
-    let response = tokio::select! {
-        biased;
-        response = handler.handle(request) => response,
-        // The client gave up: dropping the handler ends what goes on for it.
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
-    };
-    let (head, body) = response.into_parts();
-    let mut head = Response::from_parts(head, ());
-    *head.version_mut() = Version::HTTP_2;
-    let end_of_stream = head_only || body.is_end();
-    match respond.send_response(head, end_of_stream) {
-        Ok(_) if end_of_stream => {}
-        Ok(sender) => pump(body, sender).await,
-        Err(error) => {
-            tracing::debug!("response not sent: {error}");
-            respond.send_reset(h2::Reason::INTERNAL_ERROR);
+        let response = tokio::select! {
+            biased;
+            response = handler.handle(request) => response,
+            // The client gave up: dropping the handler ends what goes on for it.
+            _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+        };
+        let (head, body) = response.into_parts();
+        let mut head = Response::from_parts(head, ());
+        *head.version_mut() = Version::HTTP_2;
+        let end_of_stream = head_only || body.is_end();
+        match respond.send_response(head, end_of_stream) {
+            Ok(_) if end_of_stream => {}
+            Ok(sender) => pump(body, sender).await,
+            Err(error) => {
+                tracing::debug!("response not sent: {error}");
+                respond.send_reset(h2::Reason::INTERNAL_ERROR);
+            }
         }
     }
 }

@@ -166,6 +166,9 @@ impl From<Incoming> for Body {
 
 impl From<h2::RecvStream> for Body {
     fn from(stream: h2::RecvStream) -> Self {
+        if stream.is_end_stream() {
+            return Self::empty();
+        }
         Self::of(Kind::Http2 { stream, data_ended: false })
     }
 }

@@ -40,8 +40,9 @@ impl MeshProtocol {
 const HANDSHAKE_RECORD: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const ALPN_EXTENSION: u16 = 16;
-/// A longer ClientHello is an attack on memory: the largest seen with post-quantum shares is 3 KiB.
-const MAX_CLIENT_HELLO: usize = 64 << 10;
+/// A longer ClientHello is an attack on memory, and on the CPU: what came is read again with every segment.
+/// The largest seen with post-quantum shares is 3 KiB.
+const MAX_CLIENT_HELLO: usize = 16 << 10;
 
 /// What the first bytes of a connection say about TLS.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,14 +1,20 @@
 //! Copies opaque bytes both ways, half-close included.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A direction's buffer: one TLS record's payload fits, so that nothing is sent in halves.
-const BUFFER: usize = 16 << 10;
+/// Bytes read at once. One buffer serves all connections of a thread: an idle connection holds none.
+const BUFFER: usize = 64 << 10;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
+}
 
 /// Bytes that went each way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,9 +26,8 @@ pub struct Copied {
 }
 
 struct Direction {
-    buffer: Option<Box<[u8; BUFFER]>>,
-    start: usize,
-    end: usize,
+    /// What was read and could not be written yet.
+    rest: Bytes,
     total: u64,
     unflushed: bool,
     state: State,
@@ -36,7 +41,7 @@ enum State {
 
 impl Direction {
     fn new() -> Self {
-        Self { buffer: None, start: 0, end: 0, total: 0, unflushed: false, state: State::Copying }
+        Self { rest: Bytes::new(), total: 0, unflushed: false, state: State::Copying }
     }
 
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<io::Result<()>>
@@ -52,50 +57,65 @@ impl Direction {
                     self.state = State::Done;
                 }
                 State::Copying => {
-                    if self.start == self.end {
-                        match self.poll_fill(cx, reader)? {
-                            Poll::Ready(0) => {
-                                self.state = State::ShuttingDown;
-                                continue;
-                            }
-                            Poll::Ready(_) => {}
-                            Poll::Pending => {
-                                if self.unflushed {
-                                    ready!(Pin::new(&mut *writer).poll_flush(cx))?;
-                                    self.unflushed = false;
-                                }
-                                // An idle connection holds no buffer.
-                                self.buffer = None;
-                                return Poll::Pending;
-                            }
-                        }
+                    while !self.rest.is_empty() {
+                        let written = ready!(self.poll_write(cx, writer, &self.rest.clone()))?;
+                        self.rest.advance(written);
                     }
-                    if let Some(buffer) = &self.buffer {
-                        let written =
-                            ready!(Pin::new(&mut *writer).poll_write(cx, &buffer[self.start..self.end]))?;
-                        if written == 0 {
-                            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                    match SCRATCH.with_borrow_mut(|scratch| self.poll_through(cx, scratch, reader, writer))? {
+                        Poll::Ready(0) => self.state = State::ShuttingDown,
+                        Poll::Ready(_) => {}
+                        Poll::Pending => {
+                            if self.unflushed {
+                                ready!(Pin::new(&mut *writer).poll_flush(cx))?;
+                                self.unflushed = false;
+                            }
+                            return Poll::Pending;
                         }
-                        self.start += written;
-                        self.total += written as u64;
-                        self.unflushed = true;
                     }
                 }
             }
         }
     }
 
-    fn poll_fill<R: AsyncRead + Unpin>(
+    /// Reads once and writes what was read; what can't be written now is kept. Gives the bytes read.
+    fn poll_through<R, W>(
         &mut self,
         cx: &mut Context<'_>,
+        scratch: &mut [u8],
         reader: &mut R,
-    ) -> Poll<io::Result<usize>> {
-        let buffer = self.buffer.get_or_insert_with(|| Box::new([0; BUFFER]));
-        let mut read = ReadBuf::new(&mut buffer[..]);
+        writer: &mut W,
+    ) -> Poll<io::Result<usize>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut read = ReadBuf::new(scratch);
         ready!(Pin::new(reader).poll_read(cx, &mut read))?;
-        self.start = 0;
-        self.end = read.filled().len();
-        Poll::Ready(Ok(self.end))
+        let bytes = read.filled();
+        let mut written = 0;
+        while written < bytes.len() {
+            match self.poll_write(cx, writer, &bytes[written..]) {
+                Poll::Ready(n) => written += n?,
+                Poll::Pending => {
+                    self.rest = Bytes::copy_from_slice(&bytes[written..]);
+                    break;
+                }
+            }
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_write<W>(&mut self, cx: &mut Context<'_>, writer: &mut W, bytes: &[u8]) -> Poll<io::Result<usize>>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        let written = ready!(Pin::new(writer).poll_write(cx, bytes))?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.total += written as u64;
+        self.unflushed = true;
+        Poll::Ready(Ok(written))
     }
 }
 

@@ -6,20 +6,29 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
+use rand::Rng;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::timeout_at;
 
 use super::recipe::{Recipe, RecipeError, Source};
-use super::{SecurityRules, Upstream};
-use crate::config::Config;
+use super::{Endpoint, SecurityRules, Upstream};
+use crate::config::{self, Config, Discovery};
 use crate::resolve::{Followed, LookupError, Resolver, Snapshot, Target};
 
-/// Upstreams made on demand that are kept; one that nobody uses goes first.
+/// Upstreams made on demand that are kept.
 const MAX_ON_DEMAND: usize = 1024;
+/// How many go when there are too many, those first that were used longest ago. Many at once: each time the
+/// workers ask anew about all they know.
+const MADE_ROOM: usize = MAX_ON_DEMAND / 8;
+/// How long the first traffic without a name waits, after a new config, for the first addresses of the upstreams in it.
+const FIRST_ADDRESSES: Duration = Duration::from_secs(1);
 /// Questions that may wait for the control thread.
 const QUESTIONS: usize = 4096;
 
@@ -28,8 +37,28 @@ const QUESTIONS: usize = 4096;
 pub struct Destination {
     /// The upstream it goes to when no route says otherwise.
     pub upstream: Arc<Upstream>,
+    /// The one endpoint of it that was dialled by its own address: it is no other's to answer.
+    pub endpoint: Option<Arc<Endpoint>>,
     /// The host whose routes apply: the caller's name for the destination, believed.
     pub routed_host: Option<Arc<str>>,
+}
+
+impl Destination {
+    /// The whole of an upstream, of which nothing is routed elsewhere.
+    fn whole(upstream: Arc<Upstream>) -> Self {
+        Self { upstream, endpoint: None, routed_host: None }
+    }
+
+    /// The endpoint for one request or connection: the dialled one, or any of the upstream's.
+    pub fn choose(&self, now: Instant, rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
+        match &self.endpoint {
+            Some(endpoint) => {
+                self.upstream.note_use(now);
+                Some(endpoint.clone())
+            }
+            None => self.upstream.choose(now, rng),
+        }
+    }
 }
 
 /// Why nobody knows where it goes.
@@ -75,6 +104,7 @@ struct Shared {
     resolver: Resolver,
     configured: ArcSwap<Configured>,
     made: Mutex<HashMap<Key, Made>>,
+    /// Moves when what was answered may be answered otherwise now.
     generation: AtomicU64,
 }
 
@@ -87,13 +117,32 @@ struct Configured {
     hosts: HashMap<String, Arc<str>>,
     /// Upstreams of the routes of a host name.
     routes: HashMap<String, Vec<Arc<str>>>,
+    /// When its upstreams were made whose addresses don't depend on what is dialled.
+    made: OnceLock<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    Configured(Arc<str>, u16),
+    /// An upstream of the config, and the dialled port where its endpoints are on that.
+    Configured(Arc<str>, Option<u16>),
     Name(Arc<str>, u16),
     Dialled(SocketAddr),
+}
+
+impl Key {
+    fn configured(name: &str, upstream: &config::Upstream, dialled_port: u16) -> Self {
+        let is_on_dialled_port = match &upstream.discovery {
+            Some(Discovery::Static(_)) => false,
+            Some(Discovery::Dns(dns)) => dns.port.is_none() && !dns.name.starts_with('_'),
+            None => !upstream.hosts.is_empty(),
+        };
+        Self::Configured(name.into(), is_on_dialled_port.then_some(dialled_port))
+    }
+
+    /// Whether the config alone bounds how many there are of its kind.
+    fn is_bounded(&self) -> bool {
+        matches!(self, Self::Configured(_, None))
+    }
 }
 
 /// An upstream, and the task that keeps its endpoints fresh.
@@ -102,6 +151,15 @@ struct Made {
     recipe: Arc<Recipe>,
     followed: Option<Followed>,
     refresh: Option<JoinHandle<()>>,
+}
+
+/// What is needed of a [`Made`] without holding it.
+type Parts = (Arc<Upstream>, Arc<Recipe>, Option<Followed>);
+
+impl Made {
+    fn parts(&self) -> Parts {
+        (self.upstream.clone(), self.recipe.clone(), self.followed.clone())
+    }
 }
 
 impl Drop for Made {
@@ -142,11 +200,20 @@ impl Directory {
         Self { questions, shared }
     }
 
-    /// Puts a new config in force. Upstreams are made anew when they are asked for.
+    /// Puts a new config in force. Upstreams it does not change stay, with their connections and averages.
     pub fn reconfigure(&self, config: Arc<Config>, rules: Arc<SecurityRules>) {
-        self.shared.configured.store(Arc::new(Configured::new(config, rules)));
-        self.shared.made().clear();
-        self.shared.generation.fetch_add(1, Relaxed);
+        let shared = &self.shared;
+        let before = shared.configured.swap(Arc::new(Configured::new(config, rules)));
+        let now = shared.configured.load_full();
+        shared.made().retain(|key, made| match key {
+            Key::Configured(name, _) if before.upstream(name) != now.upstream(name) => false,
+            _ => {
+                let snapshot = made.followed.as_ref().map(Followed::current);
+                made.upstream.update(made.recipe.endpoint_set(&now.rules, snapshot.as_deref()));
+                true
+            }
+        });
+        shared.generation.fetch_add(1, Relaxed);
     }
 
     /// Changes when earlier answers no longer hold.
@@ -209,7 +276,11 @@ impl Configured {
                 upstreams.extend(route.upstreams.iter().map(|upstream| Arc::from(upstream.name.as_str())));
             }
         }
-        Self { config, rules, hosts, routes }
+        Self { config, rules, hosts, routes, made: OnceLock::new() }
+    }
+
+    fn upstream(&self, name: &str) -> Option<&config::Upstream> {
+        self.config.upstreams.get(name)
     }
 }
 
@@ -223,12 +294,9 @@ impl Shared {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn answer(&self, about: About) -> Result<Destination, DestinationError> {
+    async fn answer(self: &Arc<Self>, about: About) -> Result<Destination, DestinationError> {
         match about {
-            About::Configured { name, port } => {
-                let upstream = self.configured(&name, port).await?;
-                Ok(Destination { upstream, routed_host: None })
-            }
+            About::Configured { name, port } => self.configured(&name, port).await.map(Destination::whole),
             About::Request { host: Some(host), dialled } if host.parse::<IpAddr>().is_err() => {
                 match self.by_name(&normal(&host), dialled).await? {
                     Some(destination) => Ok(destination),
@@ -242,7 +310,7 @@ impl Shared {
     /// The destination by its name, if the name may be believed: forging a Host must not lead into
     /// another service's policy.
     async fn by_name(
-        &self,
+        self: &Arc<Self>,
         host: &str,
         dialled: SocketAddr,
     ) -> Result<Option<Destination>, DestinationError> {
@@ -266,65 +334,117 @@ impl Shared {
             let mut own = None;
             if let Some(name) = named {
                 let upstream = self.configured(name, dialled.port()).await?;
-                believed |= upstream.any_destination || upstream.holds(dialled);
+                believed |= upstream.any_destination || upstream.is_at(dialled);
                 own = Some(upstream);
             }
+            let mut broken = None;
             for name in routes.iter().flat_map(|(_, upstreams)| *upstreams) {
                 if believed {
                     break;
                 }
-                let upstream = self.configured(name, dialled.port()).await?;
-                believed = upstream.any_destination || upstream.holds(dialled);
+                match self.configured(name, dialled.port()).await {
+                    Ok(upstream) => believed = upstream.any_destination || upstream.is_at(dialled),
+                    Err(error) => broken = Some(error),
+                }
+            }
+            if let Some(error) = broken.filter(|_| !believed) {
+                // The address may be this one's: as dialled, it would go past its TLS and identity.
+                return Err(error);
             }
             if believed && let Some(upstream) = own.or(by_dns) {
                 let routed_host = routes.map(|(host, _)| Arc::from(host.as_str()));
-                return Ok(Some(Destination { upstream, routed_host }));
+                return Ok(Some(Destination { routed_host, ..Destination::whole(upstream) }));
             }
             return Ok(None);
         }
-        Ok(by_dns.filter(|_| is_its_address).map(|upstream| Destination { upstream, routed_host: None }))
+        Ok(by_dns.filter(|_| is_its_address).map(Destination::whole))
     }
 
     /// The destination by the address alone.
-    async fn by_address(&self, dialled: SocketAddr) -> Result<Destination, DestinationError> {
+    async fn by_address(self: &Arc<Self>, dialled: SocketAddr) -> Result<Destination, DestinationError> {
         if let Some(upstream) = self.configured_for(dialled).await? {
-            return Ok(Destination { upstream, routed_host: None });
+            let endpoint = upstream.endpoint_at(dialled);
+            return Ok(Destination { endpoint, ..Destination::whole(upstream) });
         }
         let key = Key::Dialled(dialled);
         let recipe = || Ok(Recipe::on_demand(dialled.to_string(), Source::Dialled(dialled)));
-        let (upstream, snapshot) = self.make(key, Some(Target::Address(dialled)), recipe).await?;
-        let Some(snapshot) = snapshot else { return Ok(Destination { upstream, routed_host: None }) };
+        let (upstream, snapshot) = self.make(key, recipe).await?;
+        let Some(snapshot) = snapshot else { return Ok(Destination::whole(upstream)) };
         match (&snapshot.answer, &snapshot.error) {
             (Some(answer), _) if answer.vips.contains(&dialled.ip()) => {
                 let named = self.named(answer.name.clone(), dialled.port()).await;
                 let upstream = named.map_err(DestinationError::Lookup)?.unwrap_or(upstream);
-                Ok(Destination { upstream, routed_host: None })
+                Ok(Destination::whole(upstream))
             }
             (None, Some(error)) if !matches!(**error, LookupError::NotFound(_)) => {
                 Err(DestinationError::Lookup(error.clone()))
             }
-            _ => Ok(Destination { upstream, routed_host: None }),
+            _ => Ok(Destination::whole(upstream)),
         }
     }
 
-    /// The configured upstream that has this endpoint or VIP.
-    async fn configured_for(&self, dialled: SocketAddr) -> Result<Option<Arc<Upstream>>, DestinationError> {
-        let config = self.configured.load().config.clone();
-        for name in config.upstreams.keys() {
-            let upstream = self.configured(&name.as_str().into(), dialled.port()).await?;
-            if upstream.is_at(dialled) {
-                return Ok(Some(upstream));
+    /// The configured upstream that has this endpoint or VIP, of those whose addresses are known: one that
+    /// can't be made or looked up is no trouble of the others.
+    async fn configured_for(
+        self: &Arc<Self>,
+        dialled: SocketAddr,
+    ) -> Result<Option<Arc<Upstream>>, DestinationError> {
+        let configured = self.configured.load_full();
+        // Not at the start: without a certificate discovery can't be asked, and each failure puts the next try off.
+        let made = *configured.made.get_or_init(|| {
+            self.make_configured(&configured);
+            Instant::now()
+        });
+        // Sent before the first addresses are there, it would go past the upstream's TLS and identity.
+        let _ = timeout_at(
+            (made + FIRST_ADDRESSES).into(),
+            join_all(self.followed().iter().map(Followed::first)),
+        )
+        .await;
+        for (name, upstream) in &configured.config.upstreams {
+            if let Some(Discovery::Static(addresses)) = &upstream.discovery {
+                if addresses.contains(&dialled) {
+                    return self.configured(&name.as_str().into(), dialled.port()).await.map(Some);
+                }
+                continue;
+            }
+            if let Some(known) = self.known(&Key::configured(name, upstream, dialled.port()))
+                && known.is_at(dialled)
+            {
+                return Ok(Some(known));
             }
         }
         Ok(None)
     }
 
+    /// What is followed for upstreams of the config, whichever port is dialled.
+    fn followed(&self) -> Vec<Followed> {
+        let made = self.made();
+        made.iter()
+            .filter(|(key, _)| key.is_bounded())
+            .filter_map(|(_, made)| made.followed.clone())
+            .collect()
+    }
+
+    /// The upstream of `key` if it is made, with what is known now.
+    fn known(&self, key: &Key) -> Option<Arc<Upstream>> {
+        let (upstream, recipe, followed) = self.made().get(key).map(Made::parts)?;
+        if let Some(followed) = followed {
+            self.take_in(key, &upstream, &recipe, &followed.current());
+        }
+        Some(upstream)
+    }
+
     /// The on-demand upstream of a name; `None` when there is no such name.
-    async fn named(&self, host: Arc<str>, port: u16) -> Result<Option<Arc<Upstream>>, Arc<LookupError>> {
+    async fn named(
+        self: &Arc<Self>,
+        host: Arc<str>,
+        port: u16,
+    ) -> Result<Option<Arc<Upstream>>, Arc<LookupError>> {
         let target = Target::Name { host: host.clone(), port };
         let key = Key::Name(host.clone(), port);
-        let recipe = || Ok(Recipe::on_demand(format!("{host}:{port}"), Source::Name(target.clone())));
-        let made = self.make(key, Some(target.clone()), recipe).await;
+        let recipe = || Ok(Recipe::on_demand(format!("{host}:{port}"), Source::Name(target)));
+        let made = self.make(key, recipe).await;
         // An on-demand upstream has no config that could be wrong.
         let Ok((upstream, Some(snapshot))) = made else { return Ok(None) };
         match (&snapshot.answer, &snapshot.error) {
@@ -334,95 +454,292 @@ impl Shared {
         }
     }
 
-    async fn configured(&self, name: &Arc<str>, port: u16) -> Result<Arc<Upstream>, DestinationError> {
+    async fn configured(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        port: u16,
+    ) -> Result<Arc<Upstream>, DestinationError> {
         let configured = self.configured.load_full();
-        let Some(upstream) = configured.config.upstreams.get(&**name) else {
+        let Some(upstream) = configured.upstream(name) else {
             return Err(DestinationError::Config(format!("the config has no upstream {name}").into()));
         };
-        let recipe = Recipe::configured(name, upstream, port).map_err(config_error)?;
-        let target = match &recipe.source {
-            Source::Name(target) => Some(target.clone()),
-            _ => None,
-        };
-        // Ports make a difference only where the dialled one is that of the endpoints.
-        let port = match &target {
-            Some(Target::Name { .. }) => port,
-            _ => 0,
-        };
-        self.make(Key::Configured(name.clone(), port), target, || Ok(recipe)).await.map(|(made, _)| made)
+        let key = Key::configured(name, upstream, port);
+        self.make(key, || Recipe::configured(name, upstream, port)).await.map(|(made, _)| made)
+    }
+
+    /// Begins to follow the configured upstreams whose addresses can be known before anybody dials them, so
+    /// that traffic without a name finds them.
+    fn make_configured(self: &Arc<Self>, configured: &Configured) {
+        for (name, upstream) in &configured.config.upstreams {
+            // Of no use for a key that is bounded.
+            let port = 0;
+            let key = Key::configured(name, upstream, port);
+            let is_followed = Source::configured(upstream, port).target().is_some();
+            if !key.is_bounded() || !is_followed || self.made().contains_key(&key) {
+                continue;
+            }
+            match Recipe::configured(name, upstream, port) {
+                Ok(recipe) => _ = self.add(key, Arc::new(recipe)),
+                Err(error) => tracing::warn!("it can't be called until this is mended: {error}"),
+            }
+        }
     }
 
     /// The upstream of `key`, made and its first answer awaited if it is new.
     async fn make(
-        &self,
+        self: &Arc<Self>,
         key: Key,
-        target: Option<Target>,
         recipe: impl FnOnce() -> Result<Recipe, RecipeError>,
     ) -> Result<(Arc<Upstream>, Option<Arc<Snapshot>>), DestinationError> {
-        let of = |made: &Made| (made.upstream.clone(), made.recipe.clone(), made.followed.clone());
-        let known = self.made().get(&key).map(of);
+        let known = self.made().get(&key).map(Made::parts);
         let (upstream, recipe, followed) = match known {
             Some(known) => known,
-            None => self.add(key, target, Arc::new(recipe().map_err(config_error)?)),
+            None => self.add(key.clone(), Arc::new(recipe().map_err(config_error)?)),
         };
+        upstream.note_use(Instant::now());
         let Some(followed) = followed else { return Ok((upstream, None)) };
         let snapshot = followed.first().await;
-        if upstream.set().refreshed != Some(snapshot.refreshed) {
-            // The refreshing task has not come to it yet.
-            let rules = self.configured.load().rules.clone();
-            upstream.update(recipe.endpoint_set(&rules, Some(&snapshot)));
-        }
+        self.take_in(&key, &upstream, &recipe, &snapshot);
         Ok((upstream, Some(snapshot)))
     }
 
-    fn add(
-        &self,
-        key: Key,
-        target: Option<Target>,
-        recipe: Arc<Recipe>,
-    ) -> (Arc<Upstream>, Arc<Recipe>, Option<Followed>) {
-        let rules = self.configured.load().rules.clone();
-        let followed = target.map(|target| self.resolver.follow(target));
+    fn add(self: &Arc<Self>, key: Key, recipe: Arc<Recipe>) -> Parts {
+        let followed = recipe.source.target().map(|target| self.resolver.follow(target));
         let name = recipe.name.clone();
         let upstream = Arc::new(Upstream::new(name, recipe.policy.clone(), recipe.any_destination));
         let refresh = match followed.clone() {
             None => {
-                upstream.update(recipe.endpoint_set(&rules, None));
+                upstream.update(recipe.endpoint_set(&self.configured.load().rules, None));
                 None
             }
             Some(mut followed) => {
+                self.take_in(&key, &upstream, &recipe, &followed.current());
+                let (shared, key) = (Arc::downgrade(self), key.clone());
                 let (upstream, recipe) = (upstream.clone(), recipe.clone());
-                upstream.update(recipe.endpoint_set(&rules, Some(&followed.current())));
                 Some(tokio::spawn(async move {
                     loop {
                         followed.changed().await;
-                        upstream.update(recipe.endpoint_set(&rules, Some(&followed.current())));
+                        let Some(shared) = shared.upgrade() else { return };
+                        // Also where `take_in` sees nothing newer: the error alone may have changed.
+                        shared.replace(&key, &upstream, &recipe, &followed.current());
                     }
                 }))
             }
         };
-        let mut made = self.made();
-        if made.len() >= MAX_ON_DEMAND {
-            self.evict(&mut made);
+        let made = Made { upstream, recipe, followed, refresh };
+        let parts = made.parts();
+        let mut all = self.made();
+        if !key.is_bounded() && all.len() >= MAX_ON_DEMAND {
+            self.make_room(&mut all);
         }
-        let kept =
-            Made { upstream: upstream.clone(), recipe: recipe.clone(), followed: followed.clone(), refresh };
-        made.insert(key, kept);
-        (upstream, recipe, followed)
+        all.insert(key, made);
+        parts
     }
 
-    /// Makes room: an upstream that only this directory holds goes, else any that nobody configured.
-    fn evict(&self, made: &mut HashMap<Key, Made>) {
-        let on_demand = || made.iter().filter(|(key, _)| !matches!(key, Key::Configured(..)));
-        // This directory and the refreshing task hold one reference each.
-        let unused = on_demand().find(|(_, made)| Arc::strong_count(&made.upstream) <= 2);
-        if let Some(key) = unused.or_else(|| on_demand().next()).map(|(key, _)| key.clone()) {
-            made.remove(&key);
+    /// Takes an answer in, unless it is the one that is in already.
+    fn take_in(&self, key: &Key, upstream: &Upstream, recipe: &Recipe, snapshot: &Snapshot) {
+        if upstream.set().refreshed != Some(snapshot.refreshed) {
+            self.replace(key, upstream, recipe, snapshot);
+        }
+    }
+
+    /// Takes an answer in. One that changes what was decided by an earlier one ends those decisions.
+    fn replace(&self, key: &Key, upstream: &Upstream, recipe: &Recipe, snapshot: &Snapshot) {
+        // Before its first answer nobody decided by it, but an address may have been found to be nobody's that is
+        // this configured upstream's.
+        let is_decided_by = matches!(key, Key::Configured(..)) || {
+            let set = upstream.set();
+            set.name.is_some() || set.error.is_some()
+        };
+        let rules = self.configured.load().rules.clone();
+        let changed = upstream.update(recipe.endpoint_set(&rules, Some(snapshot)));
+        if changed && is_decided_by {
             self.generation.fetch_add(1, Relaxed);
         }
+    }
+
+    /// Lets go of what was used longest ago, if there is too much of what the config does not bound.
+    fn make_room(&self, made: &mut HashMap<Key, Made>) {
+        let mut unbounded: Vec<(u64, Key)> = made
+            .iter()
+            .filter(|(key, _)| !key.is_bounded())
+            .map(|(key, made)| (made.upstream.last_used(), key.clone()))
+            .collect();
+        if unbounded.len() < MAX_ON_DEMAND {
+            return;
+        }
+        unbounded.sort_unstable_by_key(|(last_used, _)| *last_used);
+        for (_, key) in &unbounded[..MADE_ROOM] {
+            made.remove(key);
+        }
+        self.generation.fetch_add(1, Relaxed);
     }
 }
 
 fn config_error(error: RecipeError) -> DestinationError {
     DestinationError::Config(error.to_string().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::Security;
+    use super::*;
+    use crate::config::DnsDiscovery;
+    use crate::resolve::ResolveSettings;
+
+    fn rules() -> Arc<SecurityRules> {
+        Arc::new(SecurityRules {
+            trust_domain: "cluster.local".into(),
+            cluster_domain: "cluster.local".into(),
+            outbound: Arc::default(),
+            permissive: false,
+            discovery: false,
+        })
+    }
+
+    fn upstream(discovery: Discovery) -> config::Upstream {
+        config::Upstream { discovery: Some(discovery), ..Default::default() }
+    }
+
+    fn fixed(addresses: &[&str]) -> config::Upstream {
+        upstream(Discovery::Static(addresses.iter().map(|address| address.parse().unwrap()).collect()))
+    }
+
+    fn by_dns(name: &str, port: u16) -> config::Upstream {
+        upstream(Discovery::Dns(DnsDiscovery { name: name.into(), port: Some(port) }))
+    }
+
+    fn config<const N: usize>(upstreams: [(&str, config::Upstream); N]) -> Arc<Config> {
+        let upstreams = upstreams.into_iter().map(|(name, upstream)| (name.to_owned(), upstream)).collect();
+        Arc::new(Config { upstreams, ..Config::default() })
+    }
+
+    /// A directory whose names are those of a hosts file.
+    fn directory(hosts: &Path, config: Arc<Config>) -> Directory {
+        let settings = ResolveSettings {
+            servers: vec!["127.0.0.1:9".parse().unwrap()],
+            hosts_file: hosts.into(),
+            search: Some(Vec::new()),
+            ndots: Some(1),
+            cluster_domain: "cluster.local".into(),
+            own_addresses: Arc::new(Vec::new),
+            mesh: None,
+            mark: None,
+        };
+        Directory::start(Resolver::new(settings, None).unwrap(), config, rules())
+    }
+
+    async fn located(directory: &Directory, host: Option<&str>, dialled: &str) -> Destination {
+        directory.locate(host.map(Into::into), dialled.parse().unwrap()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_name_that_changes_its_address_ends_what_was_decided_by_the_old_one_and_a_new_one_ends_nothing()
+    {
+        let files = tempfile::tempdir().unwrap();
+        let hosts = files.path().join("hosts");
+        std::fs::write(&hosts, "10.0.0.1 api.example\n10.0.0.3 other.example\n").unwrap();
+        let directory = directory(&hosts, config([]));
+        let before = directory.generation();
+        let dialled = "10.0.0.2:80";
+        assert_eq!(&*located(&directory, Some("api.example"), dialled).await.upstream.name, dialled);
+        assert_eq!(
+            &*located(&directory, Some("other.example"), "10.0.0.3:80").await.upstream.name,
+            "other.example:80"
+        );
+        assert_eq!(directory.generation(), before);
+        let target = Target::Name { host: "api.example".into(), port: 80 };
+        let mut followed = directory.shared.resolver.follow(target);
+        std::fs::write(&hosts, "10.0.0.2 api.example\n10.0.0.3 other.example\n").unwrap();
+        followed.changed().await;
+        assert_eq!(&*located(&directory, Some("api.example"), dialled).await.upstream.name, "api.example:80");
+        assert_ne!(directory.generation(), before);
+    }
+
+    #[tokio::test]
+    async fn a_broken_upstream_fails_only_those_who_want_it() {
+        let files = tempfile::tempdir().unwrap();
+        let hosts = files.path().join("hosts");
+        std::fs::write(&hosts, "10.0.0.5 db.example\n").unwrap();
+        let tls = config::UpstreamTls::Server(config::ServerTls {
+            server_name: "a.example".into(),
+            ca_file: files.path().join("missing.pem"),
+        });
+        let broken = config::Upstream { tls: Some(tls), ..fixed(&["10.0.0.1:80"]) };
+        let broken_by_dns = config::Upstream { tls: broken.tls.clone(), ..by_dns("db.example", 1) };
+        let directory = directory(
+            &hosts,
+            config([
+                ("broken", broken),
+                ("broken-by-dns", broken_by_dns),
+                ("db", by_dns("db.example", 5432)),
+                ("store", fixed(&["10.0.0.2:6379", "10.0.0.3:6379"])),
+            ]),
+        );
+        let failed = directory.locate(None, "10.0.0.1:80".parse().unwrap()).await;
+        assert!(matches!(failed, Err(DestinationError::Config(_))), "{failed:?}");
+        for (dialled, name, its_endpoint) in [
+            ("10.0.0.1:81", "10.0.0.1:81", false),
+            ("10.0.0.3:6379", "store", true),
+            ("10.0.0.5:5432", "db", true),
+            ("10.0.0.5:5433", "10.0.0.5:5433", false),
+        ] {
+            let found = located(&directory, None, dialled).await;
+            assert_eq!(&*found.upstream.name, name, "{dialled}");
+            assert_eq!(found.endpoint.is_some(), its_endpoint, "{dialled}");
+            let chosen = found.choose(Instant::now(), &mut rand::rng()).unwrap();
+            assert_eq!(chosen.address, dialled.parse().unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reload_keeps_unchanged_upstreams_and_applies_new_rules_to_them() {
+        let files = tempfile::tempdir().unwrap();
+        let hosts = files.path().join("hosts");
+        std::fs::write(&hosts, "").unwrap();
+        let directory =
+            directory(&hosts, config([("a", fixed(&["10.0.0.1:80"])), ("b", fixed(&["10.0.0.2:80"]))]));
+        let get = async |name: &str| directory.configured(name.into(), 80).await;
+        let (a, b) = (get("a").await.unwrap(), get("b").await.unwrap());
+        let endpoint = a.set().endpoints[0].clone();
+        let before = directory.generation();
+
+        directory
+            .reconfigure(config([("a", fixed(&["10.0.0.1:80"])), ("b", fixed(&["10.0.0.3:80"]))]), rules());
+        assert_ne!(directory.generation(), before);
+        assert!(Arc::ptr_eq(&a, &get("a").await.unwrap()));
+        assert!(Arc::ptr_eq(&endpoint, &a.set().endpoints[0]));
+        assert!(!Arc::ptr_eq(&b, &get("b").await.unwrap()));
+
+        let outbound =
+            config::Outbound { mesh_networks: vec!["10.0.0.0/24".parse().unwrap()], ..Default::default() };
+        let meshed = SecurityRules { outbound: Arc::new(outbound), ..(*rules()).clone() };
+        directory.reconfigure(config([("a", fixed(&["10.0.0.1:80"]))]), Arc::new(meshed));
+        assert!(Arc::ptr_eq(&a, &get("a").await.unwrap()));
+        assert!(matches!(a.set().endpoints[0].security, Security::Refused(_)));
+        assert!(get("b").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_on_demand_is_bounded_and_what_is_in_use_stays() {
+        let files = tempfile::tempdir().unwrap();
+        let hosts = files.path().join("hosts");
+        std::fs::write(&hosts, "").unwrap();
+        let directory = directory(&hosts, config([("db", by_dns("localhost", 1))]));
+        for port in 1..=MAX_ON_DEMAND as u16 {
+            located(&directory, None, &format!("10.0.0.1:{port}")).await;
+        }
+        let far_ahead = Instant::now() + Duration::from_secs(60);
+        let used = located(&directory, None, "10.0.0.1:7").await.upstream;
+        used.choose(far_ahead, &mut rand::rng());
+        let before = directory.generation();
+        located(&directory, None, "10.0.0.2:1").await;
+        assert_ne!(directory.generation(), before);
+        let made = directory.shared.made();
+        assert_eq!(made.len(), MAX_ON_DEMAND - MADE_ROOM + 2);
+        assert!(made.contains_key(&Key::Dialled("10.0.0.1:7".parse().unwrap())));
+        assert!(made.contains_key(&Key::Configured("db".into(), None)));
+    }
 }
