@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use http::header::HOST;
+use http::header::{HOST, TRANSFER_ENCODING};
 use http::{Request, Response, Version};
 use tokio::net::TcpStream;
 
@@ -20,7 +20,7 @@ use crate::http::{
 use crate::net::{Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, resume_detection};
 use crate::opaque::{Carrying, OpaqueError, Way};
 use crate::telemetry::{Direction, Held};
-use crate::upstream::{Destination, Upstream};
+use crate::upstream::{Destination, Endpoint, Upstream};
 use crate::worker::{Worker, reset};
 
 const SIDE: Direction = Direction::Outbound;
@@ -116,8 +116,9 @@ async fn way_to(
         .locate(None, destination.0)
         .await
         .map_err(|error| (Arc::from(destination.to_string()), error.into()))?;
+    let endpoint = worker.random(|rng| located.choose(Instant::now(), rng));
     let upstream = located.upstream;
-    let Some(endpoint) = worker.random(|rng| upstream.choose(Instant::now(), rng)) else {
+    let Some(endpoint) = endpoint else {
         let name = upstream.name.clone();
         return Err((name.clone(), OpaqueError::NoEndpoint(name)));
     };
@@ -138,6 +139,8 @@ struct Outbound {
 /// What was decided about a request.
 struct Decision {
     upstream: Arc<Upstream>,
+    /// `None` when the upstream has none.
+    endpoint: Option<Arc<Endpoint>>,
     timeout: Option<Duration>,
 }
 
@@ -150,6 +153,9 @@ impl Handler for Outbound {
             let mut recording =
                 Exchange::begin(&worker.recorder, SIDE, self.client, &request, &worker.unnamed);
             recording.holds_open(self.open.clone());
+            if let Some(response) = unknown_coding(&request) {
+                return recording.answer_locally(&response, request.headers());
+            }
             if let Some(wrong) = wrong_host(&request) {
                 let response = LocalResponse::new(ProxyError::BAD_REQUEST, wrong);
                 return recording.answer_locally(&response, request.headers());
@@ -158,12 +164,13 @@ impl Handler for Outbound {
             if request.version() < Version::HTTP_2 {
                 to_origin_form(&mut request);
             }
-            let Decision { upstream, timeout } = match self.decide(&request, recording.exchange()).await {
-                Ok(decision) => decision,
-                Err(response) => return recording.answer_locally(&response, request.headers()),
-            };
+            let Decision { upstream, endpoint, timeout } =
+                match self.decide(&request, recording.exchange()).await {
+                    Ok(decision) => decision,
+                    Err(response) => return recording.answer_locally(&response, request.headers()),
+                };
             recording.exchange().upstream = upstream.name.clone();
-            let Some(endpoint) = worker.random(|rng| upstream.choose(Instant::now(), rng)) else {
+            let Some(endpoint) = endpoint else {
                 let response = no_endpoint(&upstream);
                 return recording.answer_locally(&response, request.headers());
             };
@@ -186,7 +193,7 @@ impl Handler for Outbound {
 }
 
 impl Outbound {
-    /// Destination, then route, then upstream.
+    /// Destination, then route, then upstream, then endpoint.
     async fn decide(
         &self,
         request: &Request<Body>,
@@ -194,6 +201,7 @@ impl Outbound {
     ) -> Result<Decision, LocalResponse> {
         let destination =
             self.locate(host_of(request)).await.map_err(|error| LocalResponse::destination(&error))?;
+        let mut endpoint = self.worker.random(|rng| destination.choose(Instant::now(), rng));
         let mut upstream = destination.upstream;
         let mut timeout = upstream.policy.request_timeout.or(upstream.set().request_timeout);
         if let Some(host) = &destination.routed_host {
@@ -208,10 +216,11 @@ impl Outbound {
                         .configured(&name, self.destination.port())
                         .await
                         .map_err(|error| LocalResponse::destination(&error))?;
+                    endpoint = self.worker.random(|rng| upstream.choose(Instant::now(), rng));
                 }
             }
         }
-        Ok(Decision { upstream, timeout })
+        Ok(Decision { upstream, endpoint, timeout })
     }
 
     async fn locate(&self, host: Option<&str>) -> Result<Destination, crate::upstream::DestinationError> {
@@ -239,6 +248,14 @@ fn wrong_host(request: &Request<Body>) -> Option<&'static str> {
         }
         _ => None,
     }
+}
+
+/// A transfer coding that this hop would take off without knowing it: the workload would read coded bytes
+/// as content (RFC 9112 6.1).
+fn unknown_coding(request: &Request<Body>) -> Option<LocalResponse> {
+    let codings = request.headers().get(TRANSFER_ENCODING)?;
+    let known = codings.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    (!known).then(|| LocalResponse::new(ProxyError::UNKNOWN_CODING, "transfer coding other than chunked"))
 }
 
 fn no_endpoint(upstream: &Upstream) -> LocalResponse {

@@ -10,6 +10,7 @@ use http::{HeaderMap, Request, Response, Version};
 
 use super::headers::{ORIGINAL_VERSION, version_to_mesh};
 use super::hop::{HopError, send_multiplexed};
+use super::local_response::{LocalResponse, ProxyError};
 use super::record::{Recording, RequestProgress};
 use super::tunnel::{ClientSide, strip_but_upgrade};
 use crate::net::{Body, strip_hop_by_hop, strip_mesh_headers};
@@ -75,8 +76,13 @@ pub async fn forward(
             response
         }
         Err(error) => {
-            recording.failed();
-            let local = error.to_local_response(&way.upstream.name, way.endpoint.address);
+            let local = if recording.request_broke() {
+                // Not the endpoint's fault.
+                LocalResponse::new(ProxyError::BAD_REQUEST, "the request's body broke off")
+            } else {
+                recording.failed();
+                error.to_local_response(&way.upstream.name, way.endpoint.address)
+            };
             let request: HeaderMap = content_type.map(|value| (CONTENT_TYPE, value)).into_iter().collect();
             recording.answer_locally(&local, &request)
         }

@@ -35,6 +35,7 @@ const UNAVAILABLE: u16 = 14;
 const DEADLINE_EXCEEDED: u16 = 4;
 const PERMISSION_DENIED: u16 = 7;
 const INTERNAL: u16 = 13;
+const UNIMPLEMENTED: u16 = 12;
 
 impl ProxyError {
     const fn new(status: StatusCode, kind: &'static str, grpc_status: u16) -> Self {
@@ -76,6 +77,9 @@ impl ProxyError {
     pub const DENIED: Self = Self::new(StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED);
     /// The request breaks HTTP.
     pub const BAD_REQUEST: Self = Self::new(StatusCode::BAD_REQUEST, "http_request_error", INTERNAL);
+    /// The request's transfer coding is unknown.
+    pub const UNKNOWN_CODING: Self =
+        Self::new(StatusCode::NOT_IMPLEMENTED, "http_request_error", UNIMPLEMENTED);
     /// Not for this listener.
     pub const MISDIRECTED: Self = Self::new(StatusCode::MISDIRECTED_REQUEST, "http_request_error", INTERNAL);
     /// The request would come back here.

@@ -50,6 +50,7 @@ pub struct Exchange {
 pub struct RequestProgress {
     bytes: Cell<u64>,
     ended: Cell<bool>,
+    broken: Cell<bool>,
     end: Notify,
 }
 
@@ -200,6 +201,11 @@ impl Recording {
         }
     }
 
+    /// Whether the client broke its request's body off, or HTTP in it.
+    pub(super) fn request_broke(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.broken.get())
+    }
+
     /// There is no response of the endpoint's.
     pub(super) fn failed(&mut self) {
         if let Some(in_flight) = self.in_flight.take() {
@@ -330,8 +336,9 @@ impl BodyWatch for RequestWatch {
 
     fn trailers(&mut self, _: &HeaderMap) {}
 
-    fn end(&mut self, _: BodyEnd) {
+    fn end(&mut self, how: BodyEnd) {
         self.0.ended.set(true);
+        self.0.broken.set(how == BodyEnd::Broken);
         self.0.end.notify_waiters();
     }
 }

@@ -91,6 +91,8 @@ where
         .max_headers(MAX_FIELDS)
         .max_header_size(MAX_HEADER_BYTES)
         .auto_date_header(false)
+        // A client may end its side after its request and wait for the answer (`nc -N`, HTTP/1.0 clients).
+        .half_close(true)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let ended = {

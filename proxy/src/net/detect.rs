@@ -152,6 +152,11 @@ fn classify(bytes: &[u8]) -> Verdict {
         Hello::Partial => return Verdict::Partial,
         Hello::NotTls => {}
     }
+    // RFC 9112 2.2: empty lines before a request are to be ignored.
+    let bytes = bytes.trim_ascii_start();
+    if bytes.is_empty() {
+        return Verdict::Partial;
+    }
     if bytes.starts_with(HTTP2_PREFACE) {
         return Verdict::Is(Detected::Http2);
     }
@@ -196,6 +201,8 @@ mod tests {
             (b"GET key\r\n", Some(Detected::Opaque)),
             (b"GET / HTTP/1.", None),
             (b"G", None),
+            (b"\r\n\r\nGET / HTTP/1.1\r\n", Some(Detected::Http1)),
+            (b"\r\n", None),
             (b"PR", None),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Detected::Http2)),
             (b"PRI * HTTP/2.0\r\n\r\n", None),

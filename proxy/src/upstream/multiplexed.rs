@@ -175,6 +175,8 @@ impl EndpointPool {
             .max_frame_size(FRAME_SIZE)
             .max_header_list_size(HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
+            // Until the peer's settings are there; RFC 9113 6.5.2 recommends that no peer allows fewer.
+            .initial_max_send_streams(ENOUGH_STREAMS)
             .enable_push(false)
             .handshake::<_, Bytes>(transport)
             .await;
