@@ -33,6 +33,12 @@ pub enum OpaqueError {
 }
 
 impl OpaqueError {
+    /// Whether it would end requests as well: the endpoint does not answer. Other errors are about bytes
+    /// without a name; requests may have one.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Connect(_, ConnectError::Dial(_)))
+    }
+
     /// The label `reason`, and what the access log says.
     pub fn reason(&self) -> (&'static str, LocalResponse) {
         match self {

@@ -12,18 +12,23 @@ use bytes::BytesMut;
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::{Request, Response, Version};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::http::{
     Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Served, Wire, forward, host_of,
     serve_http1, serve_http2, to_origin_form, wants_own_connection,
 };
-use crate::net::{Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, resume_detection};
+use crate::net::{
+    Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, readable, resume_detection,
+};
 use crate::opaque::{Carrying, OpaqueError, Way};
 use crate::telemetry::{Direction, Held};
 use crate::upstream::{Destination, Endpoint, Upstream};
 use crate::worker::{Worker, reset};
 
 const SIDE: Direction = Direction::Outbound;
+/// Time for the first request on a connection that nothing but requests can go by.
+const WAIT_FOR_REQUEST: Duration = Duration::from_secs(60);
 
 /// Carries one connection of the workload.
 pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress, open: Rc<Held>) {
@@ -44,18 +49,22 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
     };
     if detected == Detected::Silent {
         // The client may wait for the server to speak: whoever speaks first decides.
-        let mut way = match Box::pin(way_to(&worker, destination)).await {
-            Ok(way) => way,
+        match Box::pin(way_to(&worker, destination)).await {
+            Ok(mut way) => {
+                if way.server_speaks_first(&stream).await {
+                    if way.server_spoke_opaquely() {
+                        worker.remember_opaque(destination.0);
+                    }
+                    return Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
+                }
+            }
+            // Nobody is there to speak first, or the client would speak requests that have a name to go by.
             Err((upstream, error)) => {
-                carrying.refused(&upstream, &error);
-                return reset(&stream);
+                if error.is_final() || timeout(WAIT_FOR_REQUEST, readable(&stream)).await.is_err() {
+                    carrying.refused(&upstream, &error);
+                    return reset(&stream);
+                }
             }
-        };
-        if way.server_speaks_first(&stream).await {
-            if way.server_spoke_opaquely() {
-                worker.remember_opaque(destination.0);
-            }
-            return Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
         }
         detected = match resume_detection(&mut stream, &mut first_bytes).await {
             Ok(detected) => detected,

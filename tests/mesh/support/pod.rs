@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use nix::sched::{CloneFlags, setns};
 
 use super::process::Process;
-use super::wait::PATIENCE;
+use super::wait::{self, PATIENCE};
 use super::wire::Connection;
 
 /// The user and group that a sidecar runs as; its traffic is exempt from the redirect.
@@ -139,6 +139,12 @@ impl Pod {
             mounted = mounted.display(),
         );
         pod.run(&["sh", "-c", &script]);
+        // The kernel tells a bridge of a new link with a delay of up to a second; until then packets are lost.
+        wait::until("the bridge forwards to the new pod", || {
+            let mut show = inside(hub, None);
+            show.args(["ip", "-details", "link", "show", &format!("pod{number}")]);
+            must_succeed("look at a bridge's port", &mut show).contains("state forwarding")
+        });
         pod
     }
 
