@@ -5,17 +5,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use h2::RecvStream;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request, Response, Version};
 
 use super::headers::{ORIGINAL_VERSION, version_to_mesh};
-use super::hop::{HopError, send_multiplexed};
+use super::hop::{HopError, PumpGuard, is_unprocessed, send_multiplexed};
 use super::local_response::{LocalResponse, ProxyError};
 use super::record::{Recording, RequestProgress};
 use super::tunnel::{ClientSide, strip_but_upgrade};
 use crate::net::{Body, strip_hop_by_hop, strip_mesh_headers};
 use crate::telemetry::Tls;
-use crate::upstream::{ConnectError, Endpoint, EndpointPool, InFlight, Pools, Upstream};
+use crate::upstream::{ConnectError, Endpoint, EndpointPool, InFlight, Pools, StreamLease, Upstream};
 
 /// How a request leaves the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +104,7 @@ impl Forward<'_> {
         if self.wire == Wire::Own {
             return Box::pin(self.send_own(&pool, request, recording)).await;
         }
-        let mut stream = match pool.stream(self.upstream).await {
+        let stream = match pool.stream(self.upstream).await {
             Ok(stream) => stream,
             Err(ConnectError::NotMeshed(_)) => {
                 // Permissive mode found no sidecar there.
@@ -116,11 +117,33 @@ impl Forward<'_> {
         strip_hop_by_hop(request.headers_mut());
         let version = version_to_mesh(request.version());
         request.headers_mut().insert(ORIGINAL_VERSION, version);
-        let (response, pump) = send_multiplexed(&mut stream, std::mem::take(request)).await?;
+        let (response, stream, pump) = self.send_stream(&pool, stream, request).await?;
         recording.on_stream(stream, pump);
         let mut response = response.map(Body::from);
         strip_mesh_headers(response.headers_mut());
         Ok(response)
+    }
+
+    /// Sends on `stream`. A request without a body that meets the peer's GOAWAY on its way goes by another
+    /// connection: the peer has not looked at it, and a drain or a new certificate must cost nobody a request.
+    async fn send_stream(
+        &self,
+        pool: &Rc<EndpointPool>,
+        mut stream: StreamLease,
+        request: &mut Request<Body>,
+    ) -> Result<(Response<RecvStream>, StreamLease, Option<PumpGuard>), HopError> {
+        // Boxed: the future of every request would be as large as this one.
+        let spare = request.body().is_end().then(|| Box::new(head_of(request)));
+        match (send_multiplexed(&mut stream, std::mem::take(request)).await, spare) {
+            (Ok((response, pump)), _) => Ok((response, stream, pump)),
+            (Err(error), Some(spare)) if is_unprocessed(&error) => {
+                drop(stream);
+                let mut stream = Box::pin(pool.stream(self.upstream)).await?;
+                let (response, pump) = Box::pin(send_multiplexed(&mut stream, *spare)).await?;
+                Ok((response, stream, pump))
+            }
+            (Err(error), _) => Err(error.into()),
+        }
     }
 
     async fn send_plain(
@@ -134,8 +157,8 @@ impl Forward<'_> {
             Wire::Own => return Box::pin(self.send_own(pool, request, recording)).await,
             Wire::Multiplexed => {
                 strip_hop_by_hop(request.headers_mut());
-                let mut stream = pool.stream(self.upstream).await?;
-                let (response, pump) = send_multiplexed(&mut stream, std::mem::take(request)).await?;
+                let stream = pool.stream(self.upstream).await?;
+                let (response, stream, pump) = self.send_stream(pool, stream, request).await?;
                 recording.on_stream(stream, pump);
                 let mut response = response.map(Body::from);
                 strip_mesh_headers(response.headers_mut());
@@ -187,6 +210,16 @@ impl Forward<'_> {
         strip_mesh_headers(response.headers_mut());
         Ok(response)
     }
+}
+
+/// The same request once more, without extensions and body.
+fn head_of(request: &Request<Body>) -> Request<Body> {
+    let mut head = Request::new(Body::empty());
+    *head.method_mut() = request.method().clone();
+    *head.uri_mut() = request.uri().clone();
+    *head.version_mut() = request.version();
+    *head.headers_mut() = request.headers().clone();
+    head
 }
 
 /// Waits for the response's headers until `limit` after the request's end.

@@ -57,6 +57,17 @@ impl HopError {
     }
 }
 
+/// Whether the peer said that it has not looked at the request, so that sending it again is safe
+/// whatever it is (RFC 9113 6.8 and 8.7).
+pub(super) fn is_unprocessed(error: &h2::Error) -> bool {
+    error.is_remote()
+        && match error.reason() {
+            Some(h2::Reason::NO_ERROR) => error.is_go_away(),
+            Some(h2::Reason::REFUSED_STREAM) => error.is_reset(),
+            _ => false,
+        }
+}
+
 /// The task that pumps a request's body; ended when the exchange is over.
 #[derive(Debug)]
 pub struct PumpGuard(JoinHandle<()>);

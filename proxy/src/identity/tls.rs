@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use outrigger_ca::workload::{Material, Status};
@@ -75,6 +76,13 @@ impl MeshTls {
                 return;
             }
         }
+    }
+
+    /// When the certificate in use ends.
+    pub fn expires(&self) -> Option<Instant> {
+        let not_after = self.material()?.certificate.not_after();
+        let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(Instant::now() + left)
     }
 
     /// Whether there is a certificate.

@@ -135,7 +135,11 @@ impl EndpointPool {
                         return Err(ConnectError::NotMeshed(address));
                     }
                 }
-                let (stream, peer) = self.counted_handshake(made)?;
+                let (stream, mut peer) = self.counted_handshake(made)?;
+                // The peer ends the connection with our certificate: we stop using it before that.
+                if let Some(own) = self.settings.tls.expires() {
+                    peer.expires = peer.expires.min(own);
+                }
                 Ok(Connected { transport: Transport::Tls(Box::new(stream)), peer: Some(peer), counted })
             }
         }

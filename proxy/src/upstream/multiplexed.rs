@@ -328,9 +328,10 @@ async fn drive(mut this: Driver) {
     this.retire();
 }
 
-/// Time before the certificate's end in which no new request is put on a connection.
+/// Time before the certificate's end in which no new request is put on a connection: longer than the time
+/// in which the peer's serving side takes none, so that no request meets its GOAWAY.
 fn margin(expires: Instant) -> Duration {
-    (expires.saturating_duration_since(Instant::now()) / 5).clamp(2 * TICK, Duration::from_secs(60))
+    (expires.saturating_duration_since(Instant::now()) / 4).clamp(4 * TICK, Duration::from_secs(90))
 }
 
 async fn pong(ping_pong: &mut Option<PingPong>) -> Result<(), h2::Error> {
