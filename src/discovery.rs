@@ -98,9 +98,10 @@ pub struct Args {
     /// Trust domain that clients must be of.
     #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local")]
     trust_domain: String,
-    /// Exempt connections to the CA and to other DNS servers from a redirect by packet mark 1337; needs CAP_NET_ADMIN.
-    #[arg(long, env = "OUTRIGGER_MARK")]
-    mark: bool,
+    /// Exempt connections to the CA and to other DNS servers from a redirect by this packet mark; needs CAP_NET_ADMIN.
+    /// Without a value: 1337.
+    #[arg(long, env = "OUTRIGGER_MARK", value_name = "MARK", num_args = 0..=1, default_missing_value = "1337")]
+    mark: Option<u32>,
     /// Level of the log: error, warn, info, debug, trace.
     #[arg(long, env = "OUTRIGGER_LOG", value_name = "LEVEL", default_value = "info")]
     log: String,
@@ -108,9 +109,6 @@ pub struct Args {
     #[arg(long, env = "OUTRIGGER_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value = "text")]
     log_format: log::Format,
 }
-
-/// Packet mark of the mesh's own connections.
-const MARK: u32 = 1337;
 
 impl Args {
     pub fn run(self) -> Result<ExitCode, Failure> {
@@ -159,7 +157,7 @@ impl Args {
             ),
             (Some(_), _) => {}
         }
-        Ok(Options { secure, plain: self.plain, forward: self.forward.clone(), mark: self.packet_mark() })
+        Ok(Options { secure, plain: self.plain, forward: self.forward.clone(), mark: self.mark })
     }
 
     fn source(&self) -> Option<Source> {
@@ -176,13 +174,9 @@ impl Args {
         Some(Source::Ca(CaOptions {
             trust_bundle: self.trust_bundle.clone(),
             bundle_poll: Duration::from_secs(self.bundle_poll),
-            mark: self.packet_mark(),
+            mark: self.mark,
             ..CaOptions::new(ca, token_file)
         }))
-    }
-
-    fn packet_mark(&self) -> Option<u32> {
-        self.mark.then_some(MARK)
     }
 }
 

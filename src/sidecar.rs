@@ -40,7 +40,8 @@ pub struct Args {
         env = "OUTRIGGER_CA",
         value_name = "HOST:PORT",
         requires = "token_file",
-        conflicts_with = "certificate"
+        conflicts_with = "certificate",
+        value_parser = host_and_port
     )]
     ca: Option<String>,
     /// File with the bearer token for the CA; read again each time.
@@ -71,7 +72,7 @@ pub struct Args {
     #[arg(long, env = "OUTRIGGER_MESH_NETWORK", value_name = "CIDR", value_delimiter = ',')]
     mesh_network: Vec<Network>,
     /// The mesh's discovery, asked over DNS over TLS.
-    #[arg(long, env = "OUTRIGGER_DISCOVERY", value_name = "HOST:PORT")]
+    #[arg(long, env = "OUTRIGGER_DISCOVERY", value_name = "HOST:PORT", value_parser = host_and_port)]
     discovery: Option<String>,
     /// DNS server, instead of those of /etc/resolv.conf; repeatable.
     #[arg(long, env = "OUTRIGGER_DNS_SERVER", value_name = "IP[:PORT]", value_delimiter = ',')]
@@ -116,6 +117,16 @@ pub struct Args {
     /// Panic on requests for this path: for tests of what a panic ends.
     #[arg(long, env = "OUTRIGGER_PANIC_PATH", value_name = "PATH", hide = true)]
     panic_path: Option<String>,
+}
+
+/// An address as flags take it.
+fn host_and_port(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            Ok(text.into())
+        }
+        _ => Err("write HOST:PORT, for example ca.outrigger.svc:15012".into()),
+    }
 }
 
 /// `--mtls`.

@@ -6,10 +6,11 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response, Version};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -196,7 +197,15 @@ impl Handler for Outbound {
                 timeout,
                 keeps_mesh_headers: false,
             };
-            forward(&way, &mut request, recording).await
+            let mut response = forward(&way, &mut request, recording).await;
+            if worker.shared.stopping.load(Relaxed)
+                && wire != Wire::Multiplexed
+                && !response.status().is_informational()
+            {
+                // Told now, the workload does not send a request into the end of its connection.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -48,6 +49,8 @@ pub struct Shared {
     pub own_ports: Vec<u16>,
     /// Turns true when peers shall send no more requests.
     pub inbound_draining: watch::Receiver<bool>,
+    /// The proxy is stopping: the workload is told to use its connections no more.
+    pub stopping: Arc<AtomicBool>,
     /// Turns true when the workload is done.
     pub outbound_draining: watch::Receiver<bool>,
     /// Exempts our sockets from the redirect where uids can't.

@@ -447,6 +447,37 @@ fn a_discovery_with_a_workload_s_certificate_is_not_believed() {
 }
 
 #[test]
+fn while_discovery_is_away_ordinary_dns_alone_leads_to_nobody() {
+    // Else whoever keeps the client from asking discovery gets the check of the account relaxed to the name's namespace.
+    let mesh = Mesh::new();
+    let (web, api, resolver) = (mesh.pod("web"), mesh.pod("api"), mesh.pod("resolver"));
+    let dns = Dns::serve(&resolver);
+    dns.set(API, Reply::Addresses(vec![api.address]));
+    let _api_sidecar = mesh.sidecar(&api).start();
+    let workload = api.serve_echo(8080);
+    // Nobody listens there.
+    let (discovery, server) = (resolver.at(15053).to_string(), dns.address.to_string());
+    let _web_sidecar = mesh
+        .sidecar(&web)
+        .config(MESH)
+        .arguments(["--discovery", &discovery, "--dns-server", &server])
+        .without_waiting()
+        .start();
+    wait::until("the sidecar listens", || web.try_connect(([127, 0, 0, 1], 15001)).is_ok());
+    let answer = wait::eventually("the sidecar has its certificate", || {
+        let answer = web.connect(api.at(8080)).get(API, "/");
+        (!answer.text().contains("certificate")).then_some(answer)
+    });
+    assert_eq!(
+        (answer.status(), answer.proxy_error().as_deref()),
+        (503, Some("dns_error")),
+        "{answer:?} {}",
+        answer.text()
+    );
+    assert_eq!(workload.accepted(), 0);
+}
+
+#[test]
 fn a_change_of_discovery_s_file_is_followed() {
     let bed = Discovered::new(|api| services(&api.address, "somebody-else"));
     let _workload = bed.api.serve_echo(8080);

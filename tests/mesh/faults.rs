@@ -442,7 +442,7 @@ fn a_pool_at_its_limits_gives_503_connection_limit_reached_at_once() {
 }
 
 #[test]
-fn a_peer_that_refuses_our_certificate_gives_502_tls_alert_received() {
+fn a_peer_that_refuses_our_certificate_gives_502_and_gets_no_request_through() {
     let mesh = Mesh::new();
     let (web, api) = (mesh.pod("web"), mesh.pod("api"));
     web.add_hosts(&format!("{} {API}", api.address));
@@ -453,7 +453,13 @@ fn a_peer_that_refuses_our_certificate_gives_502_tls_alert_received() {
     let setup = mesh.sidecar(&web).config(web_config()).identity(other.identity(&shop("web")));
     let _web_sidecar = setup.trust_bundle(Some(both)).start();
     let workload = api.serve_echo(8080);
-    assert_told(&web.connect(api.at(8080)).get(API, "/"), 502, "tls_alert_received");
+    let answer = web.connect(api.at(8080)).get(API, "/");
+    // With TLS 1.3 the refusal comes after the handshake: a request that is being written then may break off before
+    // the alert is read.
+    let error = answer.proxy_error();
+    let known = ["tls_alert_received", "connection_terminated"];
+    assert!(error.as_deref().is_some_and(|error| known.contains(&error)), "{answer:?}");
+    assert_eq!(answer.status(), 502, "{answer:?}");
     assert_eq!(workload.accepted(), 0);
     let labels = [("direction", "inbound"), ("result", "failure"), ("reason", "certificate")];
     api.wait_for_metric("outrigger_tls_handshakes_total", &labels, 1.0);

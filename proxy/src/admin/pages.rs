@@ -87,7 +87,13 @@ pub(super) fn metrics(request: &Request<Incoming>, sources: &Sources) -> Answer 
 pub(super) fn health(request: &Request<Incoming>, sources: &Sources) -> Answer {
     open_page(request, &["/readyz", "/livez"]).unwrap_or_else(|| match request.uri().path() {
         "/readyz" => match (sources.ready)() {
-            Ok(()) => answer::plain(StatusCode::OK, "ready"),
+            // Still ready, and in trouble: the certificate is not renewed and ends some day.
+            Ok(()) => match (sources.certificates)().get("lastError").and_then(|error| error.as_str()) {
+                Some(error) => {
+                    answer::plain(StatusCode::OK, format!("ready; the certificate is not renewed: {error}"))
+                }
+                None => answer::plain(StatusCode::OK, "ready"),
+            },
             Err(reason) => answer::plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}")),
         },
         // That this thread answers is what is asked.

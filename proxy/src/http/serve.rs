@@ -198,6 +198,7 @@ where
     let mut draining = limits.draining.clone();
     let mut drained = pin!(async move { drain_begins(&mut draining).await });
     let mut is_draining = false;
+    let mut expired = pin!(at(limits.expires));
     let retire_at = limits.expires.map(|expires| expires - margin(expires));
     loop {
         tokio::select! {
@@ -216,9 +217,11 @@ where
                 is_draining = true;
                 connection.graceful_shutdown();
             }
+            // Not a moment earlier: there may be no newer certificate.
+            () = &mut expired => return Served::Ended,
             alive = keep_alive.next() => {
                 let now = Instant::now();
-                if !alive || limits.expires.is_some_and(|expires| expires <= now + TICK) {
+                if !alive {
                     return Served::Ended;
                 }
                 if !is_draining && retire_at.is_some_and(|at| at <= now) {
@@ -233,7 +236,8 @@ where
 
 /// Time before the certificate's end in which the connection takes no new request.
 fn margin(expires: Instant) -> Duration {
-    (expires.saturating_duration_since(Instant::now()) / 5).clamp(2 * TICK, Duration::from_secs(60))
+    let left = expires.saturating_duration_since(Instant::now());
+    (left / 5).clamp(2 * TICK, Duration::from_secs(60)).min(left / 3)
 }
 
 /// Finds clients that are gone without saying so.

@@ -154,6 +154,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     let local = LocalAddresses::read();
     let resolver = resolver(&first, &tls, &local, settings.mark, &metrics)?;
     let directory = Directory::start(resolver, first.clone(), rules(&first));
+    let draining = Arc::new(AtomicBool::new(false));
     let (drain_inbound, inbound_draining) = watch::channel(false);
     let (drain_outbound, outbound_draining) = watch::channel(false);
     let shared = Arc::new(Shared {
@@ -163,6 +164,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         metrics: metrics.clone(),
         local,
         own_ports: own_ports(&settings.ports, &settings.handed_in),
+        stopping: draining.clone(),
         inbound_draining,
         outbound_draining,
         mark: settings.mark,
@@ -175,7 +177,6 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     let ports = &settings.ports;
     let handed_in = &mut settings.handed_in;
     let listeners = listeners(first.workers(), ports, handed_in)?;
-    let draining = Arc::new(AtomicBool::new(false));
     let ready =
         report::Readiness { shared: shared.clone(), status: status.clone(), draining: draining.clone() };
     let (stop, stopping) = drain::requests();

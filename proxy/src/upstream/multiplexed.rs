@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -288,6 +289,7 @@ async fn drive(mut this: Driver) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut awaiting_pong = false;
     let mut ping_due = false;
+    let mut expired = pin!(expiry(this.expires));
     let retire_at = this.expires.map(|expires| expires - margin(expires));
     loop {
         tokio::select! {
@@ -304,13 +306,12 @@ async fn drive(mut this: Driver) {
                 }
                 awaiting_pong = false;
             }
+            // The connection ends with the certificate, and not a moment earlier: there may be no newer one.
+            () = &mut expired => break,
             _ = tick.tick() => {
                 let now = Instant::now();
                 if awaiting_pong {
                     tracing::debug!("peer did not answer a PING within {TICK:?}");
-                    break;
-                }
-                if this.expires.is_some_and(|at| at <= now + TICK) {
                     break;
                 }
                 if retire_at.is_some_and(|at| at <= now) || this.is_idle(now) {
@@ -331,7 +332,15 @@ async fn drive(mut this: Driver) {
 /// Time before the certificate's end in which no new request is put on a connection: longer than the time
 /// in which the peer's serving side takes none, so that no request meets its GOAWAY.
 fn margin(expires: Instant) -> Duration {
-    (expires.saturating_duration_since(Instant::now()) / 4).clamp(4 * TICK, Duration::from_secs(90))
+    let left = expires.saturating_duration_since(Instant::now());
+    (left / 4).clamp(4 * TICK, Duration::from_secs(90)).min(left / 2)
+}
+
+async fn expiry(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn pong(ping_pong: &mut Option<PingPong>) -> Result<(), h2::Error> {
