@@ -20,7 +20,7 @@ use tokio::time::timeout_at;
 use super::recipe::{Recipe, RecipeError, Source};
 use super::{Endpoint, SecurityRules, Upstream};
 use crate::config::{self, Config, Discovery};
-use crate::resolve::{Followed, LookupError, Resolver, Snapshot, Target};
+use crate::resolve::{self, Followed, LookupError, Resolver, Snapshot, Target};
 
 /// Upstreams made on demand that are kept.
 const MAX_ON_DEMAND: usize = 1024;
@@ -447,7 +447,16 @@ impl Shared {
         let made = self.make(key, recipe).await;
         // An on-demand upstream has no config that could be wrong.
         let Ok((upstream, Some(snapshot))) = made else { return Ok(None) };
+        let rules = self.configured.load().rules.clone();
         match (&snapshot.answer, &snapshot.error) {
+            // Ordinary DNS answered what only discovery can: who the peers must be.
+            (Some(answer), Some(error))
+                if answer.source == resolve::Source::Dns
+                    && matches!(**error, LookupError::Failed { .. })
+                    && rules.is_discoverys(&answer.name) =>
+            {
+                Err(error.clone())
+            }
             (Some(_), _) => Ok(Some(upstream)),
             (None, Some(error)) if matches!(**error, LookupError::Failed { .. }) => Err(error.clone()),
             (None, _) => Ok(None),

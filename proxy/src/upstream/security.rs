@@ -107,6 +107,12 @@ impl SecurityRules {
         if self.outbound.is_unmeshed(claims.name, address.port(), address.ip()) {
             return Security::Plain;
         }
+        if claims.undiscovered && endpoint.mesh.is_none() && *claims.pinned == Pinned::No {
+            // Whoever keeps discovery from answering must not widen whom this peer may be.
+            return Security::Refused(
+                "the mesh's discovery does not answer, and it says who this peer must be",
+            );
+        }
         let meshed = match endpoint.mesh {
             Some(authenticated) => authenticated,
             None => claims.mesh || claims.undiscovered || self.is_of_the_mesh(claims.name, address.ip()),
@@ -247,7 +253,7 @@ mod tests {
         let api = Some("api.shop.svc.cluster.local");
         let unknown = endpoint("10.1.0.1:80", None, None);
         assert_eq!(decide_when(&rules, api, &unknown, false), "plain");
-        assert_eq!(decide_when(&rules, api, &unknown, true), "mesh spiffe://cluster.local/ns/shop/sa/*");
+        assert_eq!(decide_when(&rules, api, &unknown, true), "refused");
         assert!(rules.is_discoverys("api.shop.svc.cluster.local"));
         assert!(!rules.is_discoverys("example.com"));
     }
