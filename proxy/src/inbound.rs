@@ -19,7 +19,7 @@ use crate::http::{
 use crate::identity::{self, HandshakeError, Peer};
 use crate::net::{
     Body, ClientAddress, Detected, MeshProtocol, OriginalDestination, Prefixed, detect, readable,
-    resume_detection, strip_mesh_headers,
+    resume_detection, strip_mesh_headers, would_be_http,
 };
 use crate::opaque::{Carrying, ClientStream, Way};
 use crate::telemetry::{Direction, Held, Tls};
@@ -226,21 +226,58 @@ impl Connection {
         tracing::warn!("audit: strict mode would refuse {what} from {} to {}", self.client, self.destination);
     }
 
-    async fn opaque<C: ClientStream>(&self, stream: C, effective: &Effective) {
+    async fn opaque<C: ClientStream + Send + 'static>(&self, mut stream: C, effective: &Effective) {
         let worker = &self.worker;
+        let port = self.destination.port();
         let id = self.peer.as_ref().map(|peer| &peer.id);
-        if !effective.authorization.allows_opaque(id, self.destination.port()) {
+        if !effective.authorization.allows_opaque(id, port) {
             worker.shared.metrics.connections_refused.inc([SIDE.as_str(), "denied"]);
             return reset(stream.socket());
         }
         let (upstream, endpoint) = worker.workload_at(self.destination.0);
-        match Way::open(&worker.workload, &upstream, &endpoint).await {
-            Ok(way) => way.carry(&self.carrying(), stream).await,
+        let mut way = match Way::open(&worker.workload, &upstream, &endpoint).await {
+            Ok(way) => way,
             Err(error) => {
                 self.carrying().refused(&upstream.name, &error);
-                reset(stream.socket());
+                return reset(stream.socket());
+            }
+        };
+        let mut first_bytes = BytesMut::new();
+        if !effective.config.inbound.is_opaque(port) {
+            // Requests that come as opaque bytes are read as requests all the same: nobody may write to the
+            // workload in the mesh's name.
+            let server_first = match way.server_speaks_before(&mut stream, &mut first_bytes).await {
+                Some(server_first) => server_first,
+                None => return reset(stream.socket()),
+            };
+            if !server_first {
+                match would_be_http(&mut stream, &mut first_bytes).await {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        drop(way);
+                        return Box::pin(self.requests(first_bytes, stream)).await;
+                    }
+                    Err(_) => return reset(stream.socket()),
+                }
             }
         }
+        way.carry(&self.carrying(), Prefixed::new(first_bytes, stream)).await;
+    }
+
+    /// Serves requests that came as opaque bytes.
+    async fn requests<C: ClientStream + Send + 'static>(&self, first_bytes: BytesMut, stream: C) {
+        let limits = Limits {
+            draining: self.worker.shared.inbound_draining.clone(),
+            expires: self.peer.as_ref().map(|peer| peer.expires),
+        };
+        let handler = Rc::new(Inbound::new(self.clone(), MeshProtocol::H1));
+        let http2 = first_bytes.starts_with(b"PRI * HTTP/2.0\r\n");
+        let stream = Prefixed::new(first_bytes, stream);
+        self.count(if http2 {
+            serve_http2(stream, handler, limits).await
+        } else {
+            serve_http1(stream, handler, limits).await
+        });
     }
 
     fn carrying(&self) -> Carrying<'_> {

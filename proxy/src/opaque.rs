@@ -70,15 +70,21 @@ pub trait ClientStream: AsyncRead + AsyncWrite + Unpin {
     fn socket(&self) -> &TcpStream;
 }
 
-impl ClientStream for Prefixed<TcpStream> {
+impl ClientStream for TcpStream {
     fn socket(&self) -> &TcpStream {
-        self.get_ref()
+        self
     }
 }
 
-impl ClientStream for tokio_rustls::server::TlsStream<Prefixed<TcpStream>> {
+impl<S: ClientStream> ClientStream for Prefixed<S> {
     fn socket(&self) -> &TcpStream {
-        self.get_ref().0.get_ref()
+        self.get_ref().socket()
+    }
+}
+
+impl<S: ClientStream> ClientStream for tokio_rustls::server::TlsStream<S> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0.socket()
     }
 }
 
@@ -144,6 +150,20 @@ impl Way {
                     false
                 }
             },
+        }
+    }
+
+    /// As [`Self::server_speaks_first`], for a client whose first bytes are read into `first_bytes`. `None`
+    /// when the client is gone.
+    pub async fn server_speaks_before<C: ClientStream>(
+        &mut self,
+        client: &mut C,
+        first_bytes: &mut BytesMut,
+    ) -> Option<bool> {
+        tokio::select! {
+            biased;
+            read = client.read_buf(first_bytes) => read.ok().map(|_| false),
+            _ = self.transport.read_buf(&mut self.first_bytes) => Some(true),
         }
     }
 

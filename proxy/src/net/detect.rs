@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -143,6 +143,50 @@ fn decide(bytes: &[u8]) -> Detected {
     if METHODS.iter().any(|m| bytes.starts_with(m)) { Detected::Http1 } else { Detected::Opaque }
 }
 
+/// Reads first bytes of opaque traffic into `buffer` until they tell whether a lenient server would take
+/// them for a request. Wider than [`detect`]: here the question is not what a client speaks, but what a
+/// workload would understand.
+///
+/// # Errors
+/// The stream's.
+pub async fn would_be_http<S>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<bool>
+where
+    S: AsyncRead + Unpin,
+{
+    let deadline = Instant::now() + PARTIAL;
+    loop {
+        if let Some(known) = is_request_line(buffer) {
+            return Ok(known);
+        }
+        buffer.reserve(READ);
+        match timeout_at(deadline, stream.read_buf(buffer)).await {
+            Ok(Ok(0)) => return Ok(false),
+            Ok(read) => read?,
+            // Who dallies over a request line has it read as one.
+            Err(_) => return Ok(!buffer.is_empty()),
+        };
+    }
+}
+
+/// Whether bytes begin with any method, a target and a version of HTTP; `None` when more are needed.
+fn is_request_line(bytes: &[u8]) -> Option<bool> {
+    let bytes = bytes.trim_ascii_start();
+    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    let method = bytes.iter().position(|b| !is_token(b))?;
+    if method == 0 || bytes[method] != b' ' {
+        return Some(false);
+    }
+    match bytes.iter().position(|b| *b == b'\n') {
+        Some(end) => {
+            let version = bytes[..end].trim_ascii_end().rsplit(|b| *b == b' ').next();
+            Some(version.is_some_and(|version| version.starts_with(b"HTTP/")))
+        }
+        None if bytes.iter().any(|b| *b < b' ' && *b != b'\r' && *b != b'\t') => Some(false),
+        None if bytes.len() > MAX_REQUEST_LINE => Some(true),
+        None => None,
+    }
+}
+
 fn classify(bytes: &[u8]) -> Verdict {
     if bytes.is_empty() {
         return Verdict::Partial;
@@ -215,6 +259,27 @@ mod tests {
         ];
         for (bytes, want) in cases {
             assert_eq!(verdict(bytes), *want, "{}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[test]
+    fn what_a_lenient_server_takes_for_a_request_is_found() {
+        let cases: &[(&[u8], Option<bool>)] = &[
+            (b"GET / HTTP/1.1\r\n", Some(true)),
+            (b"\r\nGET / HTTP/1.2\r\n", Some(true)),
+            (b"A-B /a HTTP/1.1\r\n", Some(true)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(true)),
+            (b"GET / HT", None),
+            (b"abcdefghijklmnopqrstuvwxyz", None),
+            (b"GET key\r\n", Some(false)),
+            (b"SSH-2.0-OpenSSH_9\r\n", Some(false)),
+            (b"*1\r\n$4\r\nPING\r\n", Some(false)),
+            (b"\x16\x03\x01\x02\x00", Some(false)),
+            (b"Z \x00\x01", Some(false)),
+            (b"", None),
+        ];
+        for (bytes, want) in cases {
+            assert_eq!(is_request_line(bytes), *want, "{}", String::from_utf8_lossy(bytes));
         }
     }
 

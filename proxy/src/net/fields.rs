@@ -5,7 +5,11 @@ use http::header::{
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 
-const MESH_PREFIX: &str = "outrigger-";
+/// Whether a field is the mesh's own, or would be taken for one: CGI and its heirs read `_` as `-`.
+fn is_of_the_mesh(name: &HeaderName) -> bool {
+    name.as_str().strip_prefix("outrigger").is_some_and(|rest| rest.starts_with(['-', '_']))
+}
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -66,7 +70,7 @@ fn may_be_hop_by_hop(name: &str) -> bool {
 fn is_protected(name: &HeaderName) -> bool {
     let name_str = name.as_str();
     name_str.starts_with("x-forwarded-")
-        || name_str.starts_with(MESH_PREFIX)
+        || is_of_the_mesh(name)
         || matches!(
             name_str,
             "forwarded" | "x-real-ip" | "host" | "content-length" | "cookie" | "authorization" | "te"
@@ -78,9 +82,8 @@ fn is_protected(name: &HeaderName) -> bool {
 /// Removes every field of the mesh's own.
 pub fn strip_mesh_headers(headers: &mut HeaderMap) {
     // Nearly no message has one: look before collecting.
-    if headers.keys().any(|name| name.as_str().starts_with(MESH_PREFIX)) {
-        let ours: Vec<HeaderName> =
-            headers.keys().filter(|name| name.as_str().starts_with(MESH_PREFIX)).cloned().collect();
+    if headers.keys().any(is_of_the_mesh) {
+        let ours: Vec<HeaderName> = headers.keys().filter(|name| is_of_the_mesh(name)).cloned().collect();
         for name in ours {
             headers.remove(name);
         }
@@ -157,7 +160,7 @@ mod tests {
         let mut headers = map(&[
             ("outrigger-client-id", "x"),
             ("Outrigger-Version", "2"),
-            ("outrigger-new", "1"),
+            ("outrigger_client_id", "1"),
             ("accept", "*/*"),
         ]);
         strip_mesh_headers(&mut headers);
