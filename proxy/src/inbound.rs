@@ -18,7 +18,7 @@ use crate::http::{
 };
 use crate::identity::{self, HandshakeError, Peer};
 use crate::net::{
-    Body, ClientAddress, Detected, MeshProtocol, OriginalDestination, Prefixed, detect, readable,
+    Body, ClientAddress, Detected, FirstLine, MeshProtocol, OriginalDestination, Prefixed, detect, readable,
     resume_detection, strip_mesh_headers, would_be_http,
 };
 use crate::opaque::{Carrying, ClientStream, Way};
@@ -243,6 +243,7 @@ impl Connection {
             }
         };
         let mut first_bytes = BytesMut::new();
+        let mut undecided = false;
         if !effective.config.inbound.is_opaque(port) {
             // Requests that come as opaque bytes are read as requests all the same: nobody may write to the
             // workload in the mesh's name.
@@ -252,8 +253,9 @@ impl Connection {
             };
             if !server_first {
                 match would_be_http(&mut stream, &mut first_bytes).await {
-                    Ok(false) => {}
-                    Ok(true) => {
+                    Ok(Some(false)) => {}
+                    Ok(None) => undecided = true,
+                    Ok(Some(true)) => {
                         drop(way);
                         return Box::pin(self.requests(first_bytes, stream)).await;
                     }
@@ -261,6 +263,8 @@ impl Connection {
                 }
             }
         }
+        let first_bytes = first_bytes.freeze();
+        let stream = FirstLine::after(undecided.then_some(&first_bytes), stream);
         way.carry(&self.carrying(), Prefixed::new(first_bytes, stream)).await;
     }
 

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep_until;
 
 use crate::http::LocalResponse;
-use crate::net::{ClientAddress, Copied, Prefixed, copy_both_ways, readable};
+use crate::net::{ClientAddress, Copied, FirstLine, Prefixed, copy_both_ways, readable};
 use crate::telemetry::{Direction, Recorder, TcpLabels, TcpRecord, Tls};
 use crate::upstream::{
     ConnectError, ConnectionPlace, DestinationError, Endpoint, Pools, Transport, Upstream,
@@ -77,6 +77,12 @@ impl ClientStream for TcpStream {
 }
 
 impl<S: ClientStream> ClientStream for Prefixed<S> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().socket()
+    }
+}
+
+impl<S: ClientStream> ClientStream for FirstLine<S> {
     fn socket(&self) -> &TcpStream {
         self.get_ref().socket()
     }

@@ -145,31 +145,30 @@ fn decide(bytes: &[u8]) -> Detected {
 
 /// Reads first bytes of opaque traffic into `buffer` until they tell whether a lenient server would take
 /// them for a request. Wider than [`detect`]: here the question is not what a client speaks, but what a
-/// workload would understand.
+/// workload would understand. `None` when a pause leaves it open: [`FirstLine`](super::FirstLine) watches on.
 ///
 /// # Errors
 /// The stream's.
-pub async fn would_be_http<S>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<bool>
+pub async fn would_be_http<S>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<Option<bool>>
 where
     S: AsyncRead + Unpin,
 {
-    let deadline = Instant::now() + PARTIAL;
+    let deadline = Instant::now() + SILENCE;
     loop {
         if let Some(known) = is_request_line(buffer) {
-            return Ok(known);
+            return Ok(Some(known));
         }
         buffer.reserve(READ);
         match timeout_at(deadline, stream.read_buf(buffer)).await {
-            Ok(Ok(0)) => return Ok(false),
+            Ok(Ok(0)) => return Ok(Some(false)),
             Ok(read) => read?,
-            // Who dallies over a request line has it read as one.
-            Err(_) => return Ok(!buffer.is_empty()),
+            Err(_) => return Ok(None),
         };
     }
 }
 
 /// Whether bytes begin with any method, a target and a version of HTTP; `None` when more are needed.
-fn is_request_line(bytes: &[u8]) -> Option<bool> {
+pub(super) fn is_request_line(bytes: &[u8]) -> Option<bool> {
     let bytes = bytes.trim_ascii_start();
     let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
     let method = bytes.iter().position(|b| !is_token(b))?;
