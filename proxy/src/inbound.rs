@@ -247,10 +247,13 @@ impl Connection {
         if !effective.config.inbound.is_opaque(port) {
             // Requests that come as opaque bytes are read as requests all the same: nobody may write to the
             // workload in the mesh's name.
-            let server_first = match way.server_speaks_before(&mut stream, &mut first_bytes).await {
-                Some(server_first) => server_first,
-                None => return reset(stream.socket()),
+            let spoken = way.server_speaks_before(&mut stream, &mut first_bytes);
+            let spoken = match self.peer.as_ref().map(|peer| peer.expires.into()) {
+                // Silence does not outlive the peer's certificate.
+                Some(expires) => tokio::time::timeout_at(expires, spoken).await.unwrap_or(None),
+                None => spoken.await,
             };
+            let Some(server_first) = spoken else { return reset(stream.socket()) };
             if !server_first {
                 match would_be_http(&mut stream, &mut first_bytes).await {
                     Ok(Some(false)) => {}
@@ -307,8 +310,8 @@ impl Connection {
             recording.exchange().tls = Tls::Mesh;
             recording.exchange().peer = Some(peer.id.clone());
             recording.ends_by(peer.expires);
-            recording.holds_open(self.open.clone());
         }
+        recording.holds_open(self.open.clone());
         recording
     }
 }
