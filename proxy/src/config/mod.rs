@@ -21,4 +21,4 @@ pub use model::*;
 pub use problem::{Position, Problem};
 pub use reference::reference;
 pub use schema::schema;
-pub use units::{Duration, Network, UnitError};
+pub use units::{Duration, Network, Size, UnitError};

@@ -1,7 +1,7 @@
 //! Whole files, right and wrong. The tables are in `testdata`: cases end with a line `----`, and a case's
 //! last lines, from `=> ` on, are what is said of it.
 
-use super::model::{Discovery, Mtls, Pool, Protocol, UpstreamTls, UpstreamTlsMode};
+use super::model::{Discovery, Mtls, Pool, Protocol, StaticEndpoint, UpstreamTls, UpstreamTlsMode};
 use super::{Config, ConfigError, Problem, load, parse};
 
 const EXAMPLE: &str = include_str!("testdata/sidecar.yaml");
@@ -64,7 +64,10 @@ fn the_example_is_accepted() {
     assert_eq!(api.pool.idle_timeout(), Pool::default().idle_timeout());
     let store = &config.upstreams["store"];
     assert_eq!(store.protocol, Protocol::Tcp);
-    assert_eq!(store.discovery, Some(Discovery::Static(vec!["10.0.0.7:6379".parse().unwrap()])));
+    assert_eq!(
+        store.discovery,
+        Some(Discovery::Static(vec![StaticEndpoint::at("10.0.0.7:6379".parse().unwrap())]))
+    );
     assert_eq!(config.routes[0].upstreams[0].weight, 100);
 }
 

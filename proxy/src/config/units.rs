@@ -1,4 +1,4 @@
-//! Values with a unit, as users write them: `250ms`, `1h30m`, `10.1.0.0/16`.
+//! Values with a unit, as users write them: `250ms`, `1h30m`, `16MiB`, `10.1.0.0/16`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,6 +18,9 @@ pub enum UnitError {
         "`{0}` is not a duration: write whole numbers with a unit (h, m, s, ms), for example 250ms, 15s, 1h30m"
     )]
     Duration(String),
+    /// Not a size.
+    #[error("`{0}` is not a size: write a whole number with a unit (GiB, MiB, KiB, B), for example 16MiB")]
+    Size(String),
     /// Not a network.
     #[error("`{0}` is not a network: write an address or a CIDR, for example 10.1.0.0/16 or fd00::/8")]
     Network(String),
@@ -88,6 +91,42 @@ impl fmt::Display for Duration {
             }
         }
         Ok(())
+    }
+}
+
+/// A number of bytes, written as in `16MiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Size(u64);
+
+const SIZES: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl Size {
+    /// In bytes.
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for Size {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let bytes = SIZES.iter().find_map(|(unit, factor)| {
+            let number = text.strip_suffix(unit)?;
+            // `+8` would pass as a number.
+            let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+            is_number.then(|| number.parse::<u64>().ok()?.checked_mul(*factor)).flatten()
+        });
+        bytes.map(Self).ok_or_else(|| UnitError::Size(text.into()))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match SIZES.iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor)) {
+            Some((unit, factor)) => write!(f, "{}{unit}", self.0 / factor),
+            None => f.write_str("0B"),
+        }
     }
 }
 
@@ -207,6 +246,11 @@ as_text!(Duration, "a duration with its unit, for example 250ms, 15s or 1h30m", 
     "title": "duration",
     "pattern": "^([0-9]+(h|m|s|ms))+$"
 });
+as_text!(Size, "a size with its unit, for example 16MiB", {
+    "type": "string",
+    "title": "size",
+    "pattern": "^[0-9]+(GiB|MiB|KiB|B)$"
+});
 as_text!(Network, "a network, for example 10.1.0.0/16 or fd00::/8", {
     "type": "string",
     "title": "network"
@@ -239,6 +283,23 @@ mod tests {
         for text in ["", "15", "s", "1.5s", "-1s", "1 s", "1S", "1sec", "1us", "1s ", "99999999999999999999s"]
         {
             assert_eq!(text.parse::<Duration>(), Err(UnitError::Duration(text.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_numbers_with_units() {
+        for (text, bytes, shown) in [
+            ("16MiB", 16 << 20, "16MiB"),
+            ("1024KiB", 1 << 20, "1MiB"),
+            ("1500B", 1500, "1500B"),
+            ("2GiB", 2 << 30, "2GiB"),
+            ("0B", 0, "0B"),
+        ] {
+            let size: Size = text.parse().unwrap();
+            assert_eq!((size.bytes(), size.to_string().as_str()), (bytes, shown), "{text}");
+        }
+        for text in ["", "16", "MiB", "16MB", "1.5MiB", "-1B", "+8B", "1 B", "99999999999GiB"] {
+            assert_eq!(text.parse::<Size>(), Err(UnitError::Size(text.into())), "{text}");
         }
     }
 

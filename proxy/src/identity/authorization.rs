@@ -98,6 +98,7 @@ fn path_matches(rule: &PathMatch, path: &str) -> bool {
             let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
             path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         }
+        PathMatch::Regex(_) => false,
     }
 }
 

@@ -83,6 +83,7 @@ fn matches(alternative: &RouteMatch, method: &Method, path: &str) -> bool {
             let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
             path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         }
+        Some(PathMatch::Regex(_)) => false,
     };
     path_matches
         && (alternative.methods.is_empty() || alternative.methods.iter().any(|m| m == method.as_str()))
@@ -102,15 +103,23 @@ mod tests {
             matches: vec![alternative],
             upstreams: upstreams
                 .iter()
-                .map(|(name, weight)| WeightedUpstream { name: (*name).into(), weight: *weight })
+                .map(|(name, weight)| WeightedUpstream {
+                    name: (*name).into(),
+                    weight: *weight,
+                    subset: Default::default(),
+                })
                 .collect(),
-            timeout: None,
-            retry: None,
+            ..Route::default()
         }
     }
 
     fn on(host: &str, path: Option<PathMatch>, methods: &[&str]) -> RouteMatch {
-        RouteMatch { host: Some(host.into()), path, methods: methods.iter().map(|m| (*m).into()).collect() }
+        RouteMatch {
+            host: Some(host.into()),
+            path,
+            methods: methods.iter().map(|m| (*m).into()).collect(),
+            ..RouteMatch::default()
+        }
     }
 
     #[test]

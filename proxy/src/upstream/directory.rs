@@ -132,7 +132,13 @@ enum Key {
 impl Key {
     fn configured(name: &str, upstream: &config::Upstream, dialled_port: u16) -> Self {
         let is_on_dialled_port = match &upstream.discovery {
-            Some(Discovery::Static(_)) => false,
+            Some(
+                Discovery::Static(_)
+                | Discovery::File(_)
+                | Discovery::Consul(_)
+                | Discovery::Eureka(_)
+                | Discovery::Kubernetes(_),
+            ) => false,
             Some(Discovery::Dns(dns)) => dns.port.is_none() && !dns.name.starts_with('_'),
             None => !upstream.hosts.is_empty(),
         };
@@ -403,7 +409,7 @@ impl Shared {
         .await;
         for (name, upstream) in &configured.config.upstreams {
             if let Some(Discovery::Static(addresses)) = &upstream.discovery {
-                if addresses.contains(&dialled) {
+                if addresses.iter().any(|fixed| fixed.address == dialled) {
                     return self.configured(&name.as_str().into(), dialled.port()).await.map(Some);
                 }
                 continue;

@@ -56,7 +56,12 @@ impl Source {
     pub(super) fn configured(upstream: &config::Upstream, port: u16) -> Self {
         let host = upstream.hosts.first().map(|host| Arc::from(host.to_ascii_lowercase()));
         match &upstream.discovery {
-            Some(Discovery::Static(addresses)) => Self::Fixed(addresses.clone(), host),
+            Some(Discovery::Static(fixed)) => {
+                Self::Fixed(fixed.iter().map(|fixed| fixed.address).collect(), host)
+            }
+            Some(
+                Discovery::File(_) | Discovery::Consul(_) | Discovery::Eureka(_) | Discovery::Kubernetes(_),
+            ) => Self::Fixed(Vec::new(), host),
             Some(Discovery::Dns(dns)) if dns.name.starts_with('_') => {
                 Self::Name(Target::Srv { name: dns.name.to_ascii_lowercase().into() })
             }
@@ -248,7 +253,7 @@ mod tests {
         let dns = |name: &str, port| Some(Discovery::Dns(config::DnsDiscovery { name: name.into(), port }));
         let hosts = || vec!["API.shop".to_owned(), "other".into()];
         let name = |host: &str, port| Some(Target::Name { host: host.into(), port });
-        let fixed = Some(Discovery::Static(vec!["10.0.0.1:80".parse().unwrap()]));
+        let fixed = Some(Discovery::Static(vec![config::StaticEndpoint::at("10.0.0.1:80".parse().unwrap())]));
         let cases = [
             (hosts(), fixed, None),
             (hosts(), None, name("api.shop", 8080)),

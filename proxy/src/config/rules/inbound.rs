@@ -66,6 +66,7 @@ fn allow(config: &Config, at: &Path, rule: &AllowRule, report: &mut Report) {
         match path {
             PathMatch::Exact(path) => report.path(&at.field("exact"), path),
             PathMatch::Prefix(path) => report.path(&at.field("prefix"), path),
+            PathMatch::Regex(_) => {}
         }
     }
     if !(rule.methods.is_empty() && rule.paths.is_empty()) {

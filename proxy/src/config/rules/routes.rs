@@ -72,7 +72,7 @@ fn one_match(at: &Path, alternative: &RouteMatch, report: &mut Report) {
     match &alternative.path {
         Some(PathMatch::Exact(path)) => report.path(&at.field("path").field("exact"), path),
         Some(PathMatch::Prefix(path)) => report.path(&at.field("path").field("prefix"), path),
-        None => {}
+        Some(PathMatch::Regex(_)) | None => {}
     }
     report.methods(&at.field("methods"), &alternative.methods);
 }
@@ -119,7 +119,6 @@ fn destinations(config: &Config, at: &Path, route: &Route, report: &mut Report) 
 }
 
 fn retry(at: &Path, route: &Route, retry: &Retry, report: &mut Report) {
-    report.later(at);
     if let Some(attempts) = retry.attempts
         && attempts > MAX_RETRY_ATTEMPTS
     {
@@ -129,7 +128,7 @@ fn retry(at: &Path, route: &Route, retry: &Retry, report: &mut Report) {
             format!("write 0 to {MAX_RETRY_ATTEMPTS}"),
         );
     }
-    for (index, condition) in retry.on.iter().enumerate() {
+    for (index, condition) in retry.on.iter().flatten().enumerate() {
         let is_named = matches!(condition.as_str(), "connectFailure" | "refusedStream" | "reset");
         let is_status =
             condition.len() == 3 && condition.parse().is_ok_and(|status: u16| (500..=599).contains(&status));

@@ -1,7 +1,6 @@
 //! Rules about upstreams.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use outrigger_ca::SpiffeId;
@@ -10,8 +9,8 @@ use rustls_pki_types::ServerName;
 use super::inbound::of_the_mesh;
 use super::{Report, upstreams};
 use crate::config::model::{
-    Breaker, Config, Discovery, DnsDiscovery, Fallback, HealthCheck, Outlier, Upstream, UpstreamTls,
-    UpstreamTlsMode,
+    Breaker, Config, Discovery, DnsDiscovery, Fallback, HealthCheck, Outlier, StaticEndpoint, Upstream,
+    UpstreamTls, UpstreamTlsMode,
 };
 use crate::config::problem::{Path, listed, nearest};
 use crate::config::syntax::{DnsName, dns_name, normal};
@@ -38,12 +37,8 @@ pub(super) fn check(config: &Config, report: &mut Report) {
         if let Some(check) = &upstream.health_check {
             health_check(&at.field("healthCheck"), check, report);
         }
-        if let Some(settings) = &upstream.outlier {
-            outlier(&at.field("outlier"), settings, report);
-        }
-        if let Some(settings) = &upstream.breaker {
-            breaker(&at.field("breaker"), settings, report);
-        }
+        outlier(&at.field("outlier"), &upstream.outlier, report);
+        breaker(&at.field("breaker"), &upstream.breaker, report);
         if let Some(answer) = &upstream.fallback {
             fallback(&at.field("fallback"), answer, report);
         }
@@ -79,6 +74,8 @@ fn discovery(at: &Path, upstream: &Upstream, report: &mut Report) {
         ),
         None => {}
         Some(Discovery::Dns(dns)) => by_dns(&at_discovery.field("dns"), dns, report),
+        Some(Discovery::File(_) | Discovery::Consul(_) | Discovery::Eureka(_) | Discovery::Kubernetes(_)) => {
+        }
         Some(Discovery::Static(addresses)) => fixed(&at_discovery.field("static"), addresses, report),
     }
 }
@@ -98,11 +95,11 @@ fn by_dns(at: &Path, dns: &DnsDiscovery, report: &mut Report) {
     }
 }
 
-fn fixed(at: &Path, addresses: &[SocketAddr], report: &mut Report) {
+fn fixed(at: &Path, addresses: &[StaticEndpoint], report: &mut Report) {
     if addresses.is_empty() {
         report.error(at, "the list of endpoints is empty", "write at least one ip:port");
     }
-    for (index, address) in addresses.iter().enumerate() {
+    for (index, StaticEndpoint { address, .. }) in addresses.iter().enumerate() {
         let at = at.item(index);
         let ip = address.ip();
         if address.port() == 0 {
@@ -113,7 +110,7 @@ fn fixed(at: &Path, addresses: &[SocketAddr], report: &mut Report) {
                 format!("nothing can be connected to at {ip}"),
                 "write an endpoint's own address",
             );
-        } else if addresses[..index].contains(address) {
+        } else if addresses[..index].iter().any(|other| other.address == *address) {
             report.error(&at, format!("{address} is stated twice"), "name each endpoint once");
         } else {
             report.warn(
@@ -201,8 +198,9 @@ fn limits(at: &Path, upstream: &Upstream, report: &mut Report) {
 }
 
 fn health_check(at: &Path, check: &HealthCheck, report: &mut Report) {
-    report.later(at);
-    report.path(&at.field("http").field("path"), &check.http.path);
+    if let Some(http) = &check.http {
+        report.path(&at.field("http").field("path"), &http.path);
+    }
     report.above_zero(&at.field("interval"), check.interval);
     report.above_zero(&at.field("timeout"), check.timeout);
     report.at_least_one(&at.field("unhealthyAfter"), check.unhealthy_after);
@@ -219,7 +217,6 @@ fn health_check(at: &Path, check: &HealthCheck, report: &mut Report) {
 }
 
 fn outlier(at: &Path, outlier: &Outlier, report: &mut Report) {
-    report.later(at);
     report.at_least_one(&at.field("consecutiveFailures"), outlier.consecutive_failures);
     report.above_zero(&at.field("ejection"), outlier.ejection);
     if outlier.max_ejected_percent.is_some_and(|percent| percent > 100) {
@@ -228,7 +225,6 @@ fn outlier(at: &Path, outlier: &Outlier, report: &mut Report) {
 }
 
 fn breaker(at: &Path, breaker: &Breaker, report: &mut Report) {
-    report.later(at);
     report.at_least_one(&at.field("consecutiveFailures"), breaker.consecutive_failures);
     if breaker.consecutive_failures == Some(1) {
         report.warn(
@@ -242,11 +238,12 @@ fn breaker(at: &Path, breaker: &Breaker, report: &mut Report) {
 }
 
 fn fallback(at: &Path, fallback: &Fallback, report: &mut Report) {
-    report.later(at);
-    if !(200..=599).contains(&fallback.status) {
+    if let Some(status) = fallback.status
+        && !(200..=599).contains(&status)
+    {
         report.error(
             &at.field("status"),
-            format!("{} is not the status of a final response", fallback.status),
+            format!("{status} is not the status of a final response"),
             "write 200 to 599",
         );
     }

@@ -20,7 +20,9 @@ fn upstream(discovery: Discovery) -> config::Upstream {
 }
 
 fn fixed(addresses: &[&str]) -> config::Upstream {
-    upstream(Discovery::Static(addresses.iter().map(|address| address.parse().unwrap()).collect()))
+    upstream(Discovery::Static(
+        addresses.iter().map(|address| config::StaticEndpoint::at(address.parse().unwrap())).collect(),
+    ))
 }
 
 fn by_dns(name: &str, port: u16) -> config::Upstream {
