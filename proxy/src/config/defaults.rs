@@ -132,6 +132,16 @@ impl Pool {
         self.max_pending_requests.unwrap_or(MAX_PENDING_REQUESTS)
     }
 
+    /// Requests under way at once, all workers together.
+    pub fn max_requests(&self) -> usize {
+        self.max_requests.unwrap_or(usize::MAX)
+    }
+
+    /// Requests after which a connection is replaced.
+    pub fn max_requests_per_connection(&self) -> u64 {
+        self.max_requests_per_connection.unwrap_or(u64::MAX)
+    }
+
     /// How long a connection may stay unused.
     pub fn idle_timeout(&self) -> Duration {
         self.idle_timeout.map_or(IDLE_TIMEOUT, Into::into)
