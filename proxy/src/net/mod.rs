@@ -13,6 +13,7 @@ mod listen;
 mod local;
 mod prefixed;
 mod standstill;
+mod write_through;
 
 pub use address::{ClientAddress, OriginalDestination};
 pub use body::{Body, BodyEnd, BodyError, BodyWatch};
