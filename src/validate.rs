@@ -7,6 +7,7 @@ use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::BoolishValueParser;
 use outrigger_proxy::config::{self, ConfigError, Measured, Problem};
 use serde_json::{Value, json};
 
@@ -34,16 +35,16 @@ pub struct Args {
     #[arg(value_name = "FILE", env = "OUTRIGGER_CONFIG", required_unless_present_any = ["schema", "reference"])]
     file: Option<PathBuf>,
     /// Print the JSON schema of config files instead.
-    #[arg(long, env = "OUTRIGGER_SCHEMA", conflicts_with = "reference")]
+    #[arg(long, env = "OUTRIGGER_SCHEMA", conflicts_with = "reference", value_parser = BoolishValueParser::new())]
     schema: bool,
     /// Print the table of all fields instead, in Markdown, as the README holds it.
-    #[arg(long, env = "OUTRIGGER_REFERENCE")]
+    #[arg(long, env = "OUTRIGGER_REFERENCE", value_parser = BoolishValueParser::new())]
     reference: bool,
     /// How the findings are written.
     #[arg(long, env = "OUTRIGGER_OUTPUT", value_enum, default_value_t)]
     output: Output,
     /// Fail on warnings too, with exit code 2.
-    #[arg(long, env = "OUTRIGGER_STRICT")]
+    #[arg(long, env = "OUTRIGGER_STRICT", value_parser = BoolishValueParser::new())]
     strict: bool,
     /// Compare timeouts with what a running proxy has measured: a warning where one is below the 99th percentile of
     /// its requests, or over 20 times as long. The URL (http) of its /metrics, or a file with the answer; `-` reads
@@ -83,7 +84,7 @@ impl Args {
             print(&config::reference())?;
             return Ok(ExitCode::SUCCESS);
         }
-        let file = self.file.unwrap_or_default();
+        let file = self.file.ok_or("no file to check: name one, or `-` for standard input")?;
         if file == Path::new("-") && self.metrics.as_deref() == Some("-") {
             return Err("standard input can be the file or the metrics, not both".into());
         }

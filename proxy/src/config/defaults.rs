@@ -9,8 +9,10 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use outrigger_ca::host::without_root;
+
 use super::model::{AccessLog, Config, Dns, Inbound, Mtls, Outbound, Protocol, Tracing};
-use super::syntax::{Unmeshed, without_root};
+use super::syntax::Unmeshed;
 pub use route::*;
 pub use survival::*;
 pub use upstream::*;

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
+use outrigger_ca::host::normal;
+
 use super::report::Report;
 use super::routes;
 use crate::config::model::{Config, PathMatch, RouteMatch};
-use crate::config::syntax::normal;
 
 /// All that a match looks at, for one method; two that are equal match the same requests.
 ///

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 use outrigger_ca::SpiffeId;
+use outrigger_ca::host::normal;
 use rustls_pki_types::ServerName;
 
 use super::inbound::of_the_mesh;
@@ -15,7 +16,7 @@ use crate::config::model::{
     UpstreamTlsMode,
 };
 use crate::config::problem::{Path, listed, nearest};
-use crate::config::syntax::{field_name, normal};
+use crate::config::syntax::field_name;
 
 /// A peer that takes longer to connect to is as good as away, and its callers pile up meanwhile.
 const LONG_CONNECT: Duration = Duration::from_secs(10);
