@@ -102,10 +102,13 @@ mod tests {
 
     #[test]
     fn metrics_come_from_a_url_with_its_path_or_without() {
-        for (path, want) in [("", "/metrics"), ("/", "/metrics"), ("/stats/prometheus", "/stats/prometheus")] {
+        for (path, want) in [("", "/metrics"), ("/", "/metrics"), ("/stats/prometheus", "/stats/prometheus")]
+        {
             let (address, asked) = answering(format!("HTTP/1.1 200 OK\r\nserver: x\r\n\r\n{METRICS}"));
             measured(&format!("http://{address}{path}")).unwrap();
-            assert!(asked.join().unwrap().starts_with(&format!("GET {want} HTTP/1.0\r\nHost: {address}\r\n")));
+            assert!(
+                asked.join().unwrap().starts_with(&format!("GET {want} HTTP/1.0\r\nHost: {address}\r\n"))
+            );
         }
     }
 

@@ -169,7 +169,8 @@ mod tests {
     }
 
     fn of_route(buckets: &[(&str, u64)]) -> Option<Percentile99> {
-        let buckets: String = buckets.iter().map(|(bound, count)| bucket("route=\"r\"", bound, *count)).collect();
+        let buckets: String =
+            buckets.iter().map(|(bound, count)| bucket("route=\"r\"", bound, *count)).collect();
         Measured::read(&format!("outrigger_build_info 1\n{buckets}")).unwrap().of_route("r")
     }
 
@@ -225,7 +226,8 @@ mod tests {
         for text in ["", "<html></html>", "go_goroutines 7\n"] {
             assert_eq!(Measured::read(text).err(), Some(MeasuredError::OfSomethingElse), "{text}");
         }
-        for line in ["{le=\"1", "{le=\"1\"}", "{le=\"x\"} 1", "{le=\"1\"} x", "{} 1", " 1", "{le=\"1\"} NaN"] {
+        for line in ["{le=\"1", "{le=\"1\"}", "{le=\"x\"} 1", "{le=\"1\"} x", "{} 1", " 1", "{le=\"1\"} NaN"]
+        {
             let text = format!("outrigger_build_info 1\n{HISTOGRAM}{line}\n");
             assert_eq!(Measured::read(&text).err(), Some(MeasuredError::Line(2)), "{line}");
         }

@@ -82,7 +82,10 @@ mod tests {
             ("a)|(b", "`a)|(b` is not a regular expression: unopened group"),
             ("*", "`*` is not a regular expression: repetition operator missing expression"),
             (r"\p{L}", r"`\p{L}` is not a regular expression: Unicode not allowed here"),
-            ("(?=a)", "`(?=a)` is not a regular expression: look-around, including look-ahead and look-behind, is not supported"),
+            (
+                "(?=a)",
+                "`(?=a)` is not a regular expression: look-around, including look-ahead and look-behind, is not supported",
+            ),
             (r"\w{1000000}", r"`\w{1000000}` takes more than 64 KiB compiled"),
             ("(a{100}){100}", "`(a{100}){100}` takes more than 64 KiB compiled"),
         ] {

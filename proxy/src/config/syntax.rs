@@ -99,7 +99,14 @@ pub(super) fn host_pattern(pattern: &str) -> Result<(), Wrong> {
     if pattern == "*" {
         return Err(wrong("`*` would take every request", "write a host name, or *.<domain>"));
     }
-    host(pattern.strip_prefix("*.").unwrap_or(pattern))
+    let name = pattern.strip_prefix("*.").unwrap_or(pattern);
+    if name.contains('*') {
+        return Err(wrong(
+            format!("`{pattern}` holds a wildcard elsewhere than as its first label"),
+            "write *.<domain> for all names below it",
+        ));
+    }
+    host(name)
 }
 
 /// A host name, with a port or without.
@@ -132,7 +139,10 @@ pub(super) fn path_and_query(text: &str) -> Result<(), Wrong> {
     let (only_path, query) = text.split_once('?').unwrap_or((text, ""));
     path(only_path)?;
     if query.contains('#') || text.parse::<http::uri::PathAndQuery>().is_err() {
-        return Err(wrong(format!("`{text}` can't be asked for"), "write a path, and its query if it needs one"));
+        return Err(wrong(
+            format!("`{text}` can't be asked for"),
+            "write a path, and its query if it needs one",
+        ));
     }
     Ok(())
 }

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::model::{Discovery, Mtls, Pool, Protocol, RouteAuth, StaticEndpoint, UpstreamTls, UpstreamTlsMode};
+use super::model::{
+    Discovery, Mtls, Pool, Protocol, RouteAuth, StaticEndpoint, UpstreamTls, UpstreamTlsMode,
+};
 use super::reference::reference;
 use super::tree::{self, Node, Value};
 use super::{Config, ConfigError, Measured, Problem, load, parse, parse_beside};
@@ -133,11 +135,12 @@ fn every_field_of_the_reference_can_be_stated() {
     let mut names = BTreeSet::new();
     stated(&tree::parse(EVERYTHING).unwrap(), "", &mut names);
     let reference = reference();
+    // Where one of two is stated, and the file has room for one only.
+    let is_other = |field: &str| field.starts_with("identity.ca") || field == "inbound.concurrency.adaptive";
     let missing: Vec<&str> = reference
         .lines()
         .filter_map(|row| row.strip_prefix("| `")?.split('`').next())
-        // Written in the other example, and either this or `files`.
-        .filter(|field| !names.contains(*field) && !field.starts_with("identity.ca"))
+        .filter(|field| !names.contains(*field) && !is_other(field))
         .collect();
     assert_eq!(missing, Vec::<&str>::new());
 }

@@ -302,8 +302,12 @@ mod tests {
         );
         assert_eq!(Retry { on: Some(Vec::new()), ..Retry::default() }.on(), []);
         let check = |expected: &[&str]| {
-            HttpCheck { path: "/".into(), host: None, expected: expected.iter().map(|e| (*e).into()).collect() }
-                .expected()
+            HttpCheck {
+                path: "/".into(),
+                host: None,
+                expected: expected.iter().map(|e| (*e).into()).collect(),
+            }
+            .expected()
         };
         assert_eq!(check(&[]), [200..=299]);
         assert_eq!(check(&["204", "300-399"]), [204..=204, 300..=399]);

@@ -51,8 +51,8 @@ pub struct Config {
     /// Named services that requests are sent to, with their policy.
     pub upstreams: BTreeMap<String, Upstream>,
     /// Which requests go to which upstream. Of several routes that match the most specific wins, as the Gateway API
-    /// says: by host, then path, method, number of header fields, number of query parameters; of equal ones the first
-    /// in the file.
+    /// says: by host, then path (exact, regular expression, longest prefix), method, number of header fields, number of
+    /// query parameters; of equal ones the first in the file.
     pub routes: Vec<Route>,
     /// Where spans are sent. Default: nowhere.
     pub tracing: Option<Tracing>,

@@ -35,12 +35,20 @@ pub(super) fn check(config: &Config, at: &Path, route: &Route, report: &mut Repo
 fn redirect(at: &Path, redirect: &Redirect, route: &Route, report: &mut Report) {
     let Redirect { scheme, host, port, path, status } = redirect;
     if scheme.is_none() && host.is_none() && port.is_none() && path.is_none() {
-        report.error(at, "this leads back to where the request came from", "state `scheme`, `host`, `port` or `path`");
+        report.error(
+            at,
+            "this leads back to where the request came from",
+            "state `scheme`, `host`, `port` or `path`",
+        );
     }
     if let Some(scheme) = scheme
         && !matches!(scheme.as_str(), "http" | "https")
     {
-        report.error(&at.field("scheme"), format!("`{scheme}` is not a scheme of requests"), "write http or https");
+        report.error(
+            &at.field("scheme"),
+            format!("`{scheme}` is not a scheme of requests"),
+            "write http or https",
+        );
     }
     if let Some(host) = host {
         report.host(&at.field("host"), host);

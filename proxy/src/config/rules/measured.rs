@@ -14,7 +14,11 @@ const FAR_ABOVE: u32 = 20;
 
 pub(super) fn check(config: &Config, measured: &Measured, report: &mut Report) {
     if measured.is_empty() {
-        report.warn(&root(), "the metrics hold no outbound request, so that no timeout was compared", "ask a proxy that has carried traffic in the last minutes");
+        report.warn(
+            &root(),
+            "the metrics hold no outbound request, so that no timeout was compared",
+            "ask a proxy that has carried traffic in the last minutes",
+        );
     }
     for (at, route) in routes(config) {
         let Some(percentile) = measured.of_route(&route.name) else {

@@ -115,7 +115,7 @@ impl Report {
 
     pub(super) fn percent(&mut self, at: &Path, percent: Option<f64>) {
         if percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
-            self.error(at, "there are no more than 100 percent", "write 0 to 100");
+            self.error(at, "this is no share in percent", "write 0 to 100");
         }
     }
 

@@ -278,7 +278,11 @@ fn of_the_file<'a>(config: &'a Config, route: &'a Route) -> impl Iterator<Item =
 fn of_an_edge(at: &Path, route: &Route, report: &mut Report) {
     for (name, is_stated, message) in [
         ("listeners", !route.listeners.is_empty(), "a sidecar has no listeners to choose among"),
-        ("filters", !route.filters.is_empty(), "a sidecar has no filters, so that requests pass without them"),
+        (
+            "filters",
+            !route.filters.is_empty(),
+            "a sidecar has no filters, so that requests pass without them",
+        ),
         ("auth", route.auth.is_some(), "a sidecar asks nobody to log in"),
     ] {
         if is_stated {

@@ -5,16 +5,12 @@ use std::time::Duration;
 
 use super::report::Report;
 use super::upstreams::refer_for_requests;
-use crate::config::defaults::{
-    MAX_MIN_RETRIES_PER_SECOND, MAX_RETRY_ATTEMPTS, MIN_ADAPTIVE_CONCURRENCY,
-};
+use crate::config::defaults::{MAX_MIN_RETRIES_PER_SECOND, MAX_RETRY_ATTEMPTS, MIN_ADAPTIVE_CONCURRENCY};
 use crate::config::model::{
     Breaker, CacheFallback, Concurrency, Config, Fallback, HealthCheck, HttpCheck, Outlier, Retry,
 };
 use crate::config::problem::{Path, nearest};
-use crate::config::syntax::{
-    RetryCondition, editable, host_maybe_port, path_and_query, statuses,
-};
+use crate::config::syntax::{RetryCondition, editable, host_maybe_port, path_and_query, statuses};
 use crate::config::{syntax, units};
 
 /// Statuses whose responses have no body (RFC 9110 15).
@@ -181,11 +177,9 @@ pub(super) fn retry(at: &Path, retry: &Retry, all_tries: Option<(Duration, &str)
         let at = at.field("on").item(index);
         match RetryCondition::parse(text) {
             None => report.error(&at, format!("`{text}` can't be retried on"), allowed_condition(text)),
-            Some(RetryCondition::Timeout) if retry.per_try_timeout.is_none() => report.warn(
-                &at,
-                "no try ends by a timeout of its own",
-                "state `perTryTimeout`, or remove it",
-            ),
+            Some(RetryCondition::Timeout) if retry.per_try_timeout.is_none() => {
+                report.warn(&at, "no try ends by a timeout of its own", "state `perTryTimeout`, or remove it")
+            }
             Some(_) => {}
         }
     }
@@ -201,12 +195,14 @@ pub(super) fn retry(at: &Path, retry: &Retry, all_tries: Option<(Duration, &str)
         );
     }
     let at_backoff = at.field("backoff");
-    if retry.backoff.base().is_zero() {
-        report.warn(
-            &at_backoff.field("base"),
-            "without a pause a retry meets the trouble that the first try met",
-            "write 25ms",
-        );
+    for (name, limit) in [("base", retry.backoff.base()), ("max", retry.backoff.max())] {
+        if limit.is_zero() {
+            report.warn(
+                &at_backoff.field(name),
+                "without a pause a retry meets the trouble that the first try met",
+                "leave the field out",
+            );
+        }
     }
     at_most(&at_backoff, ("base", retry.backoff.base()), ("max", retry.backoff.max()), report);
     report.percent(&at.field("budgetPercent"), retry.budget_percent.map(f64::from));
@@ -249,9 +245,15 @@ pub(super) fn fallback(
         body(&at.field("body"), status, fallback.body.as_deref(), report);
         response_fields(&at.field("headers"), &fallback.headers, report);
     } else {
-        for (name, is_stated) in [("body", fallback.body.is_some()), ("headers", !fallback.headers.is_empty())] {
+        for (name, is_stated) in
+            [("body", fallback.body.is_some()), ("headers", !fallback.headers.is_empty())]
+        {
             if is_stated {
-                report.error(&at.field(name), "this goes with a `status` only", "state `status`, or remove it");
+                report.error(
+                    &at.field(name),
+                    "this goes with a `status` only",
+                    "state `status`, or remove it",
+                );
             }
         }
     }
@@ -280,7 +282,11 @@ fn instead(config: &Config, at: &Path, name: &str, failing: &[&str], report: &mu
 fn cached(at: &Path, cache: &CacheFallback, report: &mut Report) {
     report.not_zero(&at.field("maxAge"), cache.max_age);
     if cache.max_bytes() == 0 {
-        report.error(&at.field("maxBytes"), "nothing fits into 0 bytes", "write 16MiB, or leave the field out");
+        report.error(
+            &at.field("maxBytes"),
+            "nothing fits into 0 bytes",
+            "write 16MiB, or leave the field out",
+        );
     }
 }
 
@@ -301,7 +307,12 @@ pub(super) fn response_fields(at: &Path, fields: &BTreeMap<String, String>, repo
 }
 
 /// Two durations of which the second is the other's limit; one of them may be a default.
-fn at_most(at: &Path, (name, duration): (&str, Duration), (limit_name, limit): (&str, Duration), report: &mut Report) {
+fn at_most(
+    at: &Path,
+    (name, duration): (&str, Duration),
+    (limit_name, limit): (&str, Duration),
+    report: &mut Report,
+) {
     let (at_name, at_limit) = (at.field(name), at.field(limit_name));
     // A limit of 0 was reported, or is 0 on both sides.
     if duration <= limit || limit.is_zero() {

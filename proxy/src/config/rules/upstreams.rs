@@ -12,8 +12,7 @@ use super::inbound::of_the_mesh;
 use super::report::Report;
 use super::{discovery, survival, upstreams};
 use crate::config::model::{
-    Balance, Config, Discovery, HashKey, HashPolicy, Protocol, Upstream, UpstreamTls,
-    UpstreamTlsMode,
+    Balance, Config, Discovery, HashKey, HashPolicy, Protocol, Upstream, UpstreamTls, UpstreamTlsMode,
 };
 use crate::config::problem::{Path, listed, nearest};
 use crate::config::syntax::field_name;
@@ -120,9 +119,7 @@ fn security(config: &Config, at: &Path, upstream: &Upstream, report: &mut Report
             );
         }
         Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))
-            if upstream.hosts.is_empty()
-                && upstream.identity.is_none()
-                && has_no_service_name(upstream) =>
+            if upstream.hosts.is_empty() && upstream.identity.is_none() && has_no_service_name(upstream) =>
         {
             report.error(
                 &at_tls,

@@ -114,11 +114,16 @@ pub(in crate::config) fn editable(name: &str) -> Result<(), Wrong> {
         ));
     }
     if lower == "host" {
-        return Err(wrong("`Host` says where a request goes", "leave it out; `rewrite: {host: …}` changes it"));
+        return Err(wrong(
+            "`Host` says where a request goes",
+            "leave it out; `rewrite: {host: …}` changes it",
+        ));
     }
     if OF_THE_CONNECTION.contains(&lower) {
         return Err(wrong(
-            format!("`{name}` is about the connection or the frame of a message, and each hop writes its own"),
+            format!(
+                "`{name}` is about the connection or the frame of a message, and each hop writes its own"
+            ),
             "leave it out",
         ));
     }
@@ -211,9 +216,15 @@ mod tests {
         ] {
             assert!(editable(name).is_err(), "{name}");
         }
-        for (value, good) in
-            [("", true), ("a b", true), ("a\tb", true), (" a", false), ("a\n", false), ("a\r\nb: c", false), ("ä", false)]
-        {
+        for (value, good) in [
+            ("", true),
+            ("a b", true),
+            ("a\tb", true),
+            (" a", false),
+            ("a\n", false),
+            ("a\r\nb: c", false),
+            ("ä", false),
+        ] {
             assert_eq!(field_value(value).is_ok(), good, "{value:?}");
         }
     }

@@ -28,7 +28,10 @@ pub(in crate::config) fn url(url: &str, example: &str) -> Result<Scheme, Wrong> 
         (is_host && is_port).then_some((scheme, uri))
     };
     let Some((scheme, uri)) = parsed() else {
-        return Err(wrong(format!("`{url}` is not an http or https URL"), format!("write one such as {example}")));
+        return Err(wrong(
+            format!("`{url}` is not an http or https URL"),
+            format!("write one such as {example}"),
+        ));
     };
     if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         // Every place that shows a config would show it.
@@ -94,9 +97,15 @@ mod tests {
 
     #[test]
     fn names_in_kubernetes_are_labels_in_lower_case() {
-        for (name, good) in
-            [("api", true), ("api-2", true), ("Api", false), ("-a", false), ("a-", false), ("a.b", false), ("", false)]
-        {
+        for (name, good) in [
+            ("api", true),
+            ("api-2", true),
+            ("Api", false),
+            ("-a", false),
+            ("a-", false),
+            ("a.b", false),
+            ("", false),
+        ] {
             assert_eq!(kubernetes_name(name).is_ok(), good, "{name}");
         }
     }
