@@ -148,6 +148,7 @@ pub struct Inbound {
     /// unlimited.
     pub concurrency: Option<Concurrency>,
     /// The breaker of the workload's ports: counts failed connections only, never what the workload answers.
+    /// Default: none.
     pub breaker: Option<Breaker>,
 }
 
