@@ -180,9 +180,10 @@ pub struct Retry {
     pub backoff: Backoff,
     /// Longest `Retry-After` that is waited for; a response that asks for more is passed on. Default: 1s.
     pub max_retry_after: Option<Duration>,
-    /// Retries in percent of the recent requests, all workers together, 0 to 100. Default: 20.
+    /// Budget of an upstream, for all its routes: retries in percent of the recent requests, all workers together, 0 to
+    /// 100. Default: 20.
     pub budget_percent: Option<u8>,
-    /// Retries a second that the budget allows at least, 0 to 1000. Default: 3.
+    /// Retries a second that the budget allows at least, 0 to 1000; an upstream's too. Default: 3.
     pub min_retries_per_second: Option<u32>,
 }
 
