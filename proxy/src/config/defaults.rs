@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::model::{Config, Dns, Inbound, Mtls, Outbound, Pool, Protocol, Upstream};
+use super::model::{
+    Breaker, Config, Dns, FailureRate, Inbound, Mtls, Outbound, Pool, Protocol, Retry, Upstream,
+};
 use super::syntax::{Unmeshed, without_root};
 
 /// The trust domain of a mesh that names none.
@@ -30,6 +32,22 @@ pub const WORKERS: usize = 1;
 pub const HOSTS_FILE: &str = "/etc/hosts";
 /// Retries that a config may ask for: more multiply an outage.
 pub const MAX_RETRY_ATTEMPTS: u32 = 3;
+/// Failures in a row that open a breaker, as they eject an endpoint; Envoy's `consecutive_5xx`.
+pub const BREAKER_FAILURES: u32 = 5;
+/// Time within which they must happen.
+pub const BREAKER_WINDOW: Duration = Duration::from_secs(30);
+/// Requests without which a failure rate says nothing; about what Hystrix takes (`requestVolumeThreshold`).
+pub const BREAKER_MINIMUM_REQUESTS: u32 = 20;
+/// How long a breaker stays open for the first time.
+pub const BREAKER_OPEN_FOR: Duration = Duration::from_secs(10);
+/// How long a breaker stays open at most.
+pub const BREAKER_MAX_OPEN_FOR: Duration = Duration::from_secs(60);
+/// Requests that probe a half-open breaker at once.
+pub const BREAKER_PROBES: u32 = 1;
+/// Retries in percent of the recent requests; Finagle's and linkerd's default.
+pub const RETRY_BUDGET_PERCENT: u8 = 20;
+/// Retries a second that the budget allows at least.
+pub const MIN_RETRIES_PER_SECOND: u32 = 3;
 /// Ports on which the server speaks first or another protocol than HTTP is certain: SMTP, mail
 /// submission, MySQL, NATS, AMQP, Elasticsearch transport, memcached, MongoDB.
 pub const OPAQUE_PORTS: [u16; 8] = [25, 587, 3306, 4222, 5672, 9300, 11211, 27017];
@@ -135,6 +153,57 @@ impl Pool {
     /// How long a connection may stay unused.
     pub fn idle_timeout(&self) -> Duration {
         self.idle_timeout.map_or(IDLE_TIMEOUT, Into::into)
+    }
+}
+
+impl Breaker {
+    /// Whether there is one.
+    pub fn enabled(&self) -> bool {
+        self.enabled.unwrap_or(true)
+    }
+
+    /// Failures in a row that open it.
+    pub fn consecutive_failures(&self) -> u32 {
+        self.consecutive_failures.unwrap_or(BREAKER_FAILURES)
+    }
+
+    /// Time within which they must happen, and over which a failure rate is taken.
+    pub fn window(&self) -> Duration {
+        self.window.map_or(BREAKER_WINDOW, Into::into)
+    }
+
+    /// How long it stays open for the first time.
+    pub fn open_for(&self) -> Duration {
+        self.open_for.map_or(BREAKER_OPEN_FOR, Into::into)
+    }
+
+    /// How long it stays open at most.
+    pub fn max_open_for(&self) -> Duration {
+        self.max_open_for.map_or(BREAKER_MAX_OPEN_FOR, Into::into)
+    }
+
+    /// Requests that probe it at once while it is half-open.
+    pub fn probes(&self) -> u32 {
+        self.probes.unwrap_or(BREAKER_PROBES)
+    }
+}
+
+impl FailureRate {
+    /// Requests there must have been within the window.
+    pub fn minimum_requests(&self) -> u32 {
+        self.minimum_requests.unwrap_or(BREAKER_MINIMUM_REQUESTS)
+    }
+}
+
+impl Retry {
+    /// Retries in percent of the recent requests.
+    pub fn budget_percent(&self) -> u8 {
+        self.budget_percent.unwrap_or(RETRY_BUDGET_PERCENT)
+    }
+
+    /// Retries a second that the budget allows at least.
+    pub fn min_retries_per_second(&self) -> u32 {
+        self.min_retries_per_second.unwrap_or(MIN_RETRIES_PER_SECOND)
     }
 }
 
