@@ -323,7 +323,7 @@ mod tests {
         upstream.serve(200, milliseconds(4_000), |_| milliseconds(10));
         assert_eq!(upstream.limit.limit(), 100);
         upstream.serve(200, milliseconds(2_000), |_| milliseconds(20));
-        assert!(upstream.limit.limit() < 80, "{}", upstream.limit.limit());
+        assert!(upstream.limit.limit() < 85, "{}", upstream.limit.limit());
         upstream.serve(200, milliseconds(18_000), |_| milliseconds(20));
         assert!((20..=27).contains(&upstream.limit.limit()), "{}", upstream.limit.limit());
         upstream.serve(200, milliseconds(4_000), |_| milliseconds(10));
