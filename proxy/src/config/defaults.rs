@@ -1,12 +1,15 @@
 //! What holds where the config says nothing (the design's "Defaults"), and the questions that the
 //! pipelines ask of a config.
 
+mod route;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use super::model::{Config, Dns, Inbound, Mtls, Outbound, Pool, Protocol, Upstream};
 use super::syntax::{Unmeshed, without_root};
+pub use route::*;
 
 /// The trust domain of a mesh that names none.
 pub const TRUST_DOMAIN: &str = "cluster.local";

@@ -2,8 +2,10 @@
 //! means for traffic is decided by the modules above; changes while running are taken over by `runtime`.
 
 mod defaults;
+mod host_patterns;
 mod load;
 mod model;
+mod pattern;
 mod problem;
 mod read;
 mod reference;
@@ -16,8 +18,10 @@ mod tree;
 mod units;
 
 pub use defaults::*;
+pub use host_patterns::HostPatterns;
 pub use load::{ConfigError, Loaded, load, parse, read_text};
 pub use model::*;
+pub use pattern::{MAX_COMPILED_BYTES, PatternError, whole_match};
 pub use problem::{Position, Problem};
 pub use reference::reference;
 pub use schema::schema;

@@ -50,7 +50,9 @@ pub struct Config {
     pub outbound: Outbound,
     /// Named services that requests are sent to, with their policy.
     pub upstreams: BTreeMap<String, Upstream>,
-    /// Which requests go to which upstream; the first route in the file that matches wins.
+    /// Which requests go to which upstream. Of several routes that match the most specific wins, as the Gateway API
+    /// says: by host, then path (exact, regular expression, longest prefix), method, number of header fields, number of
+    /// query parameters; of equal ones the first in the file.
     pub routes: Vec<Route>,
     /// Where spans are sent. Default: nowhere.
     pub tracing: Option<Tracing>,
