@@ -31,7 +31,7 @@ impl<T> HostPatterns<T> {
         let Some(pattern) = pattern else {
             return self.every.get_or_insert_with(make);
         };
-        let pattern = super::syntax::normal(pattern);
+        let pattern = outrigger_ca::host::normal(pattern);
         match pattern.strip_prefix("*.") {
             Some(domain) => {
                 self.most_labels = self.most_labels.max(labels(domain));
@@ -55,7 +55,7 @@ impl<T> HostPatterns<T> {
     /// Asks `f` for each pattern that `host` matches, the most specific first, until it gives something: the host
     /// itself, then the domains above it from the longest on, then every host.
     pub fn find_map<'a, R>(&'a self, host: &str, mut f: impl FnMut(&'a T) -> Option<R>) -> Option<R> {
-        let host = super::syntax::without_root(host);
+        let host = outrigger_ca::host::without_root(host);
         let mut lower = [0; MAX_NAME];
         let host = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
             match lower.get_mut(..host.len()) {

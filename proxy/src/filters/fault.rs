@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn delay_and_abort_each_take_their_share() {
-        let delay = config::Delay { duration: config::Duration::from_millis(20), percent: Some(10.0) };
+        let delay = config::Delay { duration: Duration::from_millis(20).into(), percent: Some(10.0) };
         let abort = config::Abort { status: 503, percent: Some(30.0) };
         let both = Fault::new(&config::Fault { delay: Some(delay), abort: Some(abort) }, "api").unwrap();
         for (drawn, delays, aborts) in [(0.05, true, true), (0.2, false, true), (0.4, false, false)] {

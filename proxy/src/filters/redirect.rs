@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn without_any_host_there_is_nowhere_to_go() {
         let redirect = config::Redirect { scheme: Some("https".into()), ..Default::default() };
-        let refused = redirected(redirect, Scheme::Http, None, "/", None).unwrap_err();
+        let refused = redirected(redirect, Scheme::Http, None, "/", None).err().unwrap();
         assert_eq!(refused.error, ProxyError::BAD_REQUEST);
     }
 }
