@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use outrigger_ca::host::without_root;
+
 use super::model::{Config, Dns, Inbound, Mtls, Outbound, Pool, Protocol, Upstream};
-use super::syntax::{Unmeshed, without_root};
+use super::syntax::Unmeshed;
 
 /// The trust domain of a mesh that names none.
 pub const TRUST_DOMAIN: &str = "cluster.local";

@@ -12,6 +12,7 @@ mod first_line;
 mod listen;
 mod local;
 mod prefixed;
+mod write_through;
 
 pub use address::{ClientAddress, OriginalDestination};
 pub use body::{Body, BodyEnd, BodyError, BodyWatch};

@@ -14,7 +14,8 @@ use crate::config::model::{
     UpstreamTlsMode,
 };
 use crate::config::problem::{Path, listed, nearest};
-use crate::config::syntax::{DnsName, dns_name, normal};
+use crate::config::syntax::{DnsName, dns_name};
+use outrigger_ca::host::normal;
 
 /// A peer that takes longer to connect to is as good as away, and its callers pile up meanwhile.
 const LONG_CONNECT: Duration = Duration::from_secs(10);
