@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use crate::config::{Mtls, Protocol};
 use crate::http::{
     CLIENT_ID, Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Recording, Served, Wire,
-    forward, serve_http1, serve_http2, to_origin_form, version_from_mesh, wants_own_connection,
+    forward, refuse, serve_http1, serve_http2, to_origin_form, version_from_mesh, wants_own_connection,
 };
 use crate::identity::{self, HandshakeError, Peer};
 use crate::net::{
@@ -23,6 +23,7 @@ use crate::net::{
 };
 use crate::opaque::{Carrying, ClientStream, Way};
 use crate::telemetry::{Direction, Held, Tls};
+use crate::upstream::HeaderLimits;
 use crate::worker::{Effective, Worker, reset};
 
 const SIDE: Direction = Direction::Inbound;
@@ -120,8 +121,8 @@ impl Connection {
                 }
             };
         worker.recorder.tls_handshake(SIDE, Ok(()));
-        let limits = Limits { draining: worker.shared.inbound_draining.clone(), expires: Some(peer.expires) };
         self.peer = Some(peer);
+        let limits = self.limits();
         let handler = Rc::new(Inbound::new(self.clone(), protocol));
         let served = match protocol {
             MeshProtocol::H2 => Box::pin(serve_http2(stream, handler, limits)).await,
@@ -170,7 +171,7 @@ impl Connection {
                 Err(_) => return,
             };
         }
-        let limits = Limits { draining: worker.shared.inbound_draining.clone(), expires: None };
+        let limits = self.limits();
         let stream = Prefixed::new(first_bytes, stream);
         let handler = Rc::new(Inbound::new(self.clone(), MeshProtocol::H1));
         match detected {
@@ -197,7 +198,7 @@ impl Connection {
             Detected::Http1 => once,
             _ => worker.shared.inbound_draining.clone(),
         };
-        let limits = Limits { draining, expires: None };
+        let limits = Limits { draining, ..self.limits() };
         let handler = Rc::new(Denied(self.clone()));
         match detected {
             Detected::Http1 | Detected::Http2 => {
@@ -273,10 +274,7 @@ impl Connection {
 
     /// Serves requests that came as opaque bytes.
     async fn requests<C: ClientStream + Send + 'static>(&self, first_bytes: BytesMut, stream: C) {
-        let limits = Limits {
-            draining: self.worker.shared.inbound_draining.clone(),
-            expires: self.peer.as_ref().map(|peer| peer.expires),
-        };
+        let limits = self.limits();
         let handler = Rc::new(Inbound::new(self.clone(), MeshProtocol::H1));
         let http2 = first_bytes.starts_with(b"PRI * HTTP/2.0\r\n");
         let stream = Prefixed::new(first_bytes, stream);
@@ -285,6 +283,14 @@ impl Connection {
         } else {
             serve_http1(stream, handler, limits).await
         });
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            headers: HeaderLimits::of(self.peer.is_some()),
+            draining: self.worker.shared.inbound_draining.clone(),
+            expires: self.peer.as_ref().map(|peer| peer.expires),
+        }
     }
 
     fn carrying(&self) -> Carrying<'_> {
@@ -339,6 +345,15 @@ impl Handler for Inbound {
             let connection = &self.connection;
             let worker = &connection.worker;
             let mut recording = connection.recording(&request);
+            let meshed = connection.peer.is_some();
+            let version = if meshed && self.carried_by == MeshProtocol::H2 {
+                version_from_mesh(request.headers())
+            } else {
+                request.version()
+            };
+            if let Some(response) = refuse(&request, version, HeaderLimits::of(meshed)) {
+                return recording.answer_locally(&response, request.headers());
+            }
             worker.panic_if_told(request.uri().path());
             let id = connection.peer.as_ref().map(|peer| &peer.id);
             let port = connection.destination.port();
@@ -356,16 +371,10 @@ impl Handler for Inbound {
                 let response = LocalResponse::new(ProxyError::DENIED, detail);
                 return recording.answer_locally(&response, request.headers());
             }
-            let meshed = connection.peer.is_some();
             if !meshed && worker.effective().config.inbound_mtls(port) == Mtls::Strict {
                 // Let in before a reload made the port strict.
                 return recording.answer_locally(&strict_port(port), request.headers());
             }
-            let version = if meshed && self.carried_by == MeshProtocol::H2 {
-                version_from_mesh(request.headers())
-            } else {
-                request.version()
-            };
             strip_mesh_headers(request.headers_mut());
             if let Some(client_id) = &self.client_id {
                 request.headers_mut().insert(CLIENT_ID, client_id.clone());

@@ -10,13 +10,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use http::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, Version};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::http::{
-    Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Served, Wire, forward, host_of,
+    Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Served, Wire, forward, host_of, refuse,
     serve_http1, serve_http2, to_origin_form, wants_own_connection,
 };
 use crate::net::{
@@ -24,7 +24,7 @@ use crate::net::{
 };
 use crate::opaque::{Carrying, OpaqueError, Way};
 use crate::telemetry::{Direction, Held};
-use crate::upstream::{Destination, Endpoint, Upstream};
+use crate::upstream::{Destination, Endpoint, HeaderLimits, Upstream};
 use crate::worker::{Worker, reset};
 
 const SIDE: Direction = Direction::Outbound;
@@ -72,7 +72,11 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
             Err(_) => return,
         };
     }
-    let limits = Limits { draining: worker.shared.outbound_draining.clone(), expires: None };
+    let limits = Limits {
+        headers: HeaderLimits::WORKLOAD,
+        draining: worker.shared.outbound_draining.clone(),
+        expires: None,
+    };
     let handler =
         Rc::new(Outbound { worker: worker.clone(), client, destination, open, last: RefCell::default() });
     // Each way is boxed: what a silent connection holds is this future, and theirs are large.
@@ -163,11 +167,7 @@ impl Handler for Outbound {
             let mut recording =
                 Exchange::begin(&worker.recorder, SIDE, self.client, &request, &worker.unnamed);
             recording.holds_open(self.open.clone());
-            if let Some(response) = unknown_coding(&request) {
-                return recording.answer_locally(&response, request.headers());
-            }
-            if let Some(wrong) = wrong_host(&request) {
-                let response = LocalResponse::new(ProxyError::BAD_REQUEST, wrong);
+            if let Some(response) = refuse(&request, request.version(), HeaderLimits::WORKLOAD) {
                 return recording.answer_locally(&response, request.headers());
             }
             worker.panic_if_told(request.uri().path());
@@ -254,26 +254,6 @@ impl Outbound {
         self.last.replace(Some((key.into(), generation, destination.clone())));
         Ok(destination)
     }
-}
-
-/// What RFC 9112 3.2 has every server refuse: parties that disagree on the host disagree on the policy.
-fn wrong_host(request: &Request<Body>) -> Option<&'static str> {
-    let mut hosts = request.headers().get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(_), Some(_)) => Some("more than one Host"),
-        (None, _) if request.version() == Version::HTTP_11 && request.uri().authority().is_none() => {
-            Some("HTTP/1.1 without Host")
-        }
-        _ => None,
-    }
-}
-
-/// A transfer coding that this hop would take off without knowing it: the workload would read coded bytes
-/// as content (RFC 9112 6.1).
-fn unknown_coding(request: &Request<Body>) -> Option<LocalResponse> {
-    let codings = request.headers().get(TRANSFER_ENCODING)?;
-    let known = codings.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    (!known).then(|| LocalResponse::new(ProxyError::UNKNOWN_CODING, "transfer coding other than chunked"))
 }
 
 fn no_endpoint(upstream: &Upstream) -> LocalResponse {

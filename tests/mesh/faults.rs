@@ -214,6 +214,37 @@ fn a_header_section_over_64_kib_or_over_100_fields_gives_431() {
 }
 
 #[test]
+fn a_hundred_fields_of_the_client_pass_and_one_more_is_told_431() {
+    let pair = Pair::new();
+    let workload = pair.api.serve_echo(8080);
+    let fields = |count| (0..count).map(|number| format!("x-{number}: 1\r\n")).collect::<String>();
+    // `Upgrade` has a connection of its own, on which HTTP/1.1 crosses the mesh.
+    for (more, others) in [("", 1), ("Connection: upgrade\r\nUpgrade: other\r\n", 3)] {
+        let request =
+            |count: usize| format!("GET / HTTP/1.1\r\nHost: {API}\r\n{more}{}\r\n", fields(count - others));
+        let answer = pair.connect(8080).ask(request(100));
+        assert_eq!(answer.status(), 200, "{more:?} {answer:?}");
+        assert!(answer.text().contains(&format!("\nx-{}: 1\n", 99 - others)), "{}", answer.text());
+        assert_told(&pair.connect(8080).ask(request(101)), 431, "http_request_error");
+    }
+    assert_eq!(workload.accepted(), 2);
+}
+
+#[test]
+fn a_response_with_a_hundred_fields_and_no_length_passes() {
+    let pair = Pair::new();
+    let _server = pair.api.serve(8080, |mut connection| {
+        connection.request();
+        let fields: String = (0..100).map(|number| format!("x-{number}: 1\r\n")).collect();
+        connection.send(format!("HTTP/1.1 200 OK\r\n{fields}\r\nbody"));
+    });
+    for more in ["", "Connection: upgrade\r\nUpgrade: other\r\n"] {
+        let answer = pair.connect(8080).ask(format!("GET / HTTP/1.1\r\nHost: {API}\r\n{more}\r\n"));
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "body"), "{more:?} {answer:?}");
+    }
+}
+
+#[test]
 fn a_response_with_a_header_section_over_64_kib_gives_502() {
     let pair = Pair::new();
     let _server = pair.api.serve_http(8080, |request| match request.target() {

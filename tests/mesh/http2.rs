@@ -135,6 +135,27 @@ fn more_requests_at_once_than_one_connection_has_streams_are_all_carried() {
     assert!((3.0..=20.0).contains(&opened), "{opened} mesh connections for {AT_ONCE} requests at once");
 }
 
+#[test]
+fn a_hundred_fields_pass_over_http_2_and_one_more_is_told_431() {
+    let pair = Pair::new();
+    let _server = nghttpd(&pair, &[]);
+    let url = format!("http://{API}:9000/file");
+    for (count, status) in [(100, "HTTP/2 200"), (101, "HTTP/2 431")] {
+        let fields: Vec<String> = (0..count).map(|number| format!("x-{number}: 1")).collect();
+        let mut command = vec!["curl", "--silent", "--http2-prior-knowledge", "--head", &url];
+        // Nothing that curl would add by itself.
+        for field in fields.iter().map(String::as_str).chain(["user-agent:", "accept:"]) {
+            command.extend(["--header", field]);
+        }
+        let said = pair.web.run(&command);
+        assert!(said.starts_with(status), "{count} fields: {said}");
+        if count == 101 {
+            assert!(said.contains("proxy-status: outrigger; error=http_request_error"), "{said}");
+        }
+    }
+    pair.web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("code", "431")], 1.0);
+}
+
 /// An HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a small frame").to_be_bytes();

@@ -34,6 +34,7 @@ pub struct ProxyError {
 const UNAVAILABLE: u16 = 14;
 const DEADLINE_EXCEEDED: u16 = 4;
 const PERMISSION_DENIED: u16 = 7;
+const RESOURCE_EXHAUSTED: u16 = 8;
 const INTERNAL: u16 = 13;
 const UNIMPLEMENTED: u16 = 12;
 
@@ -78,6 +79,9 @@ impl ProxyError {
     pub const DENIED: Self = Self::new(StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED);
     /// The request breaks HTTP.
     pub const BAD_REQUEST: Self = Self::new(StatusCode::BAD_REQUEST, "http_request_error", INTERNAL);
+    /// The request's header section is too large.
+    pub const TOO_LARGE: Self =
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", RESOURCE_EXHAUSTED);
     /// The request's transfer coding is unknown.
     pub const UNKNOWN_CODING: Self =
         Self::new(StatusCode::NOT_IMPLEMENTED, "http_request_error", UNIMPLEMENTED);

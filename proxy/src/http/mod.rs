@@ -2,6 +2,7 @@
 //! proxy makes itself. Which upstream it goes to is decided further up.
 
 mod forward;
+mod head;
 mod headers;
 mod hop;
 mod http1_io;
@@ -11,6 +12,7 @@ mod serve;
 mod tunnel;
 
 pub use forward::{Forward, Wire, forward};
+pub use head::refuse;
 pub use headers::{
     CLIENT_ID, ORIGINAL_VERSION, host_of, is_grpc, to_origin_form, version_from_mesh, version_to_mesh,
 };

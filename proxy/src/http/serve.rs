@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -21,9 +21,7 @@ use super::hop::pump;
 use super::http1_io::Http1Io;
 use super::tunnel::{Interim, expects_continue, is_tunnel};
 use crate::net::Body;
-use crate::upstream::{
-    CONNECTION_WINDOW, FRAME_SIZE, HEADER_LIST, MAX_FIELDS, MAX_HEADER_BYTES, SEND_BUFFER, STREAM_WINDOW,
-};
+use crate::upstream::{CONNECTION_WINDOW, FRAME_SIZE, HeaderLimits, SEND_BUFFER, STREAM_WINDOW};
 
 /// Time from a request's first byte to the end of its head; a client that takes longer holds a
 /// connection for nothing (slow loris).
@@ -44,9 +42,11 @@ pub trait Handler: 'static {
     fn handle(self: Rc<Self>, request: Request<Body>) -> impl Future<Output = Response<Body>>;
 }
 
-/// What ends a connection besides its client.
+/// What a client may send, and what ends its connection besides itself.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// How large its header sections may be.
+    pub headers: HeaderLimits,
     /// Turns true when the proxy drains: no new requests, those in flight finish.
     pub draining: watch::Receiver<bool>,
     /// When the peer's certificate ends.
@@ -88,8 +88,8 @@ where
         }
     });
     let mut connection = http1::Builder::new()
-        .max_headers(MAX_FIELDS)
-        .max_header_size(MAX_HEADER_BYTES)
+        .max_headers(limits.headers.fields)
+        .max_header_size(limits.headers.bytes)
         .auto_date_header(false)
         // A client may end its side after its request and wait for the answer (`nc -N`, HTTP/1.0 clients).
         .half_close(true)
@@ -181,7 +181,7 @@ where
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_SIZE)
-        .max_header_list_size(HEADER_LIST)
+        .max_header_list_size(limits.headers.list_bytes)
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
@@ -301,14 +301,6 @@ pub(crate) fn serve_stream<H: Handler>(
     async move {
         // hyper drops the content of an answer to HEAD by itself; h2 would send it.
         let head_only = request.method() == Method::HEAD;
-        if request.headers().len() > MAX_FIELDS {
-            let mut response = Response::new(());
-            *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-            if let Err(error) = respond.send_response(response, true) {
-                tracing::debug!("response not sent: {error}");
-            }
-            return;
-        }
         let response = tokio::select! {
             biased;
             response = handler.handle(request) => response,
