@@ -269,6 +269,24 @@ fn a_workload_that_answers_garbage_gives_502() {
 }
 
 #[test]
+fn a_response_with_a_transfer_coding_that_is_not_chunked_alone_gives_502() {
+    let pair = Pair::new();
+    let _server = pair.api.serve_http(8080, |request| {
+        let coding = request.target()[1..].replace('+', "\r\nTransfer-Encoding: ").replace('_', " ");
+        let body = if request.method() == "HEAD" { "" } else { "4\r\nbody\r\n0\r\n\r\n" };
+        format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n{body}")
+    });
+    for coding in ["gzip,_chunked", "gzip", "chunked+chunked", "gzip+chunked", "chunked,"] {
+        assert_told(&pair.get(8080, &format!("/{coding}")), 502, "http_protocol_error");
+    }
+    let answer = pair.get(8080, "/Chunked");
+    assert_eq!((answer.status(), answer.text().as_str()), (200, "body"), "{answer:?}");
+    // What has no body has nothing that could be read wrongly.
+    let head = pair.connect(8080).ask(format!("HEAD /gzip,_chunked HTTP/1.1\r\nHost: {API}\r\n\r\n"));
+    assert_eq!(head.status(), 200, "{head:?}");
+}
+
+#[test]
 fn a_request_that_breaks_http_gets_400_and_never_reaches_the_workload() {
     let pair = Pair::new();
     let workload = pair.api.serve_echo(8080);

@@ -1,9 +1,10 @@
 //! What a request's head alone has every server refuse, whoever sent it and wherever it goes.
 
-use http::header::{HOST, TRANSFER_ENCODING};
+use http::header::HOST;
 use http::{Request, Version};
 
 use super::local_response::{LocalResponse, ProxyError};
+use crate::net::has_unknown_coding;
 use crate::upstream::HeaderLimits;
 
 /// Refuses what must not go on. `version` is the one the request was first sent in.
@@ -13,7 +14,7 @@ pub fn refuse<B>(request: &Request<B>, version: Version, limits: HeaderLimits) -
         let what = format!("over {} fields", limits.fields);
         return Some(LocalResponse::new(ProxyError::TOO_LARGE, what));
     }
-    if has_unknown_coding(request) {
+    if has_unknown_coding(request.headers()) {
         let what = "transfer coding other than chunked";
         return Some(LocalResponse::new(ProxyError::UNKNOWN_CODING, what));
     }
@@ -30,11 +31,4 @@ fn wrong_host<B>(request: &Request<B>, version: Version) -> Option<&'static str>
         }
         _ => None,
     }
-}
-
-/// A transfer coding that this hop would take off without knowing it: the workload would read coded bytes
-/// as content (RFC 9112 6.1).
-fn has_unknown_coding<B>(request: &Request<B>) -> bool {
-    let codings = request.headers().get(TRANSFER_ENCODING);
-    codings.is_some_and(|codings| !codings.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
 }

@@ -28,6 +28,9 @@ pub enum HopError {
     /// The connection ended before the response's headers, or the response breaks HTTP.
     #[error("lost before the response: {0}")]
     Http1(#[from] hyper::Error),
+    /// The response's content is coded in a way that would be lost on the way.
+    #[error("the response has a transfer coding other than chunked")]
+    UnknownCoding,
     /// The response's headers did not come in time.
     #[error("no response within {0:?}")]
     Timeout(Duration),
@@ -36,6 +39,9 @@ pub enum HopError {
 impl HopError {
     /// What the caller is told; `target` names upstream and endpoint.
     pub fn to_local_response(&self, upstream: &str, endpoint: std::net::SocketAddr) -> LocalResponse {
+        let about = |kind, error: &dyn std::fmt::Display| {
+            LocalResponse::new(kind, format!("upstream {upstream}, endpoint {endpoint}: {error}"))
+        };
         match self {
             Self::Connect(error) => LocalResponse::connect(upstream, error),
             Self::Timeout(limit) => LocalResponse::timeout(upstream, endpoint, *limit),
@@ -47,11 +53,12 @@ impl HopError {
                     _ if error.is_library() => ProxyError::BAD_RESPONSE,
                     _ => ProxyError::TERMINATED,
                 };
-                LocalResponse::new(kind, format!("upstream {upstream}, endpoint {endpoint}: {error}"))
+                about(kind, error)
             }
+            Self::UnknownCoding => about(ProxyError::BAD_RESPONSE, self),
             Self::Http1(error) => {
                 let kind = if error.is_parse() { ProxyError::BAD_RESPONSE } else { ProxyError::TERMINATED };
-                LocalResponse::new(kind, format!("upstream {upstream}, endpoint {endpoint}: {error}"))
+                about(kind, error)
             }
         }
     }
