@@ -287,6 +287,27 @@ fn a_response_with_a_transfer_coding_that_is_not_chunked_alone_gives_502() {
 }
 
 #[test]
+fn a_request_with_a_transfer_coding_that_is_not_chunked_alone_is_refused() {
+    let pair = Pair::new();
+    let workload = pair.api.serve_echo(8080);
+    for (coding, status) in [
+        ("gzip, chunked", 501),
+        ("gzip\r\nTransfer-Encoding: chunked", 501),
+        ("chunked\r\nTransfer-Encoding: chunked", 501),
+        // Where such a body ends nobody knows (RFC 9112 6.3).
+        ("chunked, identity", 400),
+        ("xchunked", 400),
+        ("gzip", 400),
+    ] {
+        let answer = pair
+            .connect(8080)
+            .ask(format!("POST / HTTP/1.1\r\nHost: {API}\r\nTransfer-Encoding: {coding}\r\n\r\n0\r\n\r\n"));
+        assert_told(&answer, status, "http_request_error");
+    }
+    assert_eq!(workload.accepted(), 0);
+}
+
+#[test]
 fn a_request_that_breaks_http_gets_400_and_never_reaches_the_workload() {
     let pair = Pair::new();
     let workload = pair.api.serve_echo(8080);
