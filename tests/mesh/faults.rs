@@ -269,6 +269,16 @@ fn a_workload_that_answers_garbage_gives_502() {
 }
 
 #[test]
+fn a_response_whose_body_breaks_http_at_once_gives_502() {
+    let pair = Pair::new();
+    let _server = pair.api.serve(8080, |mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n");
+    });
+    assert_told(&pair.get(8080, "/"), 502, "http_protocol_error");
+}
+
+#[test]
 fn a_response_with_a_transfer_coding_that_is_not_chunked_alone_gives_502() {
     let pair = Pair::new();
     let _server = pair.api.serve_http(8080, |request| {

@@ -50,7 +50,9 @@ impl HopError {
                     // In TLS 1.3 a refused client certificate shows after the handshake; of the error h2 keeps
                     // the text only.
                     Some(io) if io.to_string().contains("received fatal alert") => ProxyError::TLS_ALERT,
-                    _ if error.is_library() => ProxyError::BAD_RESPONSE,
+                    _ if error.is_library() || error.reason() == Some(h2::Reason::PROTOCOL_ERROR) => {
+                        ProxyError::BAD_RESPONSE
+                    }
                     _ => ProxyError::TERMINATED,
                 };
                 about(kind, error)

@@ -1,5 +1,7 @@
 //! A message body as it streams through: never collected, never copied.
 
+use std::error::Error as _;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -51,9 +53,17 @@ impl BodyError {
     pub fn reason(&self) -> h2::Reason {
         match self {
             Self::Http2(error) => error.reason().unwrap_or(h2::Reason::CANCEL),
+            // Chunks or trailers that are none: our own peer then knows that HTTP was broken, and not a connection.
+            Self::Http1(error) if breaks_http(error) => h2::Reason::PROTOCOL_ERROR,
             Self::Http1(_) => h2::Reason::CANCEL,
         }
     }
+}
+
+/// Whether bytes came that are no body; of what was wrong hyper tells the kind of its cause only.
+fn breaks_http(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData))
 }
 
 /// A body from any of the parties, with an optional observer.
