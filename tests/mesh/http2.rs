@@ -156,6 +156,29 @@ fn a_hundred_fields_pass_over_http_2_and_one_more_is_told_431() {
     pair.web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("code", "431")], 1.0);
 }
 
+#[test]
+fn an_answer_to_head_and_a_304_keep_their_length_over_http_2() {
+    let pair = Pair::new();
+    let _server = nghttpd(&pair, &[]);
+    let head = |port| {
+        let url = format!("http://{API}:{port}/file");
+        pair.web.run(&["curl", "--silent", "--http2-prior-knowledge", "--head", &url])
+    };
+    let said = head(9000);
+    assert!(said.starts_with("HTTP/2 200") && said.contains("content-length: 200000"), "{said}");
+    // nghttpd's 304 has no length.
+    let _server = pair.api.serve(8080, |mut connection| {
+        connection.send(frame(4, 0, 0, &[]));
+        connection.take_until(b"SM\r\n\r\n");
+        next_headers(&mut connection);
+        // `:status: 304`, and `content-length` by its name in the static table.
+        connection.send(frame(1, END_STREAM | END_HEADERS, 1, &[0x8b, 0x0f, 0x0d, 2, b'7', b'7']));
+        let _ = connection.take_all();
+    });
+    let said = head(8080);
+    assert!(said.starts_with("HTTP/2 304") && said.contains("content-length: 77"), "{said}");
+}
+
 /// An HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a small frame").to_be_bytes();
@@ -163,6 +186,18 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame.extend(stream.to_be_bytes());
     frame.extend(payload);
     frame
+}
+
+/// The payload of the next HEADERS.
+fn next_headers(connection: &mut Connection) -> Vec<u8> {
+    loop {
+        let head = connection.take(9);
+        let payload =
+            connection.take(usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]));
+        if head[3] == 1 {
+            return payload;
+        }
+    }
 }
 
 /// A mesh connection over which the test speaks HTTP/2 itself, with the preface and SETTINGS sent.

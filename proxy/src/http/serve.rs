@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
-use http::{Method, Request, Response, Version};
+use http::header::CONTENT_LENGTH;
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -83,6 +84,9 @@ where
             let request = request.map(|body| body.holding(in_service.clone()));
             let mut response = handler.handle(request).await.map(|body| body.holding(in_service));
             *response.version_mut() = Version::HTTP_11;
+            if let Some(length) = length_left_away(&response) {
+                response = response.map(|body| body.left_away(length));
+            }
             control.answered(is_tunnel(connect, response.status()));
             Ok::<_, std::convert::Infallible>(response)
         }
@@ -143,6 +147,18 @@ where
             }
             if control.refused_a_request() { Served::Refused("bad_request") } else { Served::Ended }
         }
+    }
+}
+
+/// The length that a 304 tells of what it leaves away (RFC 9110 8.6).
+fn length_left_away(response: &Response<Body>) -> Option<u64> {
+    if response.status() != StatusCode::NOT_MODIFIED {
+        return None;
+    }
+    let mut lengths = response.headers().get_all(CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (Some(length), None) => length.to_str().ok()?.parse().ok(),
+        _ => None,
     }
 }
 

@@ -80,6 +80,8 @@ enum Kind {
     #[default]
     Empty,
     Full(Bytes),
+    /// No content, and a length for the head: what a 304 leaves away.
+    LeftAway(u64),
     Http1(Incoming),
     Http2 {
         stream: h2::RecvStream,
@@ -97,6 +99,15 @@ impl Body {
     pub fn full(content: impl Into<Bytes>) -> Self {
         let content = content.into();
         if content.is_empty() { Self::empty() } else { Self::of(Kind::Full(content)) }
+    }
+
+    /// Of no content, keeps its `Content-Length`, which hyper would drop from a response that is none to `HEAD`.
+    #[must_use]
+    pub fn left_away(mut self, length: u64) -> Self {
+        if self.is_end() {
+            self.kind = Kind::LeftAway(length);
+        }
+        self
     }
 
     fn of(kind: Kind) -> Self {
@@ -121,7 +132,7 @@ impl Body {
     pub fn is_end(&self) -> bool {
         self.ended
             || match &self.kind {
-                Kind::Empty => true,
+                Kind::Empty | Kind::LeftAway(_) => true,
                 Kind::Full(content) => content.is_empty(),
                 Kind::Http1(incoming) => http_body::Body::is_end_stream(incoming),
                 Kind::Http2 { stream, .. } => stream.is_end_stream(),
@@ -130,7 +141,7 @@ impl Body {
 
     fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.kind {
-            Kind::Empty => Poll::Ready(None),
+            Kind::Empty | Kind::LeftAway(_) => Poll::Ready(None),
             Kind::Full(content) => {
                 let content = std::mem::take(content);
                 Poll::Ready((!content.is_empty()).then(|| Ok(Frame::data(content))))
@@ -221,13 +232,14 @@ impl http_body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.is_end()
+        self.is_end() && !matches!(self.kind, Kind::LeftAway(_))
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(content) => SizeHint::with_exact(content.len() as u64),
+            Kind::LeftAway(length) => SizeHint::with_exact(*length),
             Kind::Http1(incoming) => http_body::Body::size_hint(incoming),
             Kind::Http2 { .. } => SizeHint::default(),
         }
