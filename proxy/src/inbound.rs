@@ -351,7 +351,7 @@ impl Handler for Inbound {
             } else {
                 request.version()
             };
-            if let Some(response) = refuse(&request, version, HeaderLimits::of(meshed)) {
+            if let Some(response) = refuse(&mut request, version, HeaderLimits::of(meshed)) {
                 return recording.answer_locally(&response, request.headers());
             }
             worker.panic_if_told(request.uri().path());

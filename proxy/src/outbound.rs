@@ -167,7 +167,8 @@ impl Handler for Outbound {
             let mut recording =
                 Exchange::begin(&worker.recorder, SIDE, self.client, &request, &worker.unnamed);
             recording.holds_open(self.open.clone());
-            if let Some(response) = refuse(&request, request.version(), HeaderLimits::WORKLOAD) {
+            let version = request.version();
+            if let Some(response) = refuse(&mut request, version, HeaderLimits::WORKLOAD) {
                 return recording.answer_locally(&response, request.headers());
             }
             worker.panic_if_told(request.uri().path());

@@ -216,6 +216,53 @@ const REQUEST: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
+/// An HPACK literal with an indexed name of the static table, or a name of its own.
+fn literal(index: u8, name: &str, value: &str) -> Vec<u8> {
+    let mut field = vec![index];
+    for text in [name, value].into_iter().filter(|text| !text.is_empty()) {
+        field.push(u8::try_from(text.len()).expect("a short text"));
+        field.extend(text.bytes());
+    }
+    field
+}
+
+#[test]
+fn host_stands_for_an_authority_that_is_missing_and_must_not_differ_from_one() {
+    let pair = Pair::new();
+    let _server = nghttpd(&pair, &[]);
+    let authority = |value: &str| literal(0x41, "", value);
+    let host = |value: &str| literal(0, "host", value);
+    let with_port = format!("{API}:9000");
+    for (fields, status) in [
+        (vec![authority(API)], "200"),
+        (vec![host(API)], "200"),
+        (vec![host(&with_port)], "200"),
+        (vec![authority(API), host(&API.to_uppercase())], "200"),
+        (vec![authority(API), host("other")], "400"),
+        (vec![authority(API), host(&with_port)], "400"),
+        (vec![host(API), host(API)], "400"),
+        (vec![host("two words")], "400"),
+        (vec![], "400"),
+    ] {
+        // GET http, and the path.
+        let mut block = vec![0x82, 0x86];
+        block.extend(literal(0x04, "", "/file"));
+        block.extend(fields.concat());
+        let mut connection = pair.connect(9000);
+        connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        connection.send(frame(4, 0, 0, &[]));
+        connection.send(frame(1, END_STREAM | END_HEADERS, 1, &block));
+        let answer = next_headers(&mut connection);
+        // The static table's entries for `:status`; the dynamic table is empty yet.
+        let told = match answer[0] {
+            0x88 => "200",
+            0x8c => "400",
+            _ => "another status",
+        };
+        assert_eq!(told, status, "{}", String::from_utf8_lossy(&block));
+    }
+}
+
 #[test]
 fn a_flood_of_resets_ends_the_connection_and_nothing_else() {
     let pair = Pair::new();
