@@ -22,14 +22,12 @@ use crate::http::{
 use crate::net::{
     Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, readable, resume_detection,
 };
-use crate::opaque::{Carrying, OpaqueError, Way};
+use crate::opaque::{Carrying, OpaqueError, WAIT_FOR_REQUEST, Way};
 use crate::telemetry::{Direction, Held};
 use crate::upstream::{Destination, Endpoint, HeaderLimits, Upstream};
 use crate::worker::{Worker, reset};
 
 const SIDE: Direction = Direction::Outbound;
-/// Time for the first request on a connection that nothing but requests can go by.
-const WAIT_FOR_REQUEST: Duration = Duration::from_secs(60);
 
 /// Carries one connection of the workload.
 pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress, open: Rc<Held>) {
@@ -48,22 +46,34 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
             Err(_) => return,
         }
     };
+    let mut way = None;
     if detected == Detected::Silent {
         // The client may wait for the server to speak: whoever speaks first decides.
         match Box::pin(way_to(&worker, destination)).await {
-            Ok(mut way) => {
-                if way.server_speaks_first(&stream).await {
-                    if way.server_spoke_opaquely() {
+            Ok(mut opened) => match opened.server_speaks_first(&stream).await {
+                Some(true) => {
+                    if opened.server_spoke_opaquely() {
                         worker.remember_opaque(destination.0);
                     }
-                    return Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
+                    return Box::pin(opened.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
                 }
-            }
+                Some(false) => way = Some(opened),
+                None => return,
+            },
             // Nobody is there to speak first, or the client would speak requests that have a name to go by.
             Err((upstream, error)) => {
-                if error.is_final() || Box::pin(timeout(WAIT_FOR_REQUEST, readable(&stream))).await.is_err() {
-                    carrying.refused(&upstream, &error);
-                    return reset(&stream);
+                let found = if error.is_final() {
+                    None
+                } else {
+                    Box::pin(timeout(WAIT_FOR_REQUEST, readable(&stream))).await.ok()
+                };
+                match found {
+                    Some(Ok(())) => {}
+                    Some(Err(_)) => return,
+                    None => {
+                        carrying.refused(&upstream, &error);
+                        return reset(&stream);
+                    }
                 }
             }
         }
@@ -72,6 +82,22 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
             Err(_) => return,
         };
     }
+    // Each way is boxed: what a silent connection holds is this future, and theirs are large.
+    if !matches!(detected, Detected::Http1 | Detected::Http2) {
+        // Also for a client that ended without a byte: the server may speak first, or answer at the end.
+        let way = match way {
+            Some(way) => Ok(way),
+            None => Box::pin(way_to(&worker, destination)).await,
+        };
+        return match way {
+            Ok(way) => Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await,
+            Err((upstream, error)) => {
+                carrying.refused(&upstream, &error);
+                reset(&stream);
+            }
+        };
+    }
+    drop(way);
     let limits = Limits {
         headers: HeaderLimits::WORKLOAD,
         draining: worker.shared.outbound_draining.clone(),
@@ -79,20 +105,10 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
     };
     let handler =
         Rc::new(Outbound { worker: worker.clone(), client, destination, open, last: RefCell::default() });
-    // Each way is boxed: what a silent connection holds is this future, and theirs are large.
+    let stream = Prefixed::new(first_bytes, stream);
     let served = match detected {
-        Detected::Http1 => Box::pin(serve_http1(Prefixed::new(first_bytes, stream), handler, limits)).await,
-        Detected::Http2 => Box::pin(serve_http2(Prefixed::new(first_bytes, stream), handler, limits)).await,
-        Detected::Closed => return,
-        Detected::Opaque | Detected::Tls { .. } | Detected::Silent => {
-            return match Box::pin(way_to(&worker, destination)).await {
-                Ok(way) => Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await,
-                Err((upstream, error)) => {
-                    carrying.refused(&upstream, &error);
-                    reset(&stream);
-                }
-            };
-        }
+        Detected::Http2 => Box::pin(serve_http2(stream, handler, limits)).await,
+        _ => Box::pin(serve_http1(stream, handler, limits)).await,
     };
     if let Served::Refused(reason) = served {
         worker.shared.metrics.connections_refused.inc([SIDE.as_str(), reason]);
@@ -125,7 +141,7 @@ async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
 async fn way_to(
     worker: &Rc<Worker>,
     destination: OriginalDestination,
-) -> Result<Way, (Arc<str>, OpaqueError)> {
+) -> Result<Box<Way>, (Arc<str>, OpaqueError)> {
     let located = worker
         .locate(None, destination.0)
         .await
@@ -136,7 +152,10 @@ async fn way_to(
         let name = upstream.name.clone();
         return Err((name.clone(), OpaqueError::NoEndpoint(name)));
     };
-    Way::open(&worker.peers, &upstream, &endpoint).await.map_err(|error| (upstream.name.clone(), error))
+    match Way::open(&worker.peers, &upstream, &endpoint).await {
+        Ok(way) => Ok(Box::new(way)),
+        Err(error) => Err((upstream.name.clone(), error)),
+    }
 }
 
 /// Answers the requests of one connection.

@@ -384,6 +384,18 @@ fn discovery_leads_a_service_s_address_to_its_endpoints_over_mtls() {
 }
 
 #[test]
+fn discovery_that_knows_a_pod_does_not_hide_its_metrics_and_its_health() {
+    for ports in ["{port: 8080}", ""] {
+        let services = |api: &Pod| services(&api.address, "api").replace("{port: 8080}, {port: 7000}", ports);
+        let bed = Discovered::new(services);
+        for (port, path) in [(15020, "/metrics"), (15021, "/readyz")] {
+            let answer = bed.web.connect(bed.api.at(port)).get(&bed.api.address.to_string(), path);
+            assert_eq!(answer.status(), 200, "{ports} {port}: {answer:?} {}", answer.text());
+        }
+    }
+}
+
+#[test]
 fn discovery_says_which_account_is_expected_and_any_other_is_refused() {
     let bed = Discovered::new(|api| services(&api.address, "somebody-else"));
     let workload = bed.api.serve_echo(8080);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{Backlog, listen};
 
 use crate::support::pki::shop;
 use crate::support::serve::ok;
@@ -95,6 +96,23 @@ fn a_proxy_without_a_certificate_says_that_the_fault_is_its_own() {
     web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("code", "503")], 1.0);
     let labels = [("direction", "outbound"), ("result", "failure"), ("reason", "not_certified")];
     web.wait_for_metric("outrigger_tls_handshakes_total", &labels, 1.0);
+}
+
+#[test]
+fn a_workload_that_is_behind_with_accepting_gets_its_requests_late() {
+    let pair = Pair::new();
+    let listener = pair.api.listen(([0, 0, 0, 0], 8080));
+    listen(&listener, Backlog::new(0).expect("a length")).expect("shorten the accept queue");
+    let _fills_the_queue = pair.api.try_connect(([127, 0, 0, 1], 8080)).expect("connect");
+    let mut late = pair.connect(8080);
+    late.send(format!("GET / HTTP/1.1\r\nHost: {API}\r\n\r\n"));
+    // The kernel has knocked a second time by then.
+    late.assert_silent_for(Duration::from_millis(1500));
+    std::thread::spawn(move || {
+        let accepted: Vec<_> = listener.incoming().take(2).map(|socket| socket.expect("accept")).collect();
+        Connection::new(accepted[1].try_clone().expect("share a socket")).send(ok("at last"));
+    });
+    assert_eq!(late.response("GET").text(), "at last");
 }
 
 #[test]

@@ -30,11 +30,20 @@ pub const MAX_DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
 pub const WORKERS: usize = 1;
 /// The hosts file.
 pub const HOSTS_FILE: &str = "/etc/hosts";
+/// A sidecar's port of metrics.
+pub const METRICS_PORT: u16 = 15020;
+/// A sidecar's port of readiness and liveness.
+pub const HEALTH_PORT: u16 = 15021;
 /// Retries that a config may ask for: more multiply an outage.
 pub const MAX_RETRY_ATTEMPTS: u32 = 3;
 /// Ports on which the server speaks first or another protocol than HTTP is certain: SMTP, mail
 /// submission, MySQL, NATS, AMQP, Elasticsearch transport, memcached, MongoDB.
 pub const OPAQUE_PORTS: [u16; 8] = [25, 587, 3306, 4222, 5672, 9300, 11211, 27017];
+
+/// Whether the redirect of every sidecar leaves this port alone, so that it is plaintext.
+pub fn is_not_redirected(port: u16) -> bool {
+    [METRICS_PORT, HEALTH_PORT].contains(&port)
+}
 
 /// Has no sidecar in any cluster, and everybody asks it.
 const KUBERNETES_API: &str = "kubernetes.default.svc";

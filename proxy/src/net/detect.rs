@@ -67,7 +67,7 @@ pub enum Detected {
     Opaque,
     /// Nothing came within [`SILENCE`].
     Silent,
-    /// The client closed without sending a byte.
+    /// The client ended its half without sending a byte; it may read on.
     Closed,
 }
 
@@ -104,11 +104,12 @@ async fn first_read(stream: &TcpStream, buffer: &mut BytesMut) -> io::Result<usi
     }
 }
 
-/// Waits until `stream` has bytes, an end or an error to read.
-pub async fn readable(stream: &TcpStream) {
-    let mut byte = [0];
-    // What it found, the next read finds too.
-    let _ = stream.peek(&mut byte).await;
+/// Waits until `stream` has bytes or an end to read.
+///
+/// # Errors
+/// The socket's. It tells them once: the next read would take a reset for an end.
+pub async fn readable(stream: &TcpStream) -> io::Result<()> {
+    stream.peek(&mut [0]).await.map(|_| ())
 }
 
 /// As [`detect`], for a connection that was silent and now is readable.

@@ -13,6 +13,7 @@ use super::mesh::{Directory, Told, service_info};
 use super::outcome::{DEGRADED, Miss, NEGATIVE_UNSTATED, Outcome, longest};
 use super::plain::Plain;
 use super::search;
+use crate::config::is_not_redirected;
 
 /// A whole lookup, all candidates and sources; the C library waits as long for one question.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -269,22 +270,24 @@ impl Lookup {
 
 /// What a pod's strings say of one of its ports. A port that it does not declare is the pod's, so the account holds; a
 /// sidecar takes all ports, so if one of them is meshed this one is; but a pod that declares only exempt ones says nothing
-/// about the others.
+/// about the others. The ports that its redirect leaves alone are not part of "all".
 fn pod_endpoint(directory: &Directory, told: &Told, address: SocketAddr) -> ResolvedEndpoint {
     let of_pod = || told.endpoints.iter().filter(|record| record.address.ip().to_canonical() == address.ip());
-    let declared = of_pod()
-        .find(|record| record.address.port() == address.port())
-        .or_else(|| of_pod().find(|record| record.address.port() == 0));
-    if let Some(record) = declared {
+    let at = |port| of_pod().find(move |record| record.address.port() == port);
+    if let Some(record) = at(address.port()) {
         return ResolvedEndpoint { address, ..directory.endpoint(record) };
     }
-    let meshed = of_pod().any(|record| record.mesh);
-    ResolvedEndpoint {
-        mesh: meshed.then_some(true),
-        identity: of_pod().find_map(|record| directory.identity(record)),
-        zone: of_pod().find_map(|record| record.zone.as_deref().map(Arc::from)),
-        ..plain_endpoint(address)
-    }
+    let endpoint = match at(0) {
+        Some(record) => ResolvedEndpoint { address, ..directory.endpoint(record) },
+        None => ResolvedEndpoint {
+            mesh: of_pod().any(|record| record.mesh).then_some(true),
+            identity: of_pod().find_map(|record| directory.identity(record)),
+            zone: of_pod().find_map(|record| record.zone.as_deref().map(Arc::from)),
+            ..plain_endpoint(address)
+        },
+    };
+    let mesh = endpoint.mesh.filter(|meshed| !(*meshed && is_not_redirected(address.port())));
+    ResolvedEndpoint { mesh, ..endpoint }
 }
 
 fn plain_endpoint(address: SocketAddr) -> ResolvedEndpoint {

@@ -71,6 +71,15 @@ impl Source {
         }
     }
 
+    /// The port that was dialled, or that the config states in its place. None where an answer says it.
+    fn dialled_port(&self) -> Option<u16> {
+        match self {
+            Self::Name(Target::Name { port, .. }) => Some(*port),
+            Self::Dialled(address) => Some(address.port()),
+            Self::Fixed(..) | Self::Name(_) => None,
+        }
+    }
+
     /// What is to be followed, if anything.
     pub(super) fn target(&self) -> Option<Target> {
         match self {
@@ -178,7 +187,7 @@ impl Recipe {
                     .as_ref()
                     .and_then(|name| ServerName::try_from(name.clone()).ok())
                     .unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
-                let security = rules.decide(&claims, endpoint);
+                let security = rules.decide(&claims, endpoint, self.source.dialled_port());
                 Endpoint::new(address, endpoint.weight, endpoint.opaque, security, server_name)
             })
             .collect();

@@ -289,6 +289,10 @@ async fn a_vip_is_its_service_and_a_pods_address_is_that_pod() {
         ("10.77.0.4:8080", Some(false), "old"),
         ("10.77.0.4:9999", None, "old"),
         ("10.77.0.5:1234", Some(true), "any"),
+        // No redirect takes a sidecar's own ports.
+        ("10.77.0.3:15020", None, "api"),
+        ("10.77.0.5:15021", None, "any"),
+        ("10.77.0.5:15006", Some(true), "any"),
         ("10.77.0.2:80", Some(true), "web"),
     ] {
         let snapshot = resolver.follow(address(dialled)).first().await;
