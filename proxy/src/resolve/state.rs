@@ -97,6 +97,7 @@ impl State {
                 answer: self.answer.clone(),
                 error: error.map(Arc::new),
                 refreshed: confirmed.unwrap_or(now),
+                owners: None,
             },
             again_in,
             result,

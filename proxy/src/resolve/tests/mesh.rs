@@ -7,7 +7,7 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use outrigger_ca::{ExpectedIdentity, SpiffeId};
 
-use super::super::{LookupError, ServiceInfo, Source};
+use super::super::{LookupError, Owner, ServiceInfo, Source};
 use super::fake_dns::{FakeDns, Say};
 use super::pki::Root;
 use super::*;
@@ -337,6 +337,61 @@ async fn an_error_code_or_silence_of_discovery_is_a_failure() {
         let snapshot = resolver.follow(address(dialled)).first().await;
         assert!(is_failed(&snapshot), "{dialled}: {:?}", snapshot.error);
     }
+}
+
+#[tokio::test]
+async fn discovery_is_asked_whose_the_addresses_are_that_others_gave_and_they_are_followed() {
+    let (discovery, dns, resolver) = honest().await;
+    let (meshed, outside) = ("3.0.77.10.in-addr.arpa", "1.113.0.203.in-addr.arpa");
+    dns.zone.addresses("alias.example", 60, &["10.77.0.3", "203.0.113.1", "203.0.113.2"]);
+    discovery.zone.strings(meshed, 1, &[SERVICE, MESHED]);
+    discovery.zone.say("2.113.0.203.in-addr.arpa", RecordType::TXT, Say::Code(ResponseCode::ServFail));
+    let mut followed = resolver.follow(name("alias.example.", 8080));
+    let snapshot = followed.first().await;
+    let of = |snapshot: &Snapshot, address: &str| {
+        snapshot.owners.as_ref().unwrap()[&address.parse::<SocketAddr>().unwrap()].clone()
+    };
+    let Owner::Known(owner) = of(&snapshot, "10.77.0.3:8080") else { panic!("{snapshot:?}") };
+    assert_eq!(owner.endpoints[0].identity, Some(id("spiffe://cluster.local/ns/shop/sa/api")));
+    assert_eq!(of(&snapshot, "203.0.113.1:8080"), Owner::Nobody);
+    assert!(matches!(of(&snapshot, "203.0.113.2:8080"), Owner::Unknown(_)), "{snapshot:?}");
+    assert!(snapshot.trouble().is_some());
+
+    // Away: what was said stays. Back: what is said now counts, long before the name's own answer ends.
+    let failed = || Say::Code(ResponseCode::ServFail);
+    for reverse in [meshed, outside] {
+        discovery.zone.say(reverse, RecordType::TXT, failed());
+    }
+    let asked = discovery.zone.asked(outside, RecordType::TXT);
+    let asked_again = async {
+        while discovery.zone.asked(outside, RecordType::TXT) < asked + 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(GUARD, asked_again).await.expect("asked again");
+    let away = followed.current();
+    assert!(matches!(of(&away, "10.77.0.3:8080"), Owner::Known(_)));
+    assert_eq!(of(&away, "203.0.113.1:8080"), Owner::Nobody);
+    discovery.zone.strings(outside, 1, &["v=1 addr=203.0.113.1:0 mesh=1 ns=shop sa=far weight=1 opaque=0"]);
+    until(&mut followed, |now| matches!(of(now, "203.0.113.1:8080"), Owner::Known(_))).await;
+    assert_eq!(dns.zone.asked("alias.example", RecordType::A), 1);
+}
+
+#[tokio::test]
+async fn of_very_many_addresses_some_are_asked_about_and_of_discovery_s_own_none() {
+    let (discovery, dns, resolver) = honest().await;
+    dns.zone.truncate_udp();
+    let many: Vec<String> = (1..=200).map(|last| format!("203.0.113.{last}")).collect();
+    dns.zone.addresses("many.example", 60, &many.iter().map(String::as_str).collect::<Vec<_>>());
+    let snapshot = resolver.follow(name("many.example.", 80)).first().await;
+    let owners = snapshot.owners.as_ref().unwrap();
+    assert_eq!(owners.len(), 64);
+    assert!(owners.values().all(|owner| *owner == Owner::Nobody));
+
+    discovery.zone.strings(API_8080, 5, &[SERVICE, MESHED]);
+    let snapshot = resolver.follow(name(API, 8080)).first().await;
+    assert!(snapshot.owners.is_none());
+    assert_eq!(discovery.zone.asked("3.0.77.10.in-addr.arpa", RecordType::TXT), 0);
 }
 
 #[tokio::test]
