@@ -318,15 +318,11 @@ struct Discovered {
 
 impl Discovered {
     fn new(services: impl FnOnce(&Pod) -> String) -> Self {
-        Self::with(services, |_| String::new(), &[])
+        Self::with(services, |_| String::new(), "")
     }
 
-    /// With lines in the hosts file of the client's pod, and further arguments of its sidecar.
-    fn with(
-        services: impl FnOnce(&Pod) -> String,
-        hosts: impl FnOnce(&Pod) -> String,
-        arguments: &[&str],
-    ) -> Self {
+    /// With lines in the hosts file of the client's pod, and a config of its sidecar.
+    fn with(services: impl FnOnce(&Pod) -> String, hosts: impl FnOnce(&Pod) -> String, config: &str) -> Self {
         let mesh = Mesh::new();
         let (web, api, discovery) = (mesh.pod("web"), mesh.pod("api"), mesh.pod("discovery"));
         web.add_hosts(&hosts(&api));
@@ -355,8 +351,8 @@ impl Discovered {
         let dns = discovery.at(53).to_string();
         let _web_sidecar = mesh
             .sidecar(&web)
+            .config(config)
             .arguments(["--discovery", &address, "--dns-server", &dns])
-            .arguments(arguments.iter().copied())
             .start();
         Self { _web_sidecar, _api_sidecar, _discovery: server, web, api, discovery, mesh }
     }
@@ -401,7 +397,7 @@ fn an_address_of_the_mesh_is_called_over_mtls_by_whatever_name_it_is_called() {
     let bed = Discovered::with(
         |api| services(&api.address, "api"),
         |api| format!("{} alias.example\n10.96.0.7 vip.example", api.address),
-        &[],
+        "",
     );
     let _http = bed.api.serve_echo(8080);
     for (host, address) in
@@ -431,7 +427,7 @@ fn an_address_without_a_sidecar_is_called_in_plaintext_by_its_name_as_by_itself(
                 .to_owned()
         },
         |_| "10.77.0.4 old.example".to_owned(),
-        &["--mesh-network", "10.77.0.0/24"],
+        "outbound: {meshNetworks: [10.77.0.0/24]}\n",
     );
     let old = bed.mesh.pod("old");
     assert_eq!(old.address.octets(), [10, 77, 0, 4]);
@@ -463,6 +459,24 @@ fn a_name_outside_the_mesh_is_not_called_in_plaintext_while_nobody_can_say_whose
     });
     assert_eq!((answer.status(), answer.proxy_error().as_deref()), (503, Some("dns_error")), "{answer:?}");
     assert_eq!(workload.accepted(), 0);
+}
+
+#[test]
+fn a_port_that_a_service_does_not_have_is_refused_at_once() {
+    let bed = Discovered::new(|api| services(&api.address, "api"));
+    let vip = ([10, 96, 0, 7], 9999);
+    for host in [API, "10.96.0.7"] {
+        let answer = bed.web.connect(vip).get(host, "/");
+        assert_eq!(
+            (answer.status(), answer.proxy_error().as_deref()),
+            (503, Some("destination_unavailable")),
+            "{host}: {answer:?}"
+        );
+    }
+    // Any port of a pod's own address is the pod's.
+    let _server = bed.api.serve_echo(9999);
+    let answer = bed.web.connect(bed.api.at(9999)).get(API, "/");
+    assert_eq!(answer.status(), 200, "{answer:?} {}", answer.text());
 }
 
 #[test]

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
+use outrigger_discovery::records::ServiceRecord;
 use tokio::time::timeout;
 
 use super::answer::{Answer, LookupError, ResolvedEndpoint, Source, Target};
-use super::believe::Belief;
+use super::believe::{Belief, Families};
 use super::mesh::{Directory, Told, service_info};
 use super::outcome::{DEGRADED, Miss, NEGATIVE_UNSTATED, Outcome, longest};
 use super::plain::Plain;
@@ -82,8 +83,11 @@ impl Lookup {
     async fn candidate(&self, target: &Target, name: &str, port: u16) -> Outcome {
         let told = match (&self.directory, self.place(name)) {
             (Some(directory), Place::Service { service, namespace }) => {
-                let told = directory.service(port, service, namespace).await;
-                told.map(|told| self.told(directory, name, &told))
+                match directory.service(port, service, namespace).await {
+                    Ok(told) => Ok(self.told(directory, name, &told)),
+                    Err(Miss::Absent { .. }) => self.undeclared(directory, name, port).await,
+                    Err(failed) => Err(failed),
+                }
             }
             (Some(directory), Place::Pod) => self.pod(directory, name, port).await,
             (None, _) | (_, Place::Elsewhere) => Err(Miss::absent(None)),
@@ -147,14 +151,24 @@ impl Lookup {
         match port {
             Ok(told) => Outcome::Found(self.told(directory, &name, &told)),
             Err(Miss::Absent { valid_for }) => {
-                // The service is known and has no such port: nothing may be dialled, which is an answer.
-                let mut found = Found::new(&name, Source::Mesh, valid_for);
-                found.answer.vips = service.vips.clone();
-                found.answer.service = Some(service_info(service));
-                Outcome::Found(found.sift(&belief))
+                Outcome::Found(no_such_port(&name, service, valid_for).sift(&belief))
             }
             Err(miss) => missed(&target, miss),
         }
+    }
+
+    /// A port of a service that discovery does not know. Behind the VIP of a service that it does know there is nothing then,
+    /// whatever ordinary DNS says; a service without a VIP stands for its pods, any port of which may be dialled.
+    async fn undeclared(&self, directory: &Directory, name: &str, port: u16) -> Result<Answer, Miss> {
+        let (addresses, _) = directory.addresses(name, Families { v4: true, v6: true }).await?;
+        // They are all VIPs or all pods.
+        for ip in addresses.into_iter().take(1) {
+            let owner = directory.owner(ip).await?;
+            if let Some(service) = owner.services.iter().find(|one| one.vips.contains(&ip)) {
+                return Ok(no_such_port(name, service, owner.valid_for).sift(&self.belief()));
+            }
+        }
+        self.pod(directory, name, port).await
     }
 
     /// A pod's own name: its addresses and their owner, both by discovery. With addresses of ordinary DNS, whoever
@@ -285,6 +299,14 @@ fn pod_endpoint(directory: &Directory, told: &Told, address: SocketAddr) -> Reso
         zone: of_pod().find_map(|record| record.zone.as_deref().map(Arc::from)),
         ..plain_endpoint(address)
     }
+}
+
+/// The service is known and has no such port: nothing may be dialled, which is an answer.
+fn no_such_port(name: &str, service: &ServiceRecord, valid_for: Duration) -> Found {
+    let mut found = Found::new(name, Source::Mesh, valid_for);
+    found.answer.vips = service.vips.clone();
+    found.answer.service = Some(service_info(service));
+    found
 }
 
 fn plain_endpoint(address: SocketAddr) -> ResolvedEndpoint {

@@ -103,6 +103,39 @@ async fn a_service_without_endpoints_is_an_answer_and_ordinary_dns_is_not_asked(
 }
 
 #[tokio::test]
+async fn a_port_that_a_known_service_does_not_have_is_nowhere_whatever_ordinary_dns_says() {
+    let (discovery, dns, resolver) = honest().await;
+    let zone = &discovery.zone;
+    zone.strings(API_8080, 5, &[SERVICE, MESHED]);
+    zone.addresses(API, 5, &["10.96.0.7"]);
+    zone.strings("7.0.96.10.in-addr.arpa", 5, &[SERVICE, MESHED]);
+    dns.zone.addresses(API, 5, &["10.96.0.7"]);
+    for host in ["api", API] {
+        let snapshot = resolver.follow(name(host, 7001)).first().await;
+        assert_eq!(addresses(&snapshot), sockets([]), "{host}");
+        let answer = snapshot.answer.as_ref().unwrap();
+        assert_eq!((&*answer.name, &answer.vips[..]), (API, &[ip("10.96.0.7")][..]), "{host}");
+        assert_eq!(answer.service.as_ref().unwrap().timeout, Some(Duration::from_secs(3)), "{host}");
+    }
+    assert_eq!(dns.zone.asked(API, RecordType::A), 0);
+}
+
+#[tokio::test]
+async fn any_port_of_the_pods_of_a_service_without_a_vip_may_be_dialled() {
+    let (discovery, dns, resolver) = honest().await;
+    let db = "db.shop.svc.cluster.local";
+    let zone = &discovery.zone;
+    zone.addresses(db, 5, &["10.77.0.3"]);
+    zone.strings("3.0.77.10.in-addr.arpa", 5, &["v=1 service name=db ns=shop", MESHED]);
+    let snapshot = resolver.follow(name(db, 9999)).first().await;
+    assert_eq!(addresses(&snapshot), sockets(["10.77.0.3:9999"]));
+    let answer = snapshot.answer.as_ref().unwrap();
+    assert_eq!((answer.source, answer.endpoints[0].mesh), (Source::Mesh, Some(true)));
+    assert_eq!(answer.endpoints[0].identity, Some(id("spiffe://cluster.local/ns/shop/sa/api")));
+    assert_eq!(dns.zone.asked(db, RecordType::A), 0);
+}
+
+#[tokio::test]
 async fn a_workload_alone_behind_a_service_may_call_it_and_so_itself() {
     let (discovery, _dns, resolver) = honest().await;
     let own = format!("v=1 addr={OWN}:8080 mesh=1 ns=shop sa=api weight=1 opaque=0");
