@@ -462,6 +462,20 @@ fn a_name_outside_the_mesh_is_not_called_in_plaintext_while_nobody_can_say_whose
 }
 
 #[test]
+fn with_the_search_domains_of_a_pod_a_name_that_dns_refuses_leaves_the_request_where_it_was_dialled() {
+    let config = "outbound: {meshDomains: [svc.cluster.local]}\ndns: {search: [shop.svc.cluster.local, \
+                  svc.cluster.local, cluster.local], ndots: 5}\n";
+    // Discovery's plain DNS knows its own names only, and refuses all others.
+    let bed = Discovered::with(|api| services(&api.address, "api"), |_| String::new(), config);
+    let plain = bed.mesh.pod("plain");
+    let _server = serve_name(&plain, 8080);
+    for host in ["refused.example", "a", "api_x", "a.b.c.d.example"] {
+        let answer = bed.web.connect(plain.at(8080)).get(host, "/");
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "plain"), "{host}: {answer:?}");
+    }
+}
+
+#[test]
 fn a_port_that_a_service_does_not_have_is_refused_at_once() {
     let bed = Discovered::new(|api| services(&api.address, "api"));
     let vip = ([10, 96, 0, 7], 9999);

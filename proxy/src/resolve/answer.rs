@@ -147,5 +147,21 @@ pub enum LookupError {
     NotFound(Arc<str>),
     /// Nobody could say.
     #[error("looking up {target} failed: {reason}")]
-    Failed { target: Arc<str>, reason: String },
+    Failed {
+        target: Arc<str>,
+        reason: String,
+        /// Of the full names that a short one may stand for, those that nobody has denied: not the mesh's discovery those
+        /// that it would know, nor ordinary DNS any of them.
+        undenied: Vec<String>,
+    },
+}
+
+impl LookupError {
+    /// The full names that the host may stand for all the same.
+    pub fn undenied(&self) -> &[String] {
+        match self {
+            Self::NotFound(_) => &[],
+            Self::Failed { undenied, .. } => undenied,
+        }
+    }
 }

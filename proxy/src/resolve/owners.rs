@@ -32,6 +32,7 @@ impl FollowedOwners {
                 let unasked = LookupError::Failed {
                     target: address.to_string().into(),
                     reason: "it was not asked for yet".to_owned(),
+                    undenied: Vec::new(),
                 };
                 (follow(Target::Address(address)), Owner::Unknown(Arc::new(unasked)))
             });

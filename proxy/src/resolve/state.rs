@@ -135,7 +135,11 @@ mod tests {
     }
 
     fn failed() -> LookupError {
-        LookupError::Failed { target: "api.example:80".into(), reason: "no answer".into() }
+        LookupError::Failed {
+            target: "api.example:80".into(),
+            reason: "no answer".into(),
+            undenied: Vec::new(),
+        }
     }
 
     fn absent() -> Outcome {

@@ -219,6 +219,34 @@ async fn while_discovery_is_away_nothing_of_the_mesh_turns_into_something_outsid
 }
 
 #[tokio::test]
+async fn what_discovery_has_denied_is_no_longer_what_a_name_may_stand_for_when_ordinary_dns_fails() {
+    let (discovery, dns, resolver) = honest().await;
+    let cases: [(&str, &[&str]); 4] = [
+        ("x.example", &["x.example.lan", "x.example"]),
+        ("api_x", &["api_x.lan", "api_x"]),
+        // Of a form that no service and no pod has.
+        ("a.b.c.example", &["a.b.c.example.lan", "a.b.c.example"]),
+        ("away", &["away.shop.svc.cluster.local", "away.lan", "away"]),
+    ];
+    let failure = || Say::Code(ResponseCode::Refused);
+    discovery.zone.say("_80._tcp.away.shop.svc.cluster.local", RecordType::TXT, failure());
+    for (host, undenied) in cases {
+        for full in [format!("{host}.shop.svc.cluster.local"), format!("{host}.lan"), host.to_owned()] {
+            for kind in [RecordType::A, RecordType::AAAA] {
+                dns.zone.say(&full, kind, failure());
+            }
+        }
+        let snapshot = resolver.follow(name(host, 80)).first().await;
+        assert!(is_failed(&snapshot), "{host}: {snapshot:?}");
+        assert_eq!(snapshot.error.as_ref().unwrap().undenied(), undenied, "{host}");
+    }
+    // And another search domain may know it.
+    dns.zone.addresses("x.example.lan", 5, &["10.9.9.9"]);
+    let snapshot = resolver.follow(name("x.example", 81)).first().await;
+    assert_eq!(addresses(&snapshot), sockets(["10.9.9.9:81"]));
+}
+
+#[tokio::test]
 async fn what_discovery_said_stays_when_it_goes_away_and_is_renewed_when_it_is_back() {
     let root = Root::new();
     let dns = FakeDns::start().await;
