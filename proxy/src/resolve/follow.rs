@@ -10,12 +10,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::answer::{Snapshot, Target};
+use super::answer::{Snapshot, Source, Target};
 use super::dns::Dns;
 use super::hosts::HostsFile;
 use super::lookup::Lookup;
 use super::mesh::{Directory, Server};
-use super::owners::FollowedOwners;
+use super::owners::{FollowedOwners, MOST_IN_ALL};
 use super::plain::Plain;
 use super::search::{self, ResolvConf, Search};
 use super::settings::{ResolveError, ResolveSettings};
@@ -40,6 +40,7 @@ struct Shared {
     lookup: Lookup,
     followed: Mutex<HashMap<Target, watch::Sender<Arc<Snapshot>>>>,
     turns: Semaphore,
+    owners: Arc<Semaphore>,
     metrics: Option<Arc<Metrics>>,
     runtime: Handle,
 }
@@ -76,6 +77,7 @@ impl Resolver {
             lookup,
             followed: Mutex::new(HashMap::new()),
             turns: Semaphore::new(MOST_LOOKUPS),
+            owners: Arc::new(Semaphore::new(MOST_IN_ALL)),
             metrics: metrics.clone(),
             runtime,
         });
@@ -172,7 +174,7 @@ impl Shared {
 async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<Arc<Snapshot>>) {
     let resolver = Resolver { shared: shared.clone() };
     let mut state = State::default();
-    let mut owners = FollowedOwners::default();
+    let mut owners = FollowedOwners::new(shared.owners.clone());
     let mut hosts_changed = shared.lookup.plain.hosts.changes();
     loop {
         let outcome = tokio::select! {
@@ -187,6 +189,8 @@ async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<A
         tracing::debug!(%target, result = step.result, error = ?step.snapshot.error, "looked up");
         let mut snapshot = step.snapshot;
         let due = Instant::now() + step.again_in;
+        let is_owners_to_say = shared.lookup.directory.is_some()
+            && snapshot.answer.as_ref().is_some_and(|answer| answer.source != Source::Mesh);
         if shared.lookup.directory.is_some() {
             tokio::select! {
                 () = owners.turn_to(snapshot.answer.as_deref(), |target| resolver.follow(target)) => {}
@@ -194,7 +198,7 @@ async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<A
             }
         }
         loop {
-            snapshot.owners = owners.known();
+            snapshot.owners = is_owners_to_say.then(|| owners.known());
             sender.send_if_modified(|known| {
                 let changed = differs(known, &snapshot);
                 *known = Arc::new(snapshot.clone());

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use outrigger_ca::{ExpectedIdentity, SpiffeId};
+use tokio::sync::Semaphore;
 
+use super::super::owners::FollowedOwners;
 use super::super::{LookupError, Owner, ServiceInfo, Source};
 use super::fake_dns::{FakeDns, Say};
 use super::pki::Root;
@@ -453,6 +455,27 @@ async fn of_very_many_addresses_some_are_asked_about_and_of_discovery_s_own_none
     let snapshot = resolver.follow(name(API, 8080)).first().await;
     assert!(snapshot.owners.is_none());
     assert_eq!(discovery.zone.asked("3.0.77.10.in-addr.arpa", RecordType::TXT), 0);
+}
+
+#[tokio::test]
+async fn without_a_place_an_address_is_not_asked_about_and_places_come_back() {
+    let (discovery, dns, resolver) = honest().await;
+    discovery.zone.strings("3.0.77.10.in-addr.arpa", 5, &[MESHED]);
+    let addresses = ["10.77.0.3", "203.0.113.1", "203.0.113.2"];
+    dns.zone.addresses("alias.example", 60, &addresses);
+    let snapshot = resolver.follow(name("alias.example.", 80)).first().await;
+    let answer = snapshot.answer.as_deref();
+    let places = Arc::new(Semaphore::new(2));
+    let mut owners = FollowedOwners::new(places.clone());
+    let follow = |target| resolver.follow(target);
+    owners.turn_to(answer, follow).await;
+    let known = owners.known();
+    let asked: Vec<_> = known.keys().map(SocketAddr::to_string).collect();
+    assert_eq!(asked, ["10.77.0.3:80", "203.0.113.1:80"]);
+    assert!(matches!(known.values().next(), Some(Owner::Known(_))));
+    owners.turn_to(None, follow).await;
+    assert!(owners.known().is_empty());
+    assert_eq!(places.available_permits(), 2);
 }
 
 #[tokio::test]
