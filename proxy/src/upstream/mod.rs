@@ -10,6 +10,7 @@ mod endpoint;
 mod http1;
 mod load;
 mod multiplexed;
+mod owned;
 mod pool;
 mod recipe;
 mod security;
