@@ -70,7 +70,10 @@ impl MeshTls {
             {
                 match Generation::new(material) {
                     Ok(generation) => self.current.store(Some(Arc::new(generation))),
-                    Err(error) => tracing::error!("the certificate in use stays: {error}"),
+                    Err(error) if self.is_certified() => {
+                        tracing::error!("the certificate in use stays: {error}");
+                    }
+                    Err(error) => tracing::error!("there is no certificate to use: {error}"),
                 }
             }
             if status.changed().await.is_err() {
