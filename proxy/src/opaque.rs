@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use outrigger_ca::SpiffeId;
+use outrigger_ca::tls_fault::Worded;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
@@ -93,9 +94,9 @@ impl<S: ClientStream> ClientStream for FirstLine<S> {
     }
 }
 
-impl<S: ClientStream> ClientStream for tokio_rustls::server::TlsStream<S> {
+impl<S: ClientStream> ClientStream for Worded<tokio_rustls::server::TlsStream<S>> {
     fn socket(&self) -> &TcpStream {
-        self.get_ref().0.socket()
+        self.0.get_ref().0.socket()
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::Body as _;
+use outrigger_ca::tls_fault::TlsFault;
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
@@ -49,7 +50,7 @@ impl HopError {
                 let kind = match error.get_io() {
                     // In TLS 1.3 a refused client certificate shows after the handshake; of the error h2 keeps
                     // the text only.
-                    Some(io) if io.to_string().contains("received fatal alert") => ProxyError::TLS_ALERT,
+                    Some(io) if io.to_string().contains(TlsFault::ALERT) => ProxyError::TLS_ALERT,
                     _ if error.is_library() || error.reason() == Some(h2::Reason::PROTOCOL_ERROR) => {
                         ProxyError::BAD_RESPONSE
                     }

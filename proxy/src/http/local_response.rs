@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
+use outrigger_ca::tls_fault::TlsFault;
 
 use super::headers::is_grpc;
 use crate::identity::HandshakeError;
@@ -145,11 +146,15 @@ impl LocalResponse {
     /// The error type of a failed handshake.
     pub fn handshake_kind(error: &HandshakeError) -> ProxyError {
         match error {
-            HandshakeError::Certificate(_) | HandshakeError::Identity { .. } => ProxyError::CERTIFICATE,
-            HandshakeError::Alert(_) => ProxyError::TLS_ALERT,
+            HandshakeError::Identity { .. } => ProxyError::CERTIFICATE,
             HandshakeError::Timeout(_) => ProxyError::CONNECT_TIMEOUT,
-            HandshakeError::Lost(_) => ProxyError::TERMINATED,
-            HandshakeError::NotOfTheMesh(_) | HandshakeError::Protocol(_) => ProxyError::TLS,
+            HandshakeError::NotOfTheMesh(_) => ProxyError::TLS,
+            HandshakeError::Tls(fault) => match fault {
+                TlsFault::Certificate { .. } => ProxyError::CERTIFICATE,
+                TlsFault::Alert(_) => ProxyError::TLS_ALERT,
+                TlsFault::NoProtocol | TlsFault::Protocol(_) => ProxyError::TLS,
+                TlsFault::Lost(_) => ProxyError::TERMINATED,
+            },
             HandshakeError::NotCertified => ProxyError::NOT_CERTIFIED,
         }
     }
