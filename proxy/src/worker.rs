@@ -30,6 +30,9 @@ use crate::upstream::{
 const MAX_KNOWN: usize = 4096;
 /// How long a destination whose server spoke first is believed to be opaque: addresses get new owners.
 const OPAQUE_FOR: Duration = Duration::from_secs(600);
+/// Limit for connecting to the workload. Only a full accept queue keeps it silent, and the kernel knocks again
+/// after 1 s and 3 s: a burst then waits as it would without a sidecar.
+const WORKLOAD_CONNECT: Duration = Duration::from_secs(5);
 /// Packet mark of what the inbound side dials, where marks exempt from the redirect.
 const WORKLOAD_MARK_AFTER: u32 = 1;
 
@@ -223,6 +226,7 @@ impl Worker {
             .or_insert_with(|| {
                 // The workload had no such limits without a sidecar.
                 let policy = Policy {
+                    connect_timeout: WORKLOAD_CONNECT,
                     max_connections: usize::MAX,
                     max_pending_requests: usize::MAX,
                     ..Policy::default()

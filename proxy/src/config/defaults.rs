@@ -36,9 +36,18 @@ pub const CONNECT_RETRY: Duration = Duration::from_secs(1);
 pub const ACCESS_LOG_OUTPUT: &str = "none";
 /// Share of the traces started here that are recorded.
 pub const SAMPLE_RATIO: f64 = 0.0;
+/// A sidecar's port of metrics.
+pub const METRICS_PORT: u16 = 15020;
+/// A sidecar's port of readiness and liveness.
+pub const HEALTH_PORT: u16 = 15021;
 /// Ports on which the server speaks first or another protocol than HTTP is certain: SMTP, mail
 /// submission, MySQL, NATS, AMQP, Elasticsearch transport, memcached, MongoDB.
 pub const OPAQUE_PORTS: [u16; 8] = [25, 587, 3306, 4222, 5672, 9300, 11211, 27017];
+
+/// Whether the redirect of every sidecar leaves this port alone, so that it is plaintext.
+pub fn is_not_redirected(port: u16) -> bool {
+    [METRICS_PORT, HEALTH_PORT].contains(&port)
+}
 
 /// Has no sidecar in any cluster, and everybody asks it.
 const KUBERNETES_API: &str = "kubernetes.default.svc";

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
+use outrigger_ca::tls_fault::TlsFault;
 
 use super::headers::is_grpc;
 use crate::identity::HandshakeError;
@@ -34,6 +35,7 @@ pub struct ProxyError {
 const UNAVAILABLE: u16 = 14;
 const DEADLINE_EXCEEDED: u16 = 4;
 const PERMISSION_DENIED: u16 = 7;
+const RESOURCE_EXHAUSTED: u16 = 8;
 const INTERNAL: u16 = 13;
 const UNIMPLEMENTED: u16 = 12;
 const UNKNOWN: u16 = 2;
@@ -94,6 +96,9 @@ impl ProxyError {
     pub const DENIED: Self = Self::new(StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED);
     /// The request breaks HTTP.
     pub const BAD_REQUEST: Self = Self::new(StatusCode::BAD_REQUEST, "http_request_error", INTERNAL);
+    /// The request's header section is too large.
+    pub const TOO_LARGE: Self =
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", RESOURCE_EXHAUSTED);
     /// The request's transfer coding is unknown.
     pub const UNKNOWN_CODING: Self =
         Self::new(StatusCode::NOT_IMPLEMENTED, "http_request_error", UNIMPLEMENTED);
@@ -157,11 +162,15 @@ impl LocalResponse {
     /// The error type of a failed handshake.
     pub fn handshake_kind(error: &HandshakeError) -> ProxyError {
         match error {
-            HandshakeError::Certificate(_) | HandshakeError::Identity { .. } => ProxyError::CERTIFICATE,
-            HandshakeError::Alert(_) => ProxyError::TLS_ALERT,
+            HandshakeError::Identity { .. } => ProxyError::CERTIFICATE,
             HandshakeError::Timeout(_) => ProxyError::CONNECT_TIMEOUT,
-            HandshakeError::Lost(_) => ProxyError::TERMINATED,
-            HandshakeError::NotOfTheMesh(_) | HandshakeError::Protocol(_) => ProxyError::TLS,
+            HandshakeError::NotOfTheMesh(_) => ProxyError::TLS,
+            HandshakeError::Tls(fault) => match fault {
+                TlsFault::Certificate { .. } => ProxyError::CERTIFICATE,
+                TlsFault::Alert(_) => ProxyError::TLS_ALERT,
+                TlsFault::NoProtocol | TlsFault::Protocol(_) => ProxyError::TLS,
+                TlsFault::Lost(_) => ProxyError::TERMINATED,
+            },
             HandshakeError::NotCertified => ProxyError::NOT_CERTIFIED,
         }
     }

@@ -3,6 +3,7 @@
 
 mod deadline;
 mod forward;
+mod head;
 mod headers;
 mod hop;
 mod http1_io;
@@ -13,6 +14,7 @@ mod tunnel;
 
 pub use deadline::{Deadline, DeadlinePassed, Passed, TimeLimit};
 pub use forward::{Forward, Wire, forward};
+pub use head::refuse;
 pub use headers::{
     CLIENT_ID, ORIGINAL_VERSION, host_of, is_grpc, to_origin_form, version_from_mesh, version_to_mesh,
 };

@@ -1,5 +1,7 @@
 //! A message body as it streams through: never collected, never copied.
 
+use std::error::Error as _;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -56,9 +58,17 @@ impl BodyError {
     pub fn reason(&self) -> h2::Reason {
         match self {
             Self::Http2(error) => error.reason().unwrap_or(h2::Reason::CANCEL),
+            // Chunks or trailers that are none: our own peer then knows that HTTP was broken, and not a connection.
+            Self::Http1(error) if breaks_http(error) => h2::Reason::PROTOCOL_ERROR,
             Self::Http1(_) | Self::Standstill(_) => h2::Reason::CANCEL,
         }
     }
+}
+
+/// Whether bytes came that are no body; of what was wrong hyper tells the kind of its cause only.
+fn breaks_http(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData))
 }
 
 /// A body from any of the parties, with an optional observer.
@@ -76,6 +86,8 @@ enum Kind {
     #[default]
     Empty,
     Full(Bytes),
+    /// No content, and a length for the head: what a 304 leaves away.
+    LeftAway(u64),
     Http1(Incoming),
     Http2 {
         stream: h2::RecvStream,
@@ -99,6 +111,15 @@ impl Body {
     /// What another body makes of its content: one wrapped around a `Body` sees what passes.
     pub fn other(body: impl http_body::Body<Data = Bytes, Error = BodyError> + 'static) -> Self {
         Self::of(Kind::Other(Box::pin(body)))
+    }
+
+    /// Of no content, keeps its `Content-Length`, which hyper would drop from a response that is none to `HEAD`.
+    #[must_use]
+    pub fn left_away(mut self, length: u64) -> Self {
+        if self.is_end() {
+            self.kind = Kind::LeftAway(length);
+        }
+        self
     }
 
     fn of(kind: Kind) -> Self {
@@ -134,7 +155,7 @@ impl Body {
     pub fn is_end(&self) -> bool {
         self.ended
             || match &self.kind {
-                Kind::Empty => true,
+                Kind::Empty | Kind::LeftAway(_) => true,
                 Kind::Full(content) => content.is_empty(),
                 Kind::Http1(incoming) => http_body::Body::is_end_stream(incoming),
                 Kind::Http2 { stream, .. } => stream.is_end_stream(),
@@ -144,7 +165,7 @@ impl Body {
 
     fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.kind {
-            Kind::Empty => Poll::Ready(None),
+            Kind::Empty | Kind::LeftAway(_) => Poll::Ready(None),
             Kind::Full(content) => {
                 let content = std::mem::take(content);
                 Poll::Ready((!content.is_empty()).then(|| Ok(Frame::data(content))))
@@ -244,13 +265,14 @@ impl http_body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.is_end()
+        self.is_end() && !matches!(self.kind, Kind::LeftAway(_))
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(content) => SizeHint::with_exact(content.len() as u64),
+            Kind::LeftAway(length) => SizeHint::with_exact(*length),
             Kind::Http1(incoming) => http_body::Body::size_hint(incoming),
             Kind::Http2 { .. } => SizeHint::default(),
             Kind::Other(body) => body.size_hint(),

@@ -11,6 +11,7 @@ mod hosts;
 mod lookup;
 mod mesh;
 mod outcome;
+mod owners;
 mod plain;
 mod search;
 mod settings;
@@ -18,6 +19,8 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Answer, LookupError, ResolvedEndpoint, ServiceInfo, Snapshot, Source, Target};
+pub use answer::{
+    Answer, LookupError, Owner, Owners, ResolvedEndpoint, ServiceInfo, Snapshot, Source, Target,
+};
 pub use follow::{Followed, Resolver};
 pub use settings::{MeshServer, ResolveError, ResolveSettings};

@@ -161,7 +161,7 @@ fn one_upstream(upstream: &Upstream, snapshot: Option<&Snapshot>, now: Instant) 
         "vips": set.vips,
         "source": set.source,
         "ageSeconds": snapshot.map(|s| now.saturating_duration_since(s.refreshed).as_secs_f64()),
-        "lastError": snapshot.and_then(|s| s.error.as_ref()).map(ToString::to_string),
+        "lastError": snapshot.and_then(Snapshot::trouble).map(ToString::to_string),
         "connections": upstream.open_connections(),
         "pendingRequests": upstream.pending_requests(),
     })

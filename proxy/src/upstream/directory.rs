@@ -308,10 +308,20 @@ impl Shared {
             Ok(upstream) => upstream,
             // Without an answer a name of the mesh can't be told from a forged one, and its address from
             // one outside the mesh.
-            Err(error) if candidates().any(|name| configured.rules.is_of_the_mesh_by_name(name)) => {
-                return Err(error);
+            Err(error) => {
+                let of_the_mesh = |name: &str| configured.rules.is_of_the_mesh_by_name(name);
+                let may_be_of_the_mesh = match &error {
+                    // In a pod the search domains make a name of the mesh of any host; most of those are denied.
+                    DestinationError::Lookup(error) => {
+                        of_the_mesh(host) || error.undenied().iter().any(|name| of_the_mesh(name))
+                    }
+                    _ => candidates().any(of_the_mesh),
+                };
+                if may_be_of_the_mesh {
+                    return Err(error);
+                }
+                None
             }
-            Err(_) => None,
         };
         let is_its_address = by_dns.as_ref().is_some_and(|upstream| upstream.holds(dialled));
         if named.is_some() || routes.is_some() {

@@ -8,6 +8,7 @@ use outrigger_ca::SpiffeId;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 
+use super::owned::{Callee, Owned, by_owners};
 use super::security::{Claims, Pinned};
 use super::{Endpoint, EndpointSet, Policy, Security, SecurityRules};
 use crate::config::{self, Discovery, UpstreamTls, UpstreamTlsMode};
@@ -73,6 +74,15 @@ impl Source {
                 Some(host) => Self::Name(Target::Name { host, port }),
                 None => Self::Fixed(Vec::new(), None),
             },
+        }
+    }
+
+    /// The port that was dialled, or that the config states in its place. None where an answer says it.
+    fn dialled_port(&self) -> Option<u16> {
+        match self {
+            Self::Name(Target::Name { port, .. }) => Some(*port),
+            Self::Dialled(address) => Some(address.port()),
+            Self::Fixed(..) | Self::Name(_) => None,
         }
     }
 
@@ -148,16 +158,67 @@ impl Recipe {
     /// The endpoints as the latest answer gives them.
     pub(super) fn endpoint_set(&self, rules: &SecurityRules, snapshot: Option<&Snapshot>) -> EndpointSet {
         let answer = snapshot.and_then(|snapshot| snapshot.answer.as_deref());
-        let named = |name: &Arc<str>| Some(strip_service_labels(name).to_owned());
+        let failed = snapshot
+            .and_then(|snapshot| snapshot.error.as_deref())
+            .is_some_and(|error| matches!(error, LookupError::Failed { .. }));
+        let Owned { callees, vips, service } = self.callees(rules, snapshot, failed);
+        let endpoints = callees
+            .iter()
+            .map(|Callee { endpoint, name, namespace }| {
+                let claims = Claims {
+                    undiscovered: failed && name.is_some_and(|name| rules.is_discoverys(name)),
+                    tls: self.tls.as_ref(),
+                    mesh: self.mesh,
+                    pinned: &self.pinned,
+                    name: *name,
+                    namespace: *namespace,
+                };
+                let address = endpoint.address;
+                let server_name = name
+                    .and_then(|name| ServerName::try_from(name.to_owned()).ok())
+                    .unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
+                let security = rules.decide(&claims, endpoint, self.source.dialled_port());
+                Endpoint::new(address, endpoint.weight, endpoint.opaque, security, server_name)
+            })
+            .collect();
+        EndpointSet {
+            name: answer.map(|answer| answer.name.clone()),
+            endpoints,
+            vips,
+            source: match &self.source {
+                Source::Fixed(..) => "static",
+                Source::Dialled(_) if answer.is_none() => "dialled",
+                _ => answer.map_or("none", |answer| answer.source.as_str()),
+            },
+            refreshed: snapshot.map(|snapshot| snapshot.refreshed),
+            error: snapshot.and_then(Snapshot::trouble).map(|error| error.to_string().into()),
+            request_timeout: service.and_then(|service| service.timeout),
+        }
+    }
+
+    /// Who may be called, before it is decided how.
+    fn callees<'a>(
+        &'a self,
+        rules: &SecurityRules,
+        snapshot: Option<&'a Snapshot>,
+        failed: bool,
+    ) -> Owned<'a> {
+        let answer = snapshot.and_then(|snapshot| snapshot.answer.as_deref());
         let (resolved, name) = match &self.source {
             Source::Fixed(addresses, host) => {
                 let resolved = addresses.iter().map(|address| unknown(*address)).collect();
-                (resolved, host.as_ref().and_then(named))
+                (resolved, host.as_deref().map(strip_service_labels))
             }
-            Source::Name(_) => match answer {
-                Some(answer) => (answer.endpoints.clone(), named(&answer.name)),
-                None => (Vec::new(), None),
-            },
+            Source::Name(_) => {
+                let Some(answer) = answer else { return Owned::default() };
+                let name = strip_service_labels(&answer.name);
+                if let Some(owners) = snapshot.and_then(|snapshot| snapshot.owners.as_deref())
+                    && self.is_owners_to_say(rules, name, failed)
+                {
+                    return by_owners(answer, owners, name, rules);
+                }
+                (answer.endpoints.clone(), Some(name))
+            }
             // A VIP has no listener: its service's own upstream is used.
             Source::Dialled(address) if answer.is_some_and(|a| a.vips.contains(&address.ip())) => {
                 (Vec::new(), None)
@@ -168,42 +229,19 @@ impl Recipe {
             }
         };
         let service = answer.and_then(|answer| answer.service.as_ref());
-        let failed = snapshot
-            .and_then(|snapshot| snapshot.error.as_deref())
-            .is_some_and(|error| matches!(error, LookupError::Failed { .. }));
-        let claims = Claims {
-            undiscovered: failed && name.as_deref().is_some_and(|name| rules.is_discoverys(name)),
-            tls: self.tls.as_ref(),
-            mesh: self.mesh,
-            pinned: &self.pinned,
-            name: name.as_deref(),
-            namespace: service.map(|service| &*service.namespace),
-        };
-        let endpoints = resolved
-            .iter()
-            .map(|endpoint| {
-                let address = endpoint.address;
-                let server_name = name
-                    .as_ref()
-                    .and_then(|name| ServerName::try_from(name.clone()).ok())
-                    .unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
-                let security = rules.decide(&claims, endpoint);
-                Endpoint::new(address, endpoint.weight, endpoint.opaque, security, server_name)
-            })
-            .collect();
-        EndpointSet {
-            name: answer.map(|answer| answer.name.clone()),
-            endpoints,
+        let namespace = service.map(|service| &*service.namespace);
+        Owned {
+            callees: resolved.into_iter().map(|endpoint| Callee { endpoint, name, namespace }).collect(),
             vips: answer.map(|answer| answer.vips.clone()).unwrap_or_default(),
-            source: match &self.source {
-                Source::Fixed(..) => "static",
-                Source::Dialled(_) if answer.is_none() => "dialled",
-                _ => answer.map_or("none", |answer| answer.source.as_str()),
-            },
-            refreshed: snapshot.map(|snapshot| snapshot.refreshed),
-            error: snapshot.and_then(|s| s.error.as_ref()).map(|error| error.to_string().into()),
-            request_timeout: service.and_then(|service| service.timeout),
+            service,
         }
+    }
+
+    /// Whether it depends on the owners of a name's addresses how they are called: not where the config says it, nor where
+    /// the name is of the mesh and so says whom to expect, discovery being away or not.
+    fn is_owners_to_say(&self, rules: &SecurityRules, name: &str, failed: bool) -> bool {
+        let undiscovered = failed && rules.is_discoverys(name);
+        self.tls.is_none() && !self.mesh && !undiscovered && !rules.outbound.is_mesh_name(name)
     }
 }
 

@@ -215,7 +215,8 @@ pub struct Outbound {
     /// Networks whose addresses are peers of the mesh, for traffic that has no name.
     pub mesh_networks: Vec<Network>,
     /// Names (`host` or `host:port`) and networks that have no sidecar and are called in
-    /// plaintext. `kubernetes.default.svc` is always on it.
+    /// plaintext. `kubernetes.default.svc` is always on it. Whatever it says, who dials port 15020
+    /// or 15021 gets plaintext, unless discovery or the upstream says otherwise of it.
     pub unmeshed: Vec<String>,
     /// Ports on which nothing is parsed, added to 25, 587, 3306, 4222, 5672, 9300, 11211, 27017.
     pub opaque_ports: Vec<u16>,
