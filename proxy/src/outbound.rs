@@ -23,6 +23,7 @@ use crate::net::{
     Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, readable, resume_detection,
 };
 use crate::opaque::{Carrying, OpaqueError, Way};
+use crate::route::{Asked, Matched};
 use crate::telemetry::{Direction, Held};
 use crate::upstream::{Destination, Endpoint, Upstream};
 use crate::worker::{Worker, reset};
@@ -224,14 +225,13 @@ impl Outbound {
         let mut timeout = upstream.policy.request_timeout.or(upstream.set().request_timeout);
         if let Some(host) = &destination.routed_host {
             let effective = self.worker.effective().clone();
-            let path = request.uri().path();
-            if let Some(route) = effective.routes.find(host, request.method(), path) {
+            if let Some(Matched { route, .. }) = effective.routes.find(host, &Asked::of(request)) {
                 exchange.route = route.name.clone();
                 timeout = route.timeout.or(timeout);
-                if let Some(name) = self.worker.random(|rng| route.choose(rng).cloned()) {
+                if let Some(target) = self.worker.random(|rng| route.choose(rng).cloned()) {
                     upstream = self
                         .worker
-                        .configured(&name, self.destination.port())
+                        .configured(&target.upstream, self.destination.port())
                         .await
                         .map_err(|error| LocalResponse::destination(&error))?;
                     endpoint = self.worker.random(|rng| upstream.choose(Instant::now(), rng));

@@ -2,6 +2,7 @@
 //! means for traffic is decided by the modules above; changes while running are taken over by `runtime`.
 
 mod defaults;
+mod host_patterns;
 mod load;
 mod measured;
 mod model;
@@ -18,6 +19,7 @@ mod tree;
 mod units;
 
 pub use defaults::*;
+pub use host_patterns::HostPatterns;
 pub use load::{ConfigError, Loaded, load, parse, parse_beside, read_text};
 pub use measured::{Measured, MeasuredError};
 pub use model::*;

@@ -36,10 +36,26 @@ const DEADLINE_EXCEEDED: u16 = 4;
 const PERMISSION_DENIED: u16 = 7;
 const INTERNAL: u16 = 13;
 const UNIMPLEMENTED: u16 = 12;
+const UNKNOWN: u16 = 2;
+const UNAUTHENTICATED: u16 = 16;
 
 impl ProxyError {
     const fn new(status: StatusCode, kind: &'static str, grpc_status: u16) -> Self {
         Self { status, kind, grpc_status }
+    }
+
+    /// An error made on purpose: nothing was asked, and nothing is wrong.
+    pub fn injected(status: StatusCode) -> Self {
+        // What a gRPC client makes of a status without grpc-status (gRPC's http-grpc-status-mapping).
+        let grpc_status = match status.as_u16() {
+            400 => INTERNAL,
+            401 => UNAUTHENTICATED,
+            403 => PERMISSION_DENIED,
+            404 => UNIMPLEMENTED,
+            429 | 502 | 503 | 504 => UNAVAILABLE,
+            _ => UNKNOWN,
+        };
+        Self::new(status, "proxy_internal_response", grpc_status)
     }
 
     /// The peer refused TCP.

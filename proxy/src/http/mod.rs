@@ -1,6 +1,7 @@
 //! One hop of one HTTP request: serving it, header hygiene, sending it on, and the responses that the
 //! proxy makes itself. Which upstream it goes to is decided further up.
 
+mod deadline;
 mod forward;
 mod headers;
 mod hop;
@@ -10,6 +11,7 @@ mod record;
 mod serve;
 mod tunnel;
 
+pub use deadline::{Deadline, DeadlinePassed, Passed, TimeLimit};
 pub use forward::{Forward, Wire, forward};
 pub use headers::{
     CLIENT_ID, ORIGINAL_VERSION, host_of, is_grpc, to_origin_form, version_from_mesh, version_to_mesh,

@@ -81,6 +81,7 @@ enum Kind {
         stream: h2::RecvStream,
         data_ended: bool,
     },
+    Other(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>),
 }
 
 impl Body {
@@ -93,6 +94,11 @@ impl Body {
     pub fn full(content: impl Into<Bytes>) -> Self {
         let content = content.into();
         if content.is_empty() { Self::empty() } else { Self::of(Kind::Full(content)) }
+    }
+
+    /// What another body makes of its content: one wrapped around a `Body` sees what passes.
+    pub fn other(body: impl http_body::Body<Data = Bytes, Error = BodyError> + 'static) -> Self {
+        Self::of(Kind::Other(Box::pin(body)))
     }
 
     fn of(kind: Kind) -> Self {
@@ -132,6 +138,7 @@ impl Body {
                 Kind::Full(content) => content.is_empty(),
                 Kind::Http1(incoming) => http_body::Body::is_end_stream(incoming),
                 Kind::Http2 { stream, .. } => stream.is_end_stream(),
+                Kind::Other(body) => body.is_end_stream(),
             }
     }
 
@@ -167,6 +174,7 @@ impl Body {
                     Err(error) => Poll::Ready(Some(Err(error.into()))),
                 }
             }
+            Kind::Other(body) => body.as_mut().poll_frame(cx),
         }
     }
 }
@@ -245,6 +253,7 @@ impl http_body::Body for Body {
             Kind::Full(content) => SizeHint::with_exact(content.len() as u64),
             Kind::Http1(incoming) => http_body::Body::size_hint(incoming),
             Kind::Http2 { .. } => SizeHint::default(),
+            Kind::Other(body) => body.size_hint(),
         }
     }
 }

@@ -4,6 +4,8 @@
 //! belong to one worker and live in its [`Pools`]. Retries, ejection and breaker will stand here.
 
 mod balance;
+mod breaker;
+mod concurrency;
 mod connect;
 mod directory;
 mod endpoint;
@@ -11,10 +13,14 @@ mod http1;
 mod load;
 mod multiplexed;
 mod pool;
+mod recent;
 mod recipe;
+mod retry_budget;
 mod security;
 mod set;
 
+pub use breaker::{Breaker, BreakerState, Change, Open, Outcome, Pass, Transitions, Why};
+pub use concurrency::{ConcurrencyLimit, Full, Permit};
 pub use connect::{ConnectError, Transport};
 pub use directory::{Destination, DestinationError, Directory};
 pub use endpoint::{Endpoint, EndpointId, Verdict};
@@ -25,5 +31,6 @@ pub use multiplexed::StreamLease;
 pub(crate) use multiplexed::{CONNECTION_WINDOW, FRAME_SIZE, HEADER_LIST, SEND_BUFFER, STREAM_WINDOW};
 pub(crate) use pool::SWEEP;
 pub use pool::{ConnectionPlace, EndpointPool, Pools, PoolsSettings};
+pub use retry_budget::RetryBudget;
 pub use security::{Security, SecurityRules};
 pub use set::{EndpointSet, Policy, Upstream};
