@@ -18,11 +18,9 @@ const MAX_PORT_NAME: usize = 15;
 pub(super) fn check(at: &Path, upstream: &Upstream, report: &mut Report) {
     let at_discovery = at.field("discovery");
     match &upstream.discovery {
-        None if upstream.hosts.is_empty() => report.error(
-            at,
-            "nothing says where the endpoints are",
-            "state `hosts`, or `discovery` with `dns` or `static`",
-        ),
+        None if upstream.hosts.is_empty() => {
+            report.error(at, "nothing says where the endpoints are", "state `hosts`, or `discovery`")
+        }
         None => {}
         Some(Discovery::Dns(dns)) => by_dns(&at_discovery.field("dns"), dns, report),
         Some(Discovery::Static(endpoints)) => fixed(&at_discovery.field("static"), endpoints, report),
