@@ -24,7 +24,7 @@ use crate::net::{
 };
 use crate::opaque::{Carrying, OpaqueError, Way};
 use crate::telemetry::{Direction, Held};
-use crate::upstream::{Destination, Endpoint, Upstream};
+use crate::upstream::{Choice, Destination, Endpoint, Upstream};
 use crate::worker::{Worker, reset};
 
 const SIDE: Direction = Direction::Outbound;
@@ -113,7 +113,7 @@ async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
     effective.config.dns.mesh_server.is_some()
         && worker.locate(None, destination.0).await.is_ok_and(|located| {
             let set = located.upstream.set();
-            !set.endpoints.is_empty() && set.endpoints.iter().all(|endpoint| endpoint.opaque)
+            !set.members.is_empty() && set.endpoints().all(|endpoint| endpoint.opaque)
         })
 }
 
@@ -126,7 +126,7 @@ async fn way_to(
         .locate(None, destination.0)
         .await
         .map_err(|error| (Arc::from(destination.to_string()), error.into()))?;
-    let endpoint = worker.random(|rng| located.choose(Instant::now(), rng));
+    let endpoint = worker.random(|rng| located.choose(&Choice::at(Instant::now()), rng));
     let upstream = located.upstream;
     let Some(endpoint) = endpoint else {
         let name = upstream.name.clone();
@@ -219,7 +219,7 @@ impl Outbound {
     ) -> Result<Decision, LocalResponse> {
         let destination =
             self.locate(host_of(request)).await.map_err(|error| LocalResponse::destination(&error))?;
-        let mut endpoint = self.worker.random(|rng| destination.choose(Instant::now(), rng));
+        let mut endpoint = self.worker.random(|rng| destination.choose(&Choice::at(Instant::now()), rng));
         let mut upstream = destination.upstream;
         let mut timeout = upstream.policy.request_timeout.or(upstream.set().request_timeout);
         if let Some(host) = &destination.routed_host {
@@ -234,7 +234,7 @@ impl Outbound {
                         .configured(&name, self.destination.port())
                         .await
                         .map_err(|error| LocalResponse::destination(&error))?;
-                    endpoint = self.worker.random(|rng| upstream.choose(Instant::now(), rng));
+                    endpoint = self.worker.random(|rng| upstream.choose(&Choice::at(Instant::now()), rng));
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Upstreams: their endpoints, how one is chosen, and the connections to it.
 //!
 //! What all workers must agree on lives in atomics on [`Upstream`] and [`Endpoint`]; connections
-//! belong to one worker and live in its [`Pools`]. Retries, ejection and breaker will stand here.
+//! belong to one worker and live in its [`Pools`]. Retries and breaker will stand here.
 
 mod balance;
 mod connect;
@@ -10,11 +10,15 @@ mod endpoint;
 mod http1;
 mod load;
 mod multiplexed;
+mod outlier;
+mod policy;
 mod pool;
 mod recipe;
 mod security;
 mod set;
+mod standing;
 
+pub use balance::{Choice, Subset, hash_key};
 pub use connect::{ConnectError, Transport};
 pub use directory::{Destination, DestinationError, Directory};
 pub use endpoint::{Endpoint, EndpointId, Verdict};
@@ -23,7 +27,10 @@ pub(crate) use http1::{MAX_FIELDS, MAX_HEADER_BYTES};
 pub use load::InFlight;
 pub use multiplexed::StreamLease;
 pub(crate) use multiplexed::{CONNECTION_WINDOW, FRAME_SIZE, HEADER_LIST, SEND_BUFFER, STREAM_WINDOW};
+pub use outlier::Attempt;
+pub use policy::Policy;
 pub(crate) use pool::SWEEP;
 pub use pool::{ConnectionPlace, EndpointPool, Pools, PoolsSettings};
 pub use security::{Security, SecurityRules};
-pub use set::{EndpointSet, Policy, Upstream};
+pub use set::{EndpointSet, Member, Upstream};
+pub use standing::{EndpointState, Health, Standing, States};

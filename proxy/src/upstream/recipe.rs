@@ -9,7 +9,7 @@ use rustls::pki_types::ServerName;
 use thiserror::Error;
 
 use super::security::{Claims, Pinned};
-use super::{Endpoint, EndpointSet, Policy, Security, SecurityRules};
+use super::{Endpoint, EndpointSet, Member, Policy, Security, SecurityRules};
 use crate::config::{self, Discovery, UpstreamTls, UpstreamTlsMode};
 use crate::identity::{TlsError, server_tls};
 use crate::resolve::{LookupError, ResolvedEndpoint, Snapshot, Target};
@@ -87,11 +87,12 @@ impl Source {
 }
 
 impl Recipe {
-    /// An upstream of the config. `port` is the one that was dialled.
+    /// An upstream of the config. `port` is the one that was dialled, `zone` the proxy's own.
     pub(super) fn configured(
         name: &str,
         upstream: &config::Upstream,
         port: u16,
+        zone: Option<&str>,
     ) -> Result<Self, RecipeError> {
         let tls = match &upstream.tls {
             None | Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh)) => None,
@@ -123,6 +124,11 @@ impl Recipe {
                 stream_idle_timeout: upstream.stream_idle_timeout.map(Into::into),
                 protocol: upstream.protocol,
                 request_timeout: upstream.timeout.map(Into::into),
+                balance: upstream.balance.clone(),
+                zone: zone.filter(|_| upstream.prefer_zone).map(Into::into),
+                slow_start: upstream.slow_start.map(Into::into),
+                outlier: upstream.outlier.clone(),
+                checks_health: upstream.health_check.is_some(),
             },
             any_destination: upstream.any_destination,
             mesh: matches!(upstream.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))),
@@ -179,7 +185,7 @@ impl Recipe {
             name: name.as_deref(),
             namespace: service.map(|service| &*service.namespace),
         };
-        let endpoints = resolved
+        let members = resolved
             .iter()
             .map(|endpoint| {
                 let address = endpoint.address;
@@ -188,12 +194,13 @@ impl Recipe {
                     .and_then(|name| ServerName::try_from(name.clone()).ok())
                     .unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
                 let security = rules.decide(&claims, endpoint);
-                Endpoint::new(address, endpoint.weight, endpoint.opaque, security, server_name)
+                let known = Endpoint::new(address, endpoint.opaque, security, server_name);
+                Member { weight: endpoint.weight, zone: endpoint.zone.clone(), ..Member::new(known) }
             })
             .collect();
         EndpointSet {
             name: answer.map(|answer| answer.name.clone()),
-            endpoints,
+            members,
             vips: answer.map(|answer| answer.vips.clone()).unwrap_or_default(),
             source: match &self.source {
                 Source::Fixed(..) => "static",
@@ -221,6 +228,11 @@ impl Default for Policy {
             stream_idle_timeout: None,
             protocol: config::Protocol::Auto,
             request_timeout: None::<Duration>,
+            balance: config::Balance::default(),
+            zone: None,
+            slow_start: None,
+            outlier: config::Outlier::default(),
+            checks_health: false,
         }
     }
 }
