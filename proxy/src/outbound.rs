@@ -25,7 +25,7 @@ use crate::net::{
 use crate::opaque::{Carrying, OpaqueError, WAIT_FOR_REQUEST, Way};
 use crate::route::{Asked, Matched};
 use crate::telemetry::{Direction, Held};
-use crate::upstream::{Destination, Endpoint, HeaderLimits, Upstream};
+use crate::upstream::{Choice, Destination, Endpoint, HeaderLimits, Upstream};
 use crate::worker::{Worker, reset};
 
 const SIDE: Direction = Direction::Outbound;
@@ -134,7 +134,7 @@ async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
     effective.config.dns.mesh_server.is_some()
         && worker.locate(None, destination.0).await.is_ok_and(|located| {
             let set = located.upstream.set();
-            !set.endpoints.is_empty() && set.endpoints.iter().all(|endpoint| endpoint.opaque)
+            !set.members.is_empty() && set.endpoints().all(|endpoint| endpoint.opaque)
         })
 }
 
@@ -147,7 +147,7 @@ async fn way_to(
         .locate(None, destination.0)
         .await
         .map_err(|error| (Arc::from(destination.to_string()), error.into()))?;
-    let endpoint = worker.random(|rng| located.choose(Instant::now(), rng));
+    let endpoint = worker.random(|rng| located.choose(&Choice::at(Instant::now()), rng));
     let upstream = located.upstream;
     let Some(endpoint) = endpoint else {
         let name = upstream.name.clone();
@@ -240,7 +240,7 @@ impl Outbound {
     ) -> Result<Decision, LocalResponse> {
         let destination =
             self.locate(host_of(request)).await.map_err(|error| LocalResponse::destination(&error))?;
-        let mut endpoint = self.worker.random(|rng| destination.choose(Instant::now(), rng));
+        let mut endpoint = self.worker.random(|rng| destination.choose(&Choice::at(Instant::now()), rng));
         let mut upstream = destination.upstream;
         let mut timeout = upstream.policy.request_timeout.or(upstream.set().request_timeout);
         if let Some(host) = &destination.routed_host {
@@ -254,7 +254,7 @@ impl Outbound {
                         .configured(&target.upstream, self.destination.port())
                         .await
                         .map_err(|error| LocalResponse::destination(&error))?;
-                    endpoint = self.worker.random(|rng| upstream.choose(Instant::now(), rng));
+                    endpoint = self.worker.random(|rng| upstream.choose(&Choice::at(Instant::now()), rng));
                 }
             }
         }

@@ -22,8 +22,8 @@ use crate::net::{Dialler, LocalAddresses};
 use crate::route::RouteTable;
 use crate::telemetry::{Direction, Metrics, Recorder};
 use crate::upstream::{
-    Destination, DestinationError, Directory, Endpoint, EndpointSet, Policy, Pools, PoolsSettings, SWEEP,
-    Security, Upstream,
+    Destination, DestinationError, Directory, Endpoint, EndpointSet, Member, Policy, Pools, PoolsSettings,
+    SWEEP, Security, Upstream,
 };
 
 /// Answers of the directory that a worker keeps; a full cache is emptied.
@@ -233,9 +233,9 @@ impl Worker {
                 };
                 let upstream = Upstream::new(format!("workload:{}", address.port()), policy, false);
                 let name = ServerName::IpAddress(address.ip().into());
-                let endpoint = Endpoint::new(address, 1, false, Security::Plain, name);
+                let endpoint = Endpoint::new(address, false, Security::Plain, name);
                 upstream.update(EndpointSet {
-                    endpoints: vec![endpoint.clone()],
+                    members: vec![Member::new(endpoint.clone())],
                     source: "workload",
                     ..EndpointSet::default()
                 });

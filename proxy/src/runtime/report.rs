@@ -143,12 +143,17 @@ fn all_upstreams(shared: &Shared) -> Value {
 fn one_upstream(upstream: &Upstream, snapshot: Option<&Snapshot>, now: Instant) -> Value {
     let set = upstream.set();
     let endpoints: Vec<Value> = set
-        .endpoints
+        .members
         .iter()
-        .map(|endpoint| {
+        .map(|member| {
+            let endpoint = &member.endpoint;
             json!({
                 "address": endpoint.address,
-                "weight": endpoint.weight,
+                "standing": endpoint.standing.describe(now),
+                "weight": member.weight,
+                "priority": member.priority,
+                "zone": member.zone.as_deref(),
+                "tags": *member.tags,
                 "security": describe(&endpoint.security),
                 "opaque": endpoint.opaque,
                 "inFlight": endpoint.in_flight(),
@@ -198,8 +203,15 @@ pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Recei
             }
         }
         for (name, (upstream, _)) in shared.directory.upstreams() {
-            let set = upstream.set();
-            metrics.endpoints.with([&name, "available"]).set(set.endpoints.len() as i64);
+            let states = upstream.states(Instant::now());
+            for (state, count) in [
+                ("healthy", states.healthy),
+                ("ejected", states.ejected),
+                ("unhealthy", states.unhealthy),
+                ("draining", states.draining),
+            ] {
+                metrics.endpoints.with([&name, state]).set(count as i64);
+            }
             metrics.pool_connections.with([&name]).set(upstream.open_connections() as i64);
             metrics.pool_pending_requests.with([&name]).set(upstream.pending_requests() as i64);
         }

@@ -201,6 +201,11 @@ impl Http1Idle {
         self.idle.borrow_mut().retain(|(reusable, since)| *since >= before && !reusable.sender.is_closed());
     }
 
+    /// Closes them all.
+    pub(super) fn close(&self) {
+        self.idle.borrow_mut().clear();
+    }
+
     pub(super) fn len(&self) -> usize {
         self.idle.borrow().len()
     }

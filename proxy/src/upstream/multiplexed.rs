@@ -271,6 +271,11 @@ impl Multiplexed {
         self.connections.borrow_mut().retain(|known| !std::ptr::eq(Rc::as_ptr(known), connection.as_ptr()));
     }
 
+    /// Puts no more requests on the connections there are; each closes with its last one.
+    pub(super) fn retire(&self) {
+        self.connections.borrow_mut().clear();
+    }
+
     pub(super) fn len(&self) -> usize {
         self.connections.borrow().len()
     }

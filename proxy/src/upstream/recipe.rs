@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::owned::{Callee, Owned, by_owners};
 use super::security::{Claims, Pinned};
-use super::{Endpoint, EndpointSet, Policy, Security, SecurityRules};
+use super::{Endpoint, EndpointSet, Member, Policy, Security, SecurityRules};
 use crate::config::{self, Discovery, UpstreamTls, UpstreamTlsMode};
 use crate::identity::{TlsError, server_tls};
 use crate::resolve::{LookupError, ResolvedEndpoint, Snapshot, Target};
@@ -97,11 +97,12 @@ impl Source {
 }
 
 impl Recipe {
-    /// An upstream of the config. `port` is the one that was dialled.
+    /// An upstream of the config. `port` is the one that was dialled, `zone` the proxy's own.
     pub(super) fn configured(
         name: &str,
         upstream: &config::Upstream,
         port: u16,
+        zone: Option<&str>,
     ) -> Result<Self, RecipeError> {
         let tls = match &upstream.tls {
             None | Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh)) => None,
@@ -133,6 +134,11 @@ impl Recipe {
                 stream_idle_timeout: upstream.stream_idle_timeout.map(Into::into),
                 protocol: upstream.protocol,
                 request_timeout: upstream.timeout.map(Into::into),
+                balance: upstream.balance.clone(),
+                zone: zone.filter(|_| upstream.prefer_zone).map(Into::into),
+                slow_start: upstream.slow_start.map(Into::into),
+                outlier: upstream.outlier.clone(),
+                checks_health: upstream.health_check.is_some(),
             },
             any_destination: upstream.any_destination,
             mesh: matches!(upstream.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))),
@@ -162,7 +168,7 @@ impl Recipe {
             .and_then(|snapshot| snapshot.error.as_deref())
             .is_some_and(|error| matches!(error, LookupError::Failed { .. }));
         let Owned { callees, vips, service } = self.callees(rules, snapshot, failed);
-        let endpoints = callees
+        let members = callees
             .iter()
             .map(|Callee { endpoint, name, namespace }| {
                 let claims = Claims {
@@ -178,12 +184,13 @@ impl Recipe {
                     .and_then(|name| ServerName::try_from(name.to_owned()).ok())
                     .unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
                 let security = rules.decide(&claims, endpoint, self.source.dialled_port());
-                Endpoint::new(address, endpoint.weight, endpoint.opaque, security, server_name)
+                let known = Endpoint::new(address, endpoint.opaque, security, server_name);
+                Member { weight: endpoint.weight, zone: endpoint.zone.clone(), ..Member::new(known) }
             })
             .collect();
         EndpointSet {
             name: answer.map(|answer| answer.name.clone()),
-            endpoints,
+            members,
             vips,
             source: match &self.source {
                 Source::Fixed(..) => "static",
@@ -259,6 +266,11 @@ impl Default for Policy {
             stream_idle_timeout: None,
             protocol: config::Protocol::Auto,
             request_timeout: None::<Duration>,
+            balance: config::Balance::default(),
+            zone: None,
+            slow_start: None,
+            outlier: config::Outlier::default(),
+            checks_health: false,
         }
     }
 }
