@@ -15,7 +15,8 @@ use crate::upstream::{ConnectError, DestinationError};
 
 /// RFC 9209's field.
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// The outcome of a gRPC call.
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// A longer detail is cut: it names things, it does not tell stories.
 const MAX_DETAIL: usize = 240;

@@ -7,6 +7,8 @@ mod hop;
 mod http1_io;
 mod local_response;
 mod record;
+mod replay;
+mod retry_policy;
 mod serve;
 mod tunnel;
 
@@ -19,5 +21,9 @@ pub use local_response::{LocalResponse, ProxyError};
 pub use record::{Exchange, Recording, RequestProgress};
 #[cfg(test)]
 pub(crate) use serve::serve_stream;
+pub use replay::Replay;
+pub use retry_policy::{
+    PeerMark, RETRIES, RetryPolicy, Tried, UNPROCESSED, Verdict, mark_exhausted, mark_unprocessed,
+};
 pub use serve::{Handler, Limits, Served, serve_http1, serve_http2};
 pub use tunnel::{Interim, wants_own_connection};

@@ -35,6 +35,16 @@ pub enum BodyEnd {
     Abandoned,
 }
 
+/// Where a body comes from that is neither there already nor read from a connection directly.
+pub trait BodySource {
+    /// The next frame; `None` at the end.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+    /// Whether nothing more comes.
+    fn is_end(&self) -> bool;
+    /// How many bytes of content are still to come, as far as that is known.
+    fn size_hint(&self) -> SizeHint;
+}
+
 /// Why a body broke off.
 #[derive(Debug, Error)]
 pub enum BodyError {
@@ -44,6 +54,9 @@ pub enum BodyError {
     /// On an HTTP/2 stream.
     #[error("body broke off: {0}")]
     Http2(#[from] h2::Error),
+    /// The request goes another way by now. Never an end: half a request must not look like a whole one.
+    #[error("this try of the request was given up")]
+    GivenUp,
 }
 
 impl BodyError {
@@ -51,7 +64,7 @@ impl BodyError {
     pub fn reason(&self) -> h2::Reason {
         match self {
             Self::Http2(error) => error.reason().unwrap_or(h2::Reason::CANCEL),
-            Self::Http1(_) => h2::Reason::CANCEL,
+            Self::Http1(_) | Self::GivenUp => h2::Reason::CANCEL,
         }
     }
 }
@@ -75,6 +88,7 @@ enum Kind {
         stream: h2::RecvStream,
         data_ended: bool,
     },
+    Source(Box<dyn BodySource>),
 }
 
 impl Body {
@@ -87,6 +101,11 @@ impl Body {
     pub fn full(content: impl Into<Bytes>) -> Self {
         let content = content.into();
         if content.is_empty() { Self::empty() } else { Self::of(Kind::Full(content)) }
+    }
+
+    /// What `source` gives.
+    pub fn from_source(source: impl BodySource + 'static) -> Self {
+        if source.is_end() { Self::empty() } else { Self::of(Kind::Source(Box::new(source))) }
     }
 
     fn of(kind: Kind) -> Self {
@@ -115,6 +134,7 @@ impl Body {
                 Kind::Full(content) => content.is_empty(),
                 Kind::Http1(incoming) => http_body::Body::is_end_stream(incoming),
                 Kind::Http2 { stream, .. } => stream.is_end_stream(),
+                Kind::Source(source) => source.is_end(),
             }
     }
 
@@ -150,6 +170,7 @@ impl Body {
                     Err(error) => Poll::Ready(Some(Err(error.into()))),
                 }
             }
+            Kind::Source(source) => source.poll_frame(cx),
         }
     }
 }
@@ -220,6 +241,7 @@ impl http_body::Body for Body {
             Kind::Full(content) => SizeHint::with_exact(content.len() as u64),
             Kind::Http1(incoming) => http_body::Body::size_hint(incoming),
             Kind::Http2 { .. } => SizeHint::default(),
+            Kind::Source(source) => source.size_hint(),
         }
     }
 }
