@@ -1,6 +1,8 @@
 //! What holds where the config says nothing (the design's "Defaults"), and the questions that the
 //! pipelines ask of a config.
 
+mod survival;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -9,6 +11,7 @@ use outrigger_ca::host::without_root;
 
 use super::model::{Config, Dns, Inbound, Mtls, Outbound, Pool, Protocol, Upstream};
 use super::syntax::Unmeshed;
+pub use survival::*;
 
 /// The trust domain of a mesh that names none.
 pub const TRUST_DOMAIN: &str = "cluster.local";

@@ -1,9 +1,12 @@
 //! How hosts, paths, methods and the like are written.
 
+mod fields;
+
 use outrigger_ca::HostPort;
 use outrigger_ca::host::{is_host_name, is_label, parse_port};
 
 use super::units::Network;
+pub use fields::RetryCondition;
 
 /// What is wrong, and what is allowed.
 pub(super) type Wrong = (String, String);

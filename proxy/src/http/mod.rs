@@ -1,6 +1,7 @@
 //! One hop of one HTTP request: serving it, header hygiene, sending it on, and the responses that the
 //! proxy makes itself. Which upstream it goes to is decided further up.
 
+mod fallback;
 mod forward;
 mod headers;
 mod hop;
@@ -8,10 +9,12 @@ mod http1_io;
 mod local_response;
 mod record;
 mod replay;
+mod response_cache;
 mod retry_policy;
 mod serve;
 mod tunnel;
 
+pub use fallback::{Failure, Fallback, FixedResponse};
 pub use forward::{Forward, Wire, forward};
 pub use headers::{
     CLIENT_ID, ORIGINAL_VERSION, host_of, is_grpc, to_origin_form, version_from_mesh, version_to_mesh,
@@ -22,6 +25,7 @@ pub use record::{Exchange, Recording, RequestProgress};
 #[cfg(test)]
 pub(crate) use serve::serve_stream;
 pub use replay::Replay;
+pub use response_cache::{Asked, ResponseCache};
 pub use retry_policy::{
     PeerMark, RETRIES, RetryPolicy, Tried, UNPROCESSED, Verdict, mark_exhausted, mark_unprocessed,
 };

@@ -168,12 +168,21 @@ impl RetryPolicy {
         }
     }
 
+    /// Whether the request may be sent once more after this, to the upstream of a fallback for example: no server has
+    /// looked at it, or processing it twice does no harm.
+    pub fn may_be_repeated(&self, method: &Method, tried: Tried<'_>) -> bool {
+        let unprocessed = matches!(
+            tried,
+            Tried::Unprocessed | Tried::TurnedAway | Tried::Answered { mark: PeerMark::Unprocessed, .. }
+        );
+        unprocessed || self.idempotent || method.is_idempotent()
+    }
+
     fn is_worth_a_retry(&self, method: &Method, tried: Tried<'_>) -> bool {
-        let repeatable = self.idempotent || method.is_idempotent();
         match tried {
             Tried::Unprocessed | Tried::Answered { mark: PeerMark::Unprocessed, .. } => true,
             Tried::TurnedAway => false,
-            _ if !repeatable => false,
+            _ if !self.may_be_repeated(method, tried) => false,
             Tried::Lost => self.on_reset,
             Tried::TimedOut => self.on_timeout,
             Tried::Answered { status, headers, .. } => {

@@ -302,7 +302,10 @@ fn exactly_64_kib_can_be_sent_again_and_one_byte_more_can_not() {
         assert_eq!(replay.can_be_sent(), can);
         client.end();
         assert_eq!(poll(&mut first), "end", "the try under way is not disturbed");
-        assert_eq!(replay.next_try().map(|mut body| drain(&mut body).concat().len()), can.then_some((64 << 10) + 3));
+        assert_eq!(
+            replay.next_try().map(|mut body| drain(&mut body).concat().len()),
+            can.then_some((64 << 10) + 3)
+        );
     }
 }
 
@@ -320,7 +323,10 @@ fn what_is_too_much_is_not_kept() {
     assert_eq!(Arc::strong_count(&counter), 1, "dropped");
     client.send("tail");
     client.push(Ok(Frame::trailers(trailers())));
-    assert_eq!(drain(&mut first), ["tail".to_owned(), format!("trailers: {:?}", trailers()), "end".to_owned()]);
+    assert_eq!(
+        drain(&mut first),
+        ["tail".to_owned(), format!("trailers: {:?}", trailers()), "end".to_owned()]
+    );
 }
 
 #[test]

@@ -91,6 +91,24 @@ fn all_else_needs_a_request_that_may_be_processed_twice() {
 }
 
 #[test]
+fn a_fallback_may_repeat_what_no_server_has_looked_at_and_what_does_no_harm() {
+    let unprocessed = fields(&[("outrigger-unprocessed", "1")]);
+    let none = HeaderMap::new();
+    for (tried, post) in [
+        (Tried::Unprocessed, true),
+        (Tried::TurnedAway, true),
+        (answered(503, &unprocessed), true),
+        (answered(503, &none), false),
+        (Tried::Lost, false),
+        (Tried::TimedOut, false),
+    ] {
+        assert_eq!(policy(None, false).may_be_repeated(&Method::POST, tried), post, "{tried:?}");
+        assert!(policy(None, false).may_be_repeated(&Method::PUT, tried), "{tried:?}");
+        assert!(policy(None, true).may_be_repeated(&Method::POST, tried), "{tried:?}");
+    }
+}
+
+#[test]
 fn only_what_is_configured_is_tried_again() {
     let cases: &[(Option<&[&str]>, &[u16], &[u16])] = &[
         (None, &[502, 503, 504], &[200, 301, 400, 404, 408, 429, 500, 501, 505, 599]),
@@ -179,8 +197,16 @@ fn what_a_proxy_further_in_gave_up_is_not_tried_again() {
         (&both[1..], false, PeerMark::None),
         (&[("outrigger-unprocessed", "0")], true, PeerMark::None),
         (&[("outrigger-retries", "2")], true, PeerMark::None),
-        (&[("proxy-status", "outrigger; received-status=503; outrigger-retries=exhausted")], false, PeerMark::Exhausted),
-        (&[("proxy-status", "a"), ("proxy-status", "b, outrigger; outrigger-retries=exhausted")], false, PeerMark::Exhausted),
+        (
+            &[("proxy-status", "outrigger; received-status=503; outrigger-retries=exhausted")],
+            false,
+            PeerMark::Exhausted,
+        ),
+        (
+            &[("proxy-status", "a"), ("proxy-status", "b, outrigger; outrigger-retries=exhausted")],
+            false,
+            PeerMark::Exhausted,
+        ),
         (&[("proxy-status", "outrigger; error=connection_refused")], true, PeerMark::None),
     ] {
         let headers = fields(list);
@@ -207,7 +233,8 @@ fn a_mark_is_read_as_it_was_written() {
     let mut own = local.to_response(&HeaderMap::new()).into_parts().0.headers;
     mark_exhausted(&mut own, None);
     let all: Vec<_> = own.get_all("proxy-status").iter().collect();
-    let want = "outrigger; error=connection_refused; details=\"upstream api: refused\"; outrigger-retries=exhausted";
+    let want =
+        "outrigger; error=connection_refused; details=\"upstream api: refused\"; outrigger-retries=exhausted";
     assert_eq!(all, [want]);
 
     // A workload that passes responses on takes nothing of the mesh's own along.
@@ -249,8 +276,7 @@ fn a_server_that_wants_to_be_left_alone_is_within_limits() {
         (&[("grpc-retry-pushback-ms", "x")], None),
         (&[("grpc-retry-pushback-ms", "60000")], None),
     ] {
-        let retry =
-            config::Retry { max_retry_after: Some(longest.into()), ..config::Retry::default() };
+        let retry = config::Retry { max_retry_after: Some(longest.into()), ..config::Retry::default() };
         let policy = RetryPolicy::new(&retry, false);
         let headers = fields(list);
         let verdict =
@@ -259,7 +285,10 @@ fn a_server_that_wants_to_be_left_alone_is_within_limits() {
             None => assert_eq!(verdict, Verdict::Done, "{list:?}"),
             Some(want) => {
                 let Verdict::Retry { backoff } = verdict else { panic!("{list:?}: {verdict:?}") };
-                assert!(backoff >= want && backoff <= want + Duration::from_millis(25), "{list:?}: {backoff:?}");
+                assert!(
+                    backoff >= want && backoff <= want + Duration::from_millis(25),
+                    "{list:?}: {backoff:?}"
+                );
             }
         }
     }
@@ -298,9 +327,15 @@ fn the_pause_is_anything_up_to_a_limit_that_doubles() {
                 total += backoff;
                 largest = largest.max(backoff);
             }
-            assert!(largest <= limit && largest >= limit.mul_f64(0.98), "{retries}: {largest:?} of {limit:?}");
+            assert!(
+                largest <= limit && largest >= limit.mul_f64(0.98),
+                "{retries}: {largest:?} of {limit:?}"
+            );
             let mean = total / 1000;
-            assert!(mean >= limit.mul_f64(0.45) && mean <= limit.mul_f64(0.55), "{retries}: {mean:?} of {limit:?}");
+            assert!(
+                mean >= limit.mul_f64(0.45) && mean <= limit.mul_f64(0.55),
+                "{retries}: {mean:?} of {limit:?}"
+            );
         }
     }
 }
