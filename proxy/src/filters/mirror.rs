@@ -20,7 +20,7 @@ use thiserror::Error;
 use super::share::Share;
 use crate::config;
 use crate::http::wants_own_connection;
-use crate::net::{Body, BodyError};
+use crate::net::{Body, BodyError, BodySource};
 
 /// Most that a copy may hold: as much as a retry keeps of a body.
 pub const MAX_MIRRORED_BYTES: usize = 64 * 1024;
@@ -117,7 +117,7 @@ impl Mirror {
         }
         let copying = Copying { copy, content: BytesMut::new(), done: Box::new(done) };
         let body = std::mem::take(request.body_mut());
-        *request.body_mut() = Body::other(MirrorBody { body, copying: Some(copying) });
+        *request.body_mut() = Body::from_source(MirrorBody { body, copying: Some(copying) });
     }
 
     fn admit(&self, request: &Request<Body>, mirrors: &Mirrors) -> Result<Place, NotMirrored> {
@@ -176,15 +176,9 @@ impl MirrorBody {
     }
 }
 
-impl http_body::Body for MirrorBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
+impl BodySource for MirrorBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self;
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
             return Poll::Pending;
         };
@@ -208,7 +202,7 @@ impl http_body::Body for MirrorBody {
         Poll::Ready(frame)
     }
 
-    fn is_end_stream(&self) -> bool {
+    fn is_end(&self) -> bool {
         self.body.is_end()
     }
 

@@ -16,8 +16,9 @@ use crate::upstream::{ConnectError, DestinationError};
 
 /// RFC 9209's field.
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// The outcome of a gRPC call.
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(super) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// A longer detail is cut: it names things, it does not tell stories.
 const MAX_DETAIL: usize = 240;
 
@@ -233,7 +234,7 @@ impl LocalResponse {
 }
 
 /// gRPC's encoding of `grpc-message`: printable ASCII but `%`.
-fn percent_encoded(text: &str) -> String {
+pub(super) fn percent_encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

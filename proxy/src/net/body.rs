@@ -39,6 +39,16 @@ pub enum BodyEnd {
     Abandoned,
 }
 
+/// Where a body comes from that is neither there already nor read from a connection directly.
+pub trait BodySource {
+    /// The next frame; `None` at the end.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+    /// Whether nothing more comes.
+    fn is_end(&self) -> bool;
+    /// How many bytes of content are still to come, as far as that is known.
+    fn size_hint(&self) -> SizeHint;
+}
+
 /// Why a body broke off.
 #[derive(Debug, Error)]
 pub enum BodyError {
@@ -51,6 +61,9 @@ pub enum BodyError {
     /// Nothing came for too long.
     #[error("nothing of the body came within {0:?}")]
     Standstill(Duration),
+    /// The request goes another way by now. Never an end: half a request must not look like a whole one.
+    #[error("this try of the request was given up")]
+    GivenUp,
 }
 
 impl BodyError {
@@ -60,7 +73,7 @@ impl BodyError {
             Self::Http2(error) => error.reason().unwrap_or(h2::Reason::CANCEL),
             // Chunks or trailers that are none: our own peer then knows that HTTP was broken, and not a connection.
             Self::Http1(error) if breaks_http(error) => h2::Reason::PROTOCOL_ERROR,
-            Self::Http1(_) | Self::Standstill(_) => h2::Reason::CANCEL,
+            Self::Http1(_) | Self::Standstill(_) | Self::GivenUp => h2::Reason::CANCEL,
         }
     }
 }
@@ -93,7 +106,7 @@ enum Kind {
         stream: h2::RecvStream,
         data_ended: bool,
     },
-    Other(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>),
+    Source(Box<dyn BodySource>),
 }
 
 impl Body {
@@ -108,9 +121,9 @@ impl Body {
         if content.is_empty() { Self::empty() } else { Self::of(Kind::Full(content)) }
     }
 
-    /// What another body makes of its content: one wrapped around a `Body` sees what passes.
-    pub fn other(body: impl http_body::Body<Data = Bytes, Error = BodyError> + 'static) -> Self {
-        Self::of(Kind::Other(Box::pin(body)))
+    /// What `source` gives.
+    pub fn from_source(source: impl BodySource + 'static) -> Self {
+        if source.is_end() { Self::empty() } else { Self::of(Kind::Source(Box::new(source))) }
     }
 
     /// Of no content, keeps its `Content-Length`, which hyper would drop from a response that is none to `HEAD`.
@@ -159,7 +172,7 @@ impl Body {
                 Kind::Full(content) => content.is_empty(),
                 Kind::Http1(incoming) => http_body::Body::is_end_stream(incoming),
                 Kind::Http2 { stream, .. } => stream.is_end_stream(),
-                Kind::Other(body) => body.is_end_stream(),
+                Kind::Source(source) => source.is_end(),
             }
     }
 
@@ -195,7 +208,7 @@ impl Body {
                     Err(error) => Poll::Ready(Some(Err(error.into()))),
                 }
             }
-            Kind::Other(body) => body.as_mut().poll_frame(cx),
+            Kind::Source(source) => source.poll_frame(cx),
         }
     }
 }
@@ -275,7 +288,7 @@ impl http_body::Body for Body {
             Kind::LeftAway(length) => SizeHint::with_exact(*length),
             Kind::Http1(incoming) => http_body::Body::size_hint(incoming),
             Kind::Http2 { .. } => SizeHint::default(),
-            Kind::Other(body) => body.size_hint(),
+            Kind::Source(source) => source.size_hint(),
         }
     }
 }

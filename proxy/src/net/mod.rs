@@ -16,7 +16,7 @@ mod standstill;
 mod write_through;
 
 pub use address::{ClientAddress, OriginalDestination};
-pub use body::{Body, BodyEnd, BodyError, BodyWatch};
+pub use body::{Body, BodyEnd, BodyError, BodySource, BodyWatch};
 pub use client_hello::{ALPN_H1, ALPN_H2, ALPN_TCP, MeshProtocol};
 pub use copy::{Copied, copy_both_ways};
 pub use detect::{Detected, detect, readable, resume_detection, would_be_http};
