@@ -30,7 +30,7 @@ use crate::net::{HandedIn, ListenError, LocalAddresses, Role, bind_listeners};
 use crate::resolve::{MeshServer, ResolveError, ResolveSettings, Resolver};
 use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, Metrics};
 use crate::upstream::{Directory, SecurityRules};
-use crate::worker::{Effective, Shared};
+use crate::worker::{Effective, Moment, Shared};
 
 /// ALPN of DNS over TLS (RFC 7858, registered as `dot`).
 const ALPN_DNS: &[u8] = b"dot";
@@ -159,6 +159,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     let shared = Arc::new(Shared {
         effective: arc_swap::ArcSwap::from_pointee(Effective::new(first.clone())),
         tls: tls.clone(),
+        exhausted: Moment::new(),
         directory: directory.clone(),
         metrics: metrics.clone(),
         local,

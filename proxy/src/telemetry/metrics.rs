@@ -60,6 +60,10 @@ pub struct Metrics {
     pub pool_connections: GaugeFamily<1>,
     /// Requests that wait for a connection by `upstream`.
     pub pool_pending_requests: GaugeFamily<1>,
+    /// What the circuit breaker of an `upstream` does: 0 closed, 1 half-open, 2 open.
+    pub breaker_state: GaugeFamily<1>,
+    /// Times a circuit breaker opened.
+    pub breaker_opened: IntCounter,
     /// DNS lookups by `result`.
     pub dns_lookups: CounterFamily<1>,
     /// Age of the oldest DNS answer that is in use, in seconds; not shown before it is set.
@@ -185,6 +189,13 @@ impl Metrics {
                 "Requests that wait for a connection.",
                 ["upstream"],
             )),
+            breaker_state: GaugeFamily::new(making.gauges(
+                "outrigger_breaker_state",
+                "What the circuit breaker does: 0 closed, 1 half-open, 2 open.",
+                ["upstream"],
+            )),
+            breaker_opened: making
+                .counter("outrigger_breaker_opened_total", "Times a circuit breaker opened."),
             dns_lookups: making.counters("outrigger_dns_lookups_total", "DNS lookups by result.", ["result"]),
             dns_age: making.late_gauge(Opts::new(
                 "outrigger_dns_age_seconds",
@@ -225,6 +236,7 @@ impl Metrics {
         self.endpoints.forget(now);
         self.pool_connections.forget(now);
         self.pool_pending_requests.forget(now);
+        self.breaker_state.forget(now);
     }
 }
 
@@ -289,7 +301,7 @@ mod tests {
                 assert!(sample.starts_with(name), "{sample} stands under {name}");
             }
         }
-        assert_eq!(seen.len(), 34, "of each family there is a sample: {seen:?}");
+        assert_eq!(seen.len(), 38, "of each family there is a sample: {seen:?}");
     }
 
     fn with_a_sample_of_everything() -> Metrics {
@@ -311,6 +323,7 @@ mod tests {
         metrics.endpoints.with(["api", "healthy"]).set(1);
         metrics.pool_connections.with(["api"]).set(1);
         metrics.pool_pending_requests.with(["api"]).set(1);
+        metrics.breaker_state.with(["api"]).set(1);
         let labels = Labels {
             direction: Direction::Inbound,
             tls: Tls::Mesh,
@@ -322,8 +335,12 @@ mod tests {
         };
         let traffic = &metrics.traffic;
         let durations = traffic.durations.get(&labels, |_| Histogram::default());
-        let count = Counter::default();
-        let request = RequestSeries { count, durations };
+        let [count, retries, retries_refused] = [(); 3].map(|()| {
+            let counter = Counter::default();
+            counter.inc();
+            counter
+        });
+        let request = RequestSeries { count, retries, retries_refused, durations };
         traffic.requests.get(&labels, |_| request);
         let tcp = traffic.tcp.get(&labels, |_| TcpSeries::default());
         lock(&tcp.closed).insert("end", 1);

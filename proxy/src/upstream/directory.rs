@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use outrigger_ca::host::normal;
-use rand::Rng;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -23,7 +22,7 @@ use tokio::time::{timeout, timeout_at};
 use configured::Configured;
 
 use super::recipe::{Recipe, RecipeError, Source};
-use super::{Choice, Endpoint, SecurityRules, Upstream};
+use super::{Endpoint, SecurityRules, Upstream};
 use crate::config::{self, Config, Discovery};
 use crate::resolve::{self, Followed, LookupError, Resolver, Snapshot, Target};
 
@@ -58,17 +57,6 @@ impl Destination {
     /// The whole of an upstream, of which nothing is routed elsewhere.
     fn whole(upstream: Arc<Upstream>) -> Self {
         Self { upstream, endpoint: None, routed_host: None }
-    }
-
-    /// The endpoint for one request or connection: the dialled one, or any of the upstream's.
-    pub fn choose(&self, choice: &Choice<'_>, rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
-        match &self.endpoint {
-            Some(endpoint) => {
-                self.upstream.note_use(choice.now);
-                Some(endpoint.clone())
-            }
-            None => self.upstream.choose(choice, rng),
-        }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use outrigger_ca::SpiffeId;
 use rustls::pki_types::ServerName;
@@ -123,23 +122,7 @@ impl Recipe {
         };
         Ok(Self {
             name: name.into(),
-            policy: Policy {
-                connect_timeout: upstream.connect_timeout(),
-                max_connections: upstream.pool.max_connections(),
-                max_pending_requests: upstream.pool.max_pending_requests(),
-                max_requests: upstream.pool.max_requests(),
-                max_requests_per_connection: upstream.pool.max_requests_per_connection(),
-                max_connection_age: upstream.pool.max_connection_age.map(Into::into),
-                idle_timeout: upstream.pool.idle_timeout(),
-                stream_idle_timeout: upstream.stream_idle_timeout.map(Into::into),
-                protocol: upstream.protocol,
-                request_timeout: upstream.timeout.map(Into::into),
-                balance: upstream.balance.clone(),
-                zone: zone.filter(|_| upstream.prefer_zone).map(Into::into),
-                slow_start: upstream.slow_start.map(Into::into),
-                outlier: upstream.outlier.clone(),
-                checks_health: upstream.health_check.is_some(),
-            },
+            policy: Policy::new(upstream, zone),
             any_destination: upstream.any_destination,
             mesh: matches!(upstream.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))),
             source: Source::configured(upstream, port),
@@ -249,29 +232,6 @@ impl Recipe {
     fn is_owners_to_say(&self, rules: &SecurityRules, name: &str, failed: bool) -> bool {
         let undiscovered = failed && rules.is_discoverys(name);
         self.tls.is_none() && !self.mesh && !undiscovered && !rules.outbound.is_mesh_name(name)
-    }
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        let pool = config::Pool::default();
-        Self {
-            connect_timeout: config::Upstream::default().connect_timeout(),
-            max_connections: pool.max_connections(),
-            max_pending_requests: pool.max_pending_requests(),
-            max_requests: pool.max_requests(),
-            max_requests_per_connection: pool.max_requests_per_connection(),
-            max_connection_age: None,
-            idle_timeout: pool.idle_timeout(),
-            stream_idle_timeout: None,
-            protocol: config::Protocol::Auto,
-            request_timeout: None::<Duration>,
-            balance: config::Balance::default(),
-            zone: None,
-            slow_start: None,
-            outlier: config::Outlier::default(),
-            checks_health: false,
-        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::balance::{Choice, Picker, Subset};
 use super::load::since_epoch;
 use super::outlier::Ejections;
 use super::standing::{EndpointState, StaleAt, States};
-use super::{Endpoint, Policy};
+use super::{Breaker, ConcurrencyLimit, Endpoint, Policy, RetryBudget};
 
 /// How exactly the last use is known, in nanoseconds: workers that all wrote the time for each request would
 /// pass the cache line around.
@@ -36,6 +36,14 @@ pub struct Upstream {
     stale_at: Arc<StaleAt>,
     making: Mutex<Making>,
     pub(super) ejections: Ejections,
+    /// Lets requests pass, or none while it is open.
+    pub breaker: Breaker,
+    /// How many retries are left.
+    pub retry_budget: RetryBudget,
+    /// Limit of the requests under way at once.
+    pub concurrency: Option<Arc<ConcurrencyLimit>>,
+    /// Requests under way, where `pool.maxRequests` is stated.
+    pub(super) requests: AtomicUsize,
     /// Nanoseconds after the epoch of [`since_epoch`].
     last_used: AtomicU64,
     pub(super) connections: AtomicUsize,
@@ -106,17 +114,21 @@ impl Upstream {
     pub fn new(name: impl Into<Arc<str>>, policy: Policy, any_destination: bool) -> Self {
         Self {
             name: name.into(),
-            policy,
             any_destination,
             set: ArcSwap::default(),
             picker: ArcSwap::default(),
             stale_at: Arc::default(),
             making: Mutex::default(),
             ejections: Ejections::default(),
+            breaker: Breaker::new(&policy.breaker),
+            retry_budget: RetryBudget::new(&policy.retry_budget),
+            concurrency: policy.concurrency.as_ref().map(ConcurrencyLimit::new),
+            requests: AtomicUsize::new(0),
             last_used: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
             connection_freed: Notify::new(),
+            policy,
         }
     }
 
@@ -155,6 +167,22 @@ impl Upstream {
     /// The upstream itself is let go of: its connections close as soon as nobody uses them.
     pub(super) fn leave(&self) {
         self.set.load().endpoints().for_each(|endpoint| endpoint.leave());
+    }
+
+    /// The endpoint for one try of a request: the one that was dialled by its own address, if any, else one of all.
+    pub fn pick(
+        &self,
+        dialled: Option<&Arc<Endpoint>>,
+        choice: &Choice<'_>,
+        rng: &mut impl Rng,
+    ) -> Option<Arc<Endpoint>> {
+        match dialled {
+            Some(endpoint) => {
+                self.note_use(choice.now);
+                Some(endpoint.clone())
+            }
+            None => self.choose(choice, rng),
+        }
     }
 
     /// Chooses the endpoint for one try of a request.

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use super::super::Security;
+use super::super::Choice;
 use super::*;
 use crate::config::DnsDiscovery;
 use crate::resolve::ResolveSettings;
@@ -116,7 +117,7 @@ async fn a_broken_upstream_fails_only_those_who_want_it() {
         let found = located(&directory, None, dialled).await;
         assert_eq!(&*found.upstream.name, name, "{dialled}");
         assert_eq!(found.endpoint.is_some(), its_endpoint, "{dialled}");
-        let chosen = found.choose(&Choice::at(Instant::now()), &mut rand::rng()).unwrap();
+        let chosen = found.upstream.pick(found.endpoint.as_ref(), &Choice::at(Instant::now()), &mut rand::rng()).unwrap();
         assert_eq!(chosen.address, dialled.parse().unwrap());
     }
 }
