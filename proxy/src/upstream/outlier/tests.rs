@@ -197,12 +197,14 @@ fn an_ejected_endpoint_gets_nothing_until_it_is_back_and_panic_uses_all() {
     assert_eq!(ports(0), [1, 2, 3]);
     ends(&upstream, &endpoints[1], &[ConnectFailed; 2], clock.at(1));
     assert_eq!(ports(1), [1, 3]);
+    assert_eq!(upstream.available(), 2);
     assert_eq!(ports(30), [1, 3]);
     assert_eq!(ports(31), [1, 2, 3]);
     endpoints[0].standing.set_health(Health::Unhealthy, "refused");
     assert_eq!(ports(32), [2, 3]);
     endpoints[1].standing.set_health(Health::Unhealthy, "refused");
     assert_eq!(ports(33), [1, 2, 3], "below half of them healthy all are used");
+    assert_eq!(upstream.available(), 3);
     let states = upstream.states(clock.at(33));
     assert_eq!((states.healthy, states.unhealthy), (1, 2));
     endpoints[0].standing.set_health(Health::Healthy, "connected");
