@@ -33,7 +33,8 @@ pub struct Policy {
     pub balance: Balance,
     /// The zone that is preferred, if any.
     pub zone: Option<Arc<str>>,
-    /// Time over which the share of an endpoint grows that is new, or in again.
+    /// Time over which the share of an endpoint grows that is new, or in again. Consistent hashing does not know it:
+    /// it would move keys twice.
     pub slow_start: Option<Duration>,
     /// Ejection of failing endpoints, and panic mode.
     pub outlier: Outlier,

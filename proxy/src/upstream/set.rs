@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -188,9 +188,12 @@ impl Upstream {
     /// Chooses the endpoint for one try of a request.
     pub fn choose(&self, choice: &Choice<'_>, rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
         let now = since_epoch(choice.now);
-        self.note_use(choice.now);
-        if self.stale_at.is_due(now) {
-            self.make_picker(&self.making(), now);
+        self.note_use_at(now);
+        // Who finds another at it takes the picker there is.
+        if self.stale_at.is_due(now)
+            && let Some(making) = self.try_making()
+        {
+            self.make_picker(&making, now);
         }
         let picker = self.picker.load();
         match picker.plan(choice.subset) {
@@ -229,6 +232,19 @@ impl Upstream {
         self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn try_making(&self) -> Option<MutexGuard<'_, Making>> {
+        match self.making.try_lock() {
+            Ok(making) => Some(making),
+            Err(TryLockError::Poisoned(making)) => Some(making.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// How many endpoints requests may go to, for the breaker: those that are in, and in panic all.
+    pub fn available(&self) -> usize {
+        self.picker.load().available()
+    }
+
     /// How many endpoints are in, out and leaving.
     pub fn states(&self, now: Instant) -> States {
         let mut states = States {
@@ -256,7 +272,10 @@ impl Upstream {
 
     /// Remembers that it was used, to about a second.
     pub(super) fn note_use(&self, now: Instant) {
-        let now = since_epoch(now);
+        self.note_use_at(since_epoch(now));
+    }
+
+    fn note_use_at(&self, now: u64) {
         if now.saturating_sub(self.last_used.load(Relaxed)) >= USE_NOTED_EVERY {
             self.last_used.store(now, Relaxed);
         }
