@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rand::Rng;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::balance::{Choice, Picker, Subset};
 use super::load::since_epoch;
@@ -35,6 +35,8 @@ pub struct Upstream {
     picker: ArcSwap<Picker>,
     stale_at: Arc<StaleAt>,
     making: Mutex<Making>,
+    /// Is told when endpoints came or left.
+    pub(super) changes: watch::Sender<()>,
     pub(super) ejections: Ejections,
     /// Nanoseconds after the epoch of [`since_epoch`].
     last_used: AtomicU64,
@@ -112,6 +114,7 @@ impl Upstream {
             picker: ArcSwap::default(),
             stale_at: Arc::default(),
             making: Mutex::default(),
+            changes: watch::Sender::new(()),
             ejections: Ejections::default(),
             last_used: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
@@ -148,6 +151,7 @@ impl Upstream {
         self.set.store(Arc::new(next));
         if !is_spread_alike {
             self.make_picker(&making, since_epoch(Instant::now()));
+            self.changes.send_replace(());
         }
         changed
     }
@@ -155,6 +159,7 @@ impl Upstream {
     /// The upstream itself is let go of: its connections close as soon as nobody uses them.
     pub(super) fn leave(&self) {
         self.set.load().endpoints().for_each(|endpoint| endpoint.leave());
+        self.changes.send_replace(());
     }
 
     /// Chooses the endpoint for one try of a request.
