@@ -13,6 +13,7 @@ mod destination;
 mod faults;
 mod grpc;
 mod headers;
+mod health;
 mod http1;
 mod http2;
 mod lifecycle;

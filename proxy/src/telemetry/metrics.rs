@@ -8,7 +8,7 @@ use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use super::collector::TrafficCollector;
-use super::family::{CounterFamily, GaugeFamily};
+use super::family::{CounterFamily, GaugeFamily, NamedCounters};
 use super::labels::Direction;
 use super::process::ProcessCollector;
 use super::single::{LateGauge, OpenGauge, TotalCounter};
@@ -56,6 +56,8 @@ pub struct Metrics {
     pub responses_incomplete: CounterFamily<2>,
     /// Endpoints by `upstream` and `state`.
     pub endpoints: GaugeFamily<2>,
+    /// Active health checks by `upstream` and `result` (`success`, `failure`).
+    pub health_checks: NamedCounters<2>,
     /// Connections in the pools by `upstream`.
     pub pool_connections: GaugeFamily<1>,
     /// Requests that wait for a connection by `upstream`.
@@ -179,6 +181,10 @@ impl Metrics {
                 "Endpoints by state: healthy, ejected, unhealthy, draining.",
                 ["upstream", "state"],
             )),
+            health_checks: NamedCounters::new(making.registered(IntCounterVec::new(
+                Opts::new("outrigger_health_checks_total", "Active health checks by result."),
+                &["upstream", "result"],
+            ))),
             pool_connections: GaugeFamily::new(making.gauges(
                 "outrigger_pool_connections",
                 "Connections in the pools.",
@@ -228,6 +234,7 @@ impl Metrics {
     pub(super) fn sweep(&self) {
         self.traffic.sweep();
         self.forget_gauges();
+        self.health_checks.forget(Instant::now());
         self.sweeps.fetch_add(1, Relaxed);
     }
 
@@ -301,7 +308,7 @@ mod tests {
                 assert!(sample.starts_with(name), "{sample} stands under {name}");
             }
         }
-        assert_eq!(seen.len(), 38, "of each family there is a sample: {seen:?}");
+        assert_eq!(seen.len(), 39, "of each family there is a sample: {seen:?}");
     }
 
     fn with_a_sample_of_everything() -> Metrics {
@@ -321,6 +328,7 @@ mod tests {
         metrics.responses_incomplete.inc(["inbound", "client"]);
         metrics.dns_lookups.inc(["success"]);
         metrics.endpoints.with(["api", "healthy"]).set(1);
+        metrics.health_checks.inc(["api", "success"]);
         metrics.pool_connections.with(["api"]).set(1);
         metrics.pool_pending_requests.with(["api"]).set(1);
         metrics.breaker_state.with(["api"]).set(1);

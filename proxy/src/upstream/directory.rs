@@ -22,7 +22,7 @@ use tokio::time::{timeout, timeout_at};
 use configured::Configured;
 
 use super::recipe::{Recipe, RecipeError, Source};
-use super::{Endpoint, SecurityRules, Upstream};
+use super::{Endpoint, HealthChecks, SecurityRules, Upstream};
 use crate::config::{self, Config, Discovery};
 use crate::resolve::{self, Followed, LookupError, Resolver, Snapshot, Target};
 
@@ -103,6 +103,7 @@ enum About {
 
 struct Shared {
     resolver: Resolver,
+    health_checks: HealthChecks,
     configured: ArcSwap<Configured>,
     made: Mutex<HashMap<Key, Made>>,
     /// Places for questions.
@@ -176,10 +177,16 @@ impl std::fmt::Debug for Shared {
 
 impl Directory {
     /// Starts answering, on the current runtime.
-    pub fn start(resolver: Resolver, config: Arc<Config>, rules: Arc<SecurityRules>) -> Self {
+    pub fn start(
+        resolver: Resolver,
+        health_checks: HealthChecks,
+        config: Arc<Config>,
+        rules: Arc<SecurityRules>,
+    ) -> Self {
         let (questions, mut asked) = mpsc::unbounded_channel::<Question>();
         let shared = Arc::new(Shared {
             resolver,
+            health_checks,
             configured: ArcSwap::from_pointee(Configured::new(config, rules)),
             made: Mutex::default(),
             questions: Arc::new(Semaphore::new(QUESTIONS)),
@@ -513,6 +520,9 @@ impl Shared {
         let followed = recipe.source.target().map(|target| self.resolver.follow(target));
         let name = recipe.name.clone();
         let upstream = Arc::new(Upstream::new(name, recipe.policy.clone(), recipe.any_destination));
+        if let Some(plan) = &recipe.health {
+            self.health_checks.begin(&upstream, plan);
+        }
         let refresh = match followed.clone() {
             None => {
                 upstream.update(recipe.endpoint_set(&self.configured.load().rules, None));

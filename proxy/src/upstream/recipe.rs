@@ -7,6 +7,7 @@ use outrigger_ca::SpiffeId;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 
+use super::health::Plan;
 use super::owned::{Callee, Owned, by_owners};
 use super::security::{Claims, Pinned};
 use super::{Endpoint, EndpointSet, Member, Policy, Security, SecurityRules};
@@ -35,6 +36,7 @@ pub(super) struct Recipe {
     pub(super) policy: Policy,
     pub(super) any_destination: bool,
     pub(super) source: Source,
+    pub(super) health: Option<Arc<Plan>>,
     tls: Option<Security>,
     mesh: bool,
     pinned: Pinned,
@@ -126,6 +128,7 @@ impl Recipe {
             any_destination: upstream.any_destination,
             mesh: matches!(upstream.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))),
             source: Source::configured(upstream, port),
+            health: Plan::of(upstream).map(Arc::new),
             tls,
             pinned,
         })
@@ -138,6 +141,7 @@ impl Recipe {
             policy: Policy::default(),
             any_destination: false,
             source,
+            health: None,
             tls: None,
             mesh: false,
             pinned: Pinned::No,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rand::Rng;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::balance::{Choice, Picker, Subset};
 use super::load::since_epoch;
@@ -35,6 +35,8 @@ pub struct Upstream {
     picker: ArcSwap<Picker>,
     stale_at: Arc<StaleAt>,
     making: Mutex<Making>,
+    /// Is told when endpoints came or left.
+    pub(super) changes: watch::Sender<()>,
     pub(super) ejections: Ejections,
     /// Lets requests pass, or none while it is open.
     pub breaker: Breaker,
@@ -119,6 +121,7 @@ impl Upstream {
             picker: ArcSwap::default(),
             stale_at: Arc::default(),
             making: Mutex::default(),
+            changes: watch::Sender::new(()),
             ejections: Ejections::default(),
             breaker: Breaker::new(&policy.breaker),
             retry_budget: RetryBudget::new(&policy.retry_budget),
@@ -160,6 +163,7 @@ impl Upstream {
         self.set.store(Arc::new(next));
         if !is_spread_alike {
             self.make_picker(&making, since_epoch(Instant::now()));
+            self.changes.send_replace(());
         }
         changed
     }
@@ -167,6 +171,7 @@ impl Upstream {
     /// The upstream itself is let go of: its connections close as soon as nobody uses them.
     pub(super) fn leave(&self) {
         self.set.load().endpoints().for_each(|endpoint| endpoint.leave());
+        self.changes.send_replace(());
     }
 
     /// The endpoint for one try of a request: the one that was dialled by its own address, if any, else one of all.

@@ -57,7 +57,7 @@ fn directory_asking(
         mesh: None,
         mark: None,
     };
-    Directory::start(Resolver::new(settings, None).unwrap(), config, rules)
+    Directory::start(Resolver::new(settings, None).unwrap(), HealthChecks::channel().0, config, rules)
 }
 
 async fn located(directory: &Directory, host: Option<&str>, dialled: &str) -> Destination {
