@@ -125,6 +125,15 @@ fn an_empty_variable_is_as_good_as_none() {
 }
 
 #[test]
+fn a_skipped_port_of_zero_is_refused() {
+    for flag in ["--skip-inbound-ports", "--skip-outbound-ports"] {
+        let output = outrigger(&["iptables", "render", flag, "22,0"]);
+        assert_eq!(output.status.code(), Some(1), "{flag}");
+        assert!(text(&output.stderr).contains("port is 0: give a port from 1 to 65535"), "{output:?}");
+    }
+}
+
+#[test]
 fn every_flag_can_come_from_the_environment() {
     let mesh = Mesh::new();
     let (web, api) = (mesh.pod("web"), mesh.pod("api"));
