@@ -50,6 +50,15 @@ impl IdentityArgs {
     }
 }
 
+/// Takes variables that are empty away from their flags: manifests often leave them so where nothing is meant.
+pub fn without_empty_variables(command: Command, is_empty: &dyn Fn(&OsStr) -> bool) -> Command {
+    let command = command.mut_args(|flag| {
+        let empty = flag.get_env().is_some_and(is_empty);
+        if empty { flag.env(None::<&'static str>) } else { flag }
+    });
+    command.mut_subcommands(|subcommand| without_empty_variables(subcommand, is_empty))
+}
+
 /// Reads a port. What Kubernetes puts into the environment for a service that is called like the flag's variable
 /// (`OUTRIGGER_METRICS_PORT=tcp://10.0.0.1:15020` for `outrigger-metrics`) is not meant for the flag, and leaves it at
 /// its default.
@@ -161,6 +170,23 @@ mod tests {
         for text in ["0s", "1", ""] {
             assert!(above_zero(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_empty_variable_is_taken_away_from_each_flag_of_each_subcommand() {
+        fn variables(command: &Command) -> usize {
+            let own = command.get_arguments().filter(|flag| flag.get_env().is_some()).count();
+            own + command.get_subcommands().map(variables).sum::<usize>()
+        }
+        let all = variables(&crate::Arguments::command());
+        let with = |is_empty: &dyn Fn(&OsStr) -> bool| {
+            variables(&without_empty_variables(crate::Arguments::command(), is_empty))
+        };
+        assert!(all > 50, "{all}");
+        assert_eq!(with(&|_| false), all);
+        assert_eq!(with(&|_| true), 0);
+        // Those of apply, verify and render.
+        assert_eq!(with(&|variable| variable == "OUTRIGGER_SKIP_INBOUND_PORTS"), all - 3);
     }
 
     #[test]
