@@ -2,7 +2,8 @@
 //!
 //! What every part of the mesh shares lives at the top: the SPIFFE ID, certificates, trust bundles,
 //! and the checks of a peer's certificate; how TLS errors are told, and how durations and addresses are written.
-//! [`workload`] keeps a certificate fresh for a proxy; [`server`] is `outrigger ca`, with [`authority`] as what it signs with and [`tokens`] as whom it trusts.
+//! [`workload`] keeps a certificate fresh for a proxy; [`server`] is `outrigger ca`, with [`authority`] as
+//! what it signs with and [`tokens`] as whom it trusts.
 
 pub mod authority;
 mod bundle;
