@@ -35,7 +35,7 @@ pub struct IdentityArgs {
     /// on first use.
     #[arg(long, env = "OUTRIGGER_TRUST_BUNDLE", value_name = "FILE")]
     pub trust_bundle: Option<PathBuf>,
-    /// Time between looks at the CA's bundle, where it is not a file.
+    /// Time between looks at the CA's bundle; where that is a file, at whether the CA is there.
     #[arg(long, env = "OUTRIGGER_BUNDLE_POLL", value_name = "DURATION", default_value = "5m", value_parser = above_zero)]
     pub bundle_poll: Duration,
     /// Trust domain of the mesh's identities [default: cluster.local]
