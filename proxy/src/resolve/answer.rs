@@ -18,6 +18,8 @@ pub enum Target {
     /// Whose address is it? Only the mesh's discovery is asked (TXT at the reverse name); without one the answer is
     /// [`LookupError::NotFound`].
     Address(SocketAddr),
+    /// Addresses that the config states: of these too, whose they are.
+    Stated(Arc<[SocketAddr]>),
 }
 
 impl fmt::Display for Target {
@@ -26,6 +28,10 @@ impl fmt::Display for Target {
             Self::Name { host, port } => write!(f, "{host}:{port}"),
             Self::Srv { name } => f.write_str(name),
             Self::Address(address) => address.fmt(f),
+            Self::Stated(addresses) => {
+                let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+                f.write_str(&addresses.join(", "))
+            }
         }
     }
 }
@@ -40,8 +46,8 @@ pub struct Snapshot {
     pub error: Option<Arc<LookupError>>,
     /// When `answer` was last confirmed; without an answer, when the last lookup ended.
     pub refreshed: Instant,
-    /// Whose the answer's addresses are, where the hosts file or ordinary DNS gave it; `None` where that was not asked: the
-    /// answer is discovery's own, or there is no discovery.
+    /// Whose the answer's addresses are; `None` where that was not asked: the answer is discovery's own, or there is no
+    /// discovery.
     pub owners: Option<Arc<Owners>>,
 }
 
@@ -69,15 +75,15 @@ pub enum Owner {
     Unknown(Arc<LookupError>),
 }
 
-/// The owners of a name's endpoints, and of its VIPs at port 0. An address that is not in it was not asked for: a name with
-/// very many is known in part only.
+/// The owners of an answer's endpoints, and of its VIPs at port 0. An address that is not in it was not asked for: a name
+/// with very many is known in part only.
 pub type Owners = BTreeMap<SocketAddr, Owner>;
 
 /// A good answer. Endpoints are sorted by address, each address once.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Answer {
     /// The full name that answered, lower case, without a trailing dot. For [`Target::Address`]: the service's name when
-    /// the address is its VIP, else the address itself.
+    /// the address is its VIP, else the address itself. For [`Target::Stated`]: the addresses.
     pub name: Arc<str>,
     /// May be empty: the name exists and has nothing behind it that may be dialled.
     pub endpoints: Vec<ResolvedEndpoint>,
@@ -126,6 +132,8 @@ pub enum Source {
     Hosts,
     Mesh,
     Dns,
+    /// The config.
+    Static,
 }
 
 impl Source {
@@ -135,6 +143,7 @@ impl Source {
             Self::Hosts => "hosts",
             Self::Mesh => "mesh",
             Self::Dns => "dns",
+            Self::Static => "static",
         }
     }
 }

@@ -110,6 +110,12 @@ impl Resolver {
         }
     }
 
+    /// Whether there is a discovery that says whose an address is. Without one there is nothing to learn of
+    /// [`Target::Stated`].
+    pub fn knows_owners(&self) -> bool {
+        self.shared.lookup.directory.is_some()
+    }
+
     /// The full names that a host may stand for by search domains and ndots, in the order in which they are asked for:
     /// lower case, no trailing dot. None for an address or what is no host name.
     pub fn qualify(&self, host: &str) -> Vec<String> {
@@ -134,7 +140,12 @@ impl Followed {
         self.snapshot.borrow().clone()
     }
 
-    /// Waits until the first lookup has ended, at most about 5 s.
+    /// What is known now, of which [`Self::changed`] then tells no more.
+    pub(super) fn take_in(&mut self) -> Arc<Snapshot> {
+        self.snapshot.borrow_and_update().clone()
+    }
+
+    /// Waits until the first lookup has ended, and that of its addresses' owners: at most about 5 s each.
     pub async fn first(&self) -> Arc<Snapshot> {
         let mut snapshot = self.snapshot.clone();
         let known = snapshot
@@ -183,7 +194,9 @@ async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<A
         };
         hosts_changed.mark_unchanged();
         let step = state.absorb(outcome, Instant::now().into_std());
-        if let Some(metrics) = &shared.metrics {
+        if let Some(metrics) = &shared.metrics
+            && !matches!(target, Target::Stated(_))
+        {
             metrics.dns_lookups.inc([step.result]);
         }
         tracing::debug!(%target, result = step.result, error = ?step.snapshot.error, "looked up");
@@ -275,6 +288,6 @@ fn lower_case(target: Target) -> Target {
     match target {
         Target::Name { host, port } => Target::Name { host: lower(host), port },
         Target::Srv { name } => Target::Srv { name: lower(name) },
-        address @ Target::Address(_) => address,
+        addresses @ (Target::Address(_) | Target::Stated(_)) => addresses,
     }
 }

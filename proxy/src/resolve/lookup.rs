@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
+use outrigger_discovery::is_local;
 use outrigger_discovery::records::ServiceRecord;
 use tokio::time::timeout;
 
@@ -17,7 +18,7 @@ use super::search;
 use crate::config::is_not_redirected;
 
 /// A whole lookup, all candidates and sources; the C library waits as long for one question.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses of one pod's name whose owner is asked for.
 const MOST_POD_ADDRESSES: usize = 16;
 
@@ -52,6 +53,7 @@ impl Lookup {
                 Target::Name { host, port } => self.name(host, *port, &mut undenied_names).await,
                 Target::Srv { name } => self.srv(name).await,
                 Target::Address(dialled) => self.address(*dialled).await,
+                Target::Stated(addresses) => stated(target, addresses),
             }
         };
         let mut outcome = timeout(LOOKUP_TIMEOUT, asking).await.unwrap_or_else(|_| {
@@ -155,6 +157,10 @@ impl Lookup {
         let Some(directory) = &self.directory else {
             return absent(&target, NEGATIVE_UNSTATED);
         };
+        if is_local(ip) {
+            // Discovery takes none of these for an endpoint.
+            return absent(&target, longest());
+        }
         let owner = match directory.owner(ip).await {
             Ok(told) => told,
             Err(miss) => return missed(&target, miss),
@@ -341,6 +347,16 @@ fn no_such_port(name: &str, service: &ServiceRecord, valid_for: Duration) -> Fou
     found.answer.vips = service.vips.clone();
     found.answer.service = Some(service_info(service));
     found
+}
+
+/// What the config states is believed whatever it is, and stays as it is.
+fn stated(target: &Target, addresses: &[SocketAddr]) -> Outcome {
+    let mut found = Found::new(&target.to_string(), Source::Static, longest());
+    let canonical = |address: &SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    found.answer.endpoints = addresses.iter().map(canonical).map(plain_endpoint).collect();
+    found.answer.endpoints.sort_by_key(|endpoint| endpoint.address);
+    found.answer.endpoints.dedup_by_key(|endpoint| endpoint.address);
+    Outcome::Found(found.answer)
 }
 
 fn plain_endpoint(address: SocketAddr) -> ResolvedEndpoint {

@@ -24,7 +24,7 @@ use configured::Configured;
 use super::recipe::{Recipe, RecipeError, Source};
 use super::{Endpoint, HealthChecks, SecurityRules, Upstream};
 use crate::config::{self, Config, Discovery};
-use crate::resolve::{self, Followed, LookupError, Resolver, Snapshot, Target};
+use crate::resolve::{self, Followed, LookupError, Owner, Resolver, Snapshot, Target};
 
 /// Upstreams made on demand that are kept.
 const MAX_ON_DEMAND: usize = 1024;
@@ -397,7 +397,7 @@ impl Shared {
         for (name, upstream) in &configured.config.upstreams {
             if let Some(Discovery::Static(addresses)) = &upstream.discovery {
                 if addresses.iter().any(|fixed| fixed.address == dialled) {
-                    return self.configured(&name.as_str().into(), dialled.port()).await.map(Some);
+                    return self.stated(&name.as_str().into(), dialled).await.map(Some);
                 }
                 continue;
             }
@@ -408,6 +408,23 @@ impl Shared {
             }
         }
         Ok(None)
+    }
+
+    /// The upstream of which the config states this address.
+    async fn stated(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        dialled: SocketAddr,
+    ) -> Result<Arc<Upstream>, DestinationError> {
+        let (upstream, snapshot) = self.configured_as_known(name, dialled.port()).await?;
+        let owner = snapshot.as_ref().and_then(|snapshot| snapshot.owners.as_ref()?.get(&dialled));
+        match owner {
+            // Not as dialled either: that would go past the upstream's identity as soon as discovery answers.
+            Some(Owner::Unknown(error)) if !upstream.is_at(dialled) => {
+                Err(DestinationError::Lookup(error.clone()))
+            }
+            _ => Ok(upstream),
+        }
     }
 
     /// What is followed for upstreams of the config, whichever port is dialled.
@@ -461,27 +478,36 @@ impl Shared {
         name: &Arc<str>,
         port: u16,
     ) -> Result<Arc<Upstream>, DestinationError> {
+        self.configured_as_known(name, port).await.map(|(upstream, _)| upstream)
+    }
+
+    async fn configured_as_known(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        port: u16,
+    ) -> Result<(Arc<Upstream>, Option<Arc<Snapshot>>), DestinationError> {
         let configured = self.configured.load_full();
         let Some(upstream) = configured.upstream(name) else {
             return Err(DestinationError::Config(format!("the config has no upstream {name}").into()));
         };
         let key = Key::configured(name, upstream, port);
-        let zone = configured.config.zone.as_deref();
-        self.make(key, || Recipe::configured(name, upstream, port, zone)).await.map(|(made, _)| made)
+        let (zone, knows_owners) = (configured.config.zone.as_deref(), self.resolver.knows_owners());
+        self.make(key, || Recipe::configured(name, upstream, port, zone, knows_owners)).await
     }
 
     /// Begins to follow the configured upstreams whose addresses can be known before anybody dials them, so
     /// that traffic without a name finds them.
     fn make_configured(self: &Arc<Self>, configured: &Configured) {
+        let knows_owners = self.resolver.knows_owners();
         for (name, upstream) in &configured.config.upstreams {
             // Of no use for a key that is bounded.
             let port = 0;
             let key = Key::configured(name, upstream, port);
-            let is_followed = Source::configured(upstream, port).target().is_some();
+            let is_followed = Source::configured(upstream, port, knows_owners).target().is_some();
             if !key.is_bounded() || !is_followed || self.made().contains_key(&key) {
                 continue;
             }
-            match Recipe::configured(name, upstream, port, configured.config.zone.as_deref()) {
+            match Recipe::configured(name, upstream, port, configured.config.zone.as_deref(), knows_owners) {
                 Ok(recipe) => _ = self.add(key, Arc::new(recipe)),
                 Err(error) => tracing::warn!("it can't be called until this is mended: {error}"),
             }

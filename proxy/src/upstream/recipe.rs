@@ -45,8 +45,10 @@ pub(super) struct Recipe {
 /// Where endpoints come from.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
-    /// The config, and the name they belong to if it states one.
+    /// The config, where nobody is asked whose they are; and the name they belong to if it states one.
     Fixed(Vec<SocketAddr>, Option<Arc<str>>),
+    /// A list of addresses that knows nothing of the mesh, and the name they belong to if the config states one.
+    Listed(Target, Option<Arc<str>>),
     /// A name.
     Name(Target),
     /// The dialled address itself; discovery says whose it is.
@@ -54,12 +56,18 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// Where the endpoints of an upstream of the config come from. `port` is the one that was dialled.
-    pub(super) fn configured(upstream: &config::Upstream, port: u16) -> Self {
+    /// Where the endpoints of an upstream of the config come from. `port` is the one that was dialled; `knows_owners`:
+    /// there is a discovery that says whose an address is.
+    pub(super) fn configured(upstream: &config::Upstream, port: u16, knows_owners: bool) -> Self {
         let host = upstream.hosts.first().map(|host| Arc::from(host.to_ascii_lowercase()));
         match &upstream.discovery {
             Some(Discovery::Static(fixed)) => {
-                Self::Fixed(fixed.iter().map(|fixed| fixed.address).collect(), host)
+                let addresses: Vec<SocketAddr> = fixed.iter().map(|fixed| fixed.address).collect();
+                if knows_owners && upstream.tls.is_none() {
+                    Self::Listed(Target::Stated(addresses.into()), host)
+                } else {
+                    Self::Fixed(addresses, host)
+                }
             }
             Some(
                 Discovery::File(_) | Discovery::Consul(_) | Discovery::Eureka(_) | Discovery::Kubernetes(_),
@@ -83,7 +91,7 @@ impl Source {
         match self {
             Self::Name(Target::Name { port, .. }) => Some(*port),
             Self::Dialled(address) => Some(address.port()),
-            Self::Fixed(..) | Self::Name(_) => None,
+            Self::Fixed(..) | Self::Listed(..) | Self::Name(_) => None,
         }
     }
 
@@ -91,19 +99,20 @@ impl Source {
     pub(super) fn target(&self) -> Option<Target> {
         match self {
             Self::Fixed(..) => None,
-            Self::Name(target) => Some(target.clone()),
+            Self::Listed(target, _) | Self::Name(target) => Some(target.clone()),
             Self::Dialled(address) => Some(Target::Address(*address)),
         }
     }
 }
 
 impl Recipe {
-    /// An upstream of the config. `port` is the one that was dialled, `zone` the proxy's own.
+    /// An upstream of the config, its source as [`Source::configured`] says; `zone` is the proxy's own.
     pub(super) fn configured(
         name: &str,
         upstream: &config::Upstream,
         port: u16,
         zone: Option<&str>,
+        knows_owners: bool,
     ) -> Result<Self, RecipeError> {
         let tls = match &upstream.tls {
             None | Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh)) => None,
@@ -127,7 +136,7 @@ impl Recipe {
             policy: Policy::new(upstream, zone),
             any_destination: upstream.any_destination,
             mesh: matches!(upstream.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))),
-            source: Source::configured(upstream, port),
+            source: Source::configured(upstream, port, knows_owners),
             health: Plan::of(upstream).map(Arc::new),
             tls,
             pinned,
@@ -203,15 +212,19 @@ impl Recipe {
                 let resolved = addresses.iter().map(|address| unknown(*address)).collect();
                 (resolved, host.as_deref().map(strip_service_labels))
             }
-            Source::Name(_) => {
+            Source::Listed(..) | Source::Name(_) => {
                 let Some(answer) = answer else { return Owned::default() };
-                let name = strip_service_labels(&answer.name);
+                let name = match &self.source {
+                    Source::Listed(_, host) => host.as_deref(),
+                    _ => Some(&*answer.name),
+                };
+                let name = name.map(strip_service_labels);
                 if let Some(owners) = snapshot.and_then(|snapshot| snapshot.owners.as_deref())
                     && self.is_owners_to_say(rules, name, failed)
                 {
-                    return by_owners(answer, owners, name, rules);
+                    return by_owners(answer, owners, name, self.pinned != Pinned::No, rules);
                 }
-                (answer.endpoints.clone(), Some(name))
+                (answer.endpoints.clone(), name)
             }
             // A VIP has no listener: its service's own upstream is used.
             Source::Dialled(address) if answer.is_some_and(|a| a.vips.contains(&address.ip())) => {
@@ -231,11 +244,11 @@ impl Recipe {
         }
     }
 
-    /// Whether it depends on the owners of a name's addresses how they are called: not where the config says it, nor where
-    /// the name is of the mesh and so says whom to expect, discovery being away or not.
-    fn is_owners_to_say(&self, rules: &SecurityRules, name: &str, failed: bool) -> bool {
-        let undiscovered = failed && rules.is_discoverys(name);
-        self.tls.is_none() && !self.mesh && !undiscovered && !rules.outbound.is_mesh_name(name)
+    /// Whether it depends on the addresses' owners how they are called: not where the config says it, nor where the name is
+    /// of the mesh and so says whom to expect, discovery being away or not.
+    fn is_owners_to_say(&self, rules: &SecurityRules, name: Option<&str>, failed: bool) -> bool {
+        let says_itself = |name| failed && rules.is_discoverys(name) || rules.outbound.is_mesh_name(name);
+        self.tls.is_none() && !self.mesh && !name.is_some_and(says_itself)
     }
 }
 
@@ -286,7 +299,29 @@ mod tests {
         ];
         for (hosts, discovery, target) in cases {
             let upstream = config::Upstream { hosts, discovery, ..Default::default() };
-            assert_eq!(Source::configured(&upstream, 8080).target(), target, "{upstream:?}");
+            assert_eq!(Source::configured(&upstream, 8080, false).target(), target, "{upstream:?}");
+        }
+    }
+
+    #[test]
+    fn the_owners_of_stated_addresses_are_asked_for_unless_the_config_says_how_they_are_called() {
+        let addresses: [SocketAddr; 1] = ["10.0.0.1:80".parse().unwrap()];
+        let server = config::ServerTls { server_name: "a.example".into(), ca_file: "ca.pem".into() };
+        let cases = [
+            (None, true),
+            (Some(UpstreamTls::Mode(UpstreamTlsMode::None)), false),
+            (Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh)), false),
+            (Some(UpstreamTls::Server(server)), false),
+        ];
+        for (tls, asked) in cases {
+            for identity in [None, Some("any".to_owned())] {
+                let discovery = Some(Discovery::Static(addresses.map(config::StaticEndpoint::at).to_vec()));
+                let upstream =
+                    config::Upstream { tls: tls.clone(), discovery, identity, ..Default::default() };
+                let target = Source::configured(&upstream, 80, true).target();
+                let expected = asked.then(|| Target::Stated(addresses.as_slice().into()));
+                assert_eq!(target, expected, "{upstream:?}");
+            }
         }
     }
 }

@@ -65,7 +65,7 @@ struct Making {
 /// The endpoints of an upstream, as one answer of discovery gave them.
 #[derive(Debug, Default)]
 pub struct EndpointSet {
-    /// The full name that answered; `None` without an answer, and where nobody was asked.
+    /// What the answer is of ([`crate::resolve::Answer::name`]); `None` without one, and where nobody was asked.
     pub name: Option<Arc<str>>,
     /// The endpoints.
     pub members: Vec<Member>,

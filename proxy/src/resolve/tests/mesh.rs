@@ -462,6 +462,30 @@ async fn of_very_many_addresses_some_are_asked_about_and_of_discovery_s_own_none
 }
 
 #[tokio::test]
+async fn discovery_is_asked_whose_all_the_addresses_are_that_the_config_states_but_for_local_ones() {
+    let (discovery, dns, resolver) = honest().await;
+    assert!(resolver.knows_owners());
+    discovery.zone.strings("3.0.77.10.in-addr.arpa", 5, &[SERVICE, MESHED]);
+    discovery.zone.say("1.0.0.127.in-addr.arpa", RecordType::TXT, Say::Code(ResponseCode::ServFail));
+    let mut stated = sockets(["127.0.0.1:80", "[::ffff:10.77.0.3]:8080", "10.77.0.3:8080"]);
+    stated.extend((1..=200).map(|last| SocketAddr::from(([203, 0, 113, last], 80))));
+    let snapshot = resolver.follow(Target::Stated(stated.into())).first().await;
+    assert_eq!(addresses(&snapshot)[..2], sockets(["10.77.0.3:8080", "127.0.0.1:80"]));
+    assert!(snapshot.error.is_none());
+    let owners = snapshot.owners.as_ref().unwrap();
+    let known = owners.iter().filter(|(_, owner)| **owner != Owner::Nobody).collect::<Vec<_>>();
+    let [(address, Owner::Known(answer))] = known[..] else { panic!("{known:?}") };
+    assert_eq!((address.to_string().as_str(), answer.endpoints[0].mesh), ("10.77.0.3:8080", Some(true)));
+    assert_eq!(owners.len(), 202);
+    assert_eq!(discovery.zone.asked("1.0.0.127.in-addr.arpa", RecordType::TXT), 0);
+
+    let alone = super::resolver(&dns, None);
+    assert!(!alone.knows_owners());
+    assert!(alone.follow(Target::Stated(sockets(["10.77.0.3:8080"]).into())).first().await.owners.is_none());
+    assert_eq!(dns.zone.asked("3.0.77.10.in-addr.arpa", RecordType::TXT), 0);
+}
+
+#[tokio::test]
 async fn without_a_place_an_address_is_not_asked_about_and_places_come_back() {
     let (discovery, dns, resolver) = honest().await;
     discovery.zone.strings("3.0.77.10.in-addr.arpa", 5, &[MESHED]);
