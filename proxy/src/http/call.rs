@@ -124,12 +124,13 @@ pub async fn call(
     let deadline = if recording.is_grpc() { Deadline::of(request.headers(), now) } else { None };
     let mut tries = Tries::begin(call, request, deadline);
     let limit = TimeLimit { after_request: call.timeout, deadline };
-    let Ended { result, exhausted } = if limit.is_none() {
-        tries.make(request, endpoint.clone(), &mut recording, now).await
+    if limit.is_none() {
+        tries.make(request, endpoint.clone(), &mut recording, now).await;
     } else {
-        Box::pin(tries.make_within(limit, request, endpoint.clone(), &mut recording, now)).await
-    };
+        Box::pin(tries.make_within(limit, request, endpoint.clone(), &mut recording, now)).await;
+    }
     let now = Instant::now();
+    let result = std::mem::replace(&mut tries.result, Err(HopError::NotTried));
     let attempt = attempt_of(&result, &recording);
     let what = tried_of(&result, tries.mark);
     let unprocessed = what.is_unprocessed();
@@ -161,7 +162,7 @@ pub async fn call(
         unprocessed,
         request: if unprocessed || tries.repeatable { tries.last_request(request) } else { None },
         recording,
-        exhausted,
+        exhausted: tries.exhausted,
         content_type: tries.content_type,
         idle_timeout,
     }))
@@ -259,13 +260,6 @@ impl Failed {
     }
 }
 
-/// How all tries ended.
-struct Ended {
-    result: Result<Response<Body>, HopError>,
-    /// No proxy further out shall try again.
-    exhausted: bool,
-}
-
 /// The tries of one request.
 struct Tries<'a> {
     call: &'a Call<'a>,
@@ -276,8 +270,12 @@ struct Tries<'a> {
     replay: Option<Replay>,
     deadline: Option<Deadline>,
     content_type: Option<HeaderValue>,
-    /// Of the last try's response.
+    /// What became of the last one. Kept here and not handed from future to future: each would be as much larger.
+    result: Result<Response<Body>, HopError>,
+    /// Of the last one's response.
     mark: PeerMark,
+    /// No proxy further out shall try again.
+    exhausted: bool,
 }
 
 impl<'a> Tries<'a> {
@@ -298,7 +296,9 @@ impl<'a> Tries<'a> {
             spare,
             replay,
             deadline,
+            result: Err(HopError::NotTried),
             mark: PeerMark::None,
+            exhausted: false,
         }
     }
 
@@ -308,18 +308,15 @@ impl<'a> Tries<'a> {
         endpoint: Arc<Endpoint>,
         recording: &mut Recording,
         now: Instant,
-    ) -> Ended {
-        let result = self.attempt(request, &endpoint, recording, now).await;
-        if is_good(&result) {
-            return Ended { result, exhausted: false };
+    ) {
+        self.attempt(request, &endpoint, recording, now).await;
+        if is_good(&self.result) {
+            return;
         }
         // Boxed: the future of every request would be as large as this one.
         match self.call.again {
-            Again::Retry(policy) => Box::pin(self.retry(policy, result, request, endpoint, recording)).await,
-            Again::Connect(limit) => {
-                let result = Box::pin(self.connect(limit, result, request, endpoint, recording)).await;
-                Ended { result, exhausted: false }
-            }
+            Again::Retry(policy) => Box::pin(self.retry(policy, request, endpoint, recording)).await,
+            Again::Connect(limit) => Box::pin(self.connect(limit, request, endpoint, recording)).await,
         }
     }
 
@@ -330,7 +327,7 @@ impl<'a> Tries<'a> {
         endpoint: Arc<Endpoint>,
         recording: &mut Recording,
         now: Instant,
-    ) -> Ended {
+    ) {
         let progress = recording.progress();
         let request_ended = async move {
             if let Some(progress) = progress {
@@ -339,15 +336,14 @@ impl<'a> Tries<'a> {
         };
         let passed = tokio::select! {
             biased;
-            ended = self.make(request, endpoint, recording, now) => return ended,
+            () = self.make(request, endpoint, recording, now) => return,
             passed = limit.passed(request_ended) => passed,
         };
         recording.attempt_ended(Attempt::Failed, Instant::now());
-        let error = match passed {
+        self.result = Err(match passed {
             Passed::Timeout(limit) => HopError::Timeout(limit),
             Passed::Deadline => HopError::DeadlinePassed,
-        };
-        Ended { result: Err(error), exhausted: false }
+        });
     }
 
     async fn attempt(
@@ -356,112 +352,106 @@ impl<'a> Tries<'a> {
         endpoint: &Arc<Endpoint>,
         recording: &mut Recording,
         now: Instant,
-    ) -> Result<Response<Body>, HopError> {
+    ) {
         let Call { pools, upstream, wire, .. } = *self.call;
         recording.sent_to(upstream, InFlight::begin(endpoint, now));
         if let Some(deadline) = self.deadline
             && deadline.pass_on(request.headers_mut(), now).is_err()
         {
-            return Err(HopError::DeadlinePassed);
+            self.result = Err(HopError::DeadlinePassed);
+            return;
         }
         let forward = Forward { pools, upstream, endpoint, wire, spare: self.spare.as_deref() };
-        let mut result = match self.call.retry().and_then(RetryPolicy::per_try_timeout) {
+        self.result = match self.call.retry().and_then(RetryPolicy::per_try_timeout) {
             None => forward.send(request, recording).await,
             Some(limit) => {
-                match tokio::time::timeout(limit, Box::pin(forward.send(request, recording))).await {
-                    Ok(result) => result,
-                    Err(_) => Err(HopError::Timeout(limit)),
-                }
+                let sent = tokio::time::timeout(limit, Box::pin(forward.send(request, recording)));
+                Box::pin(sent).await.unwrap_or(Err(HopError::Timeout(limit)))
             }
         };
-        if let Ok(response) = &mut result {
+        if let Ok(response) = &mut self.result {
             self.mark = match is_good_response(response) {
                 true => PeerMark::None,
                 false => PeerMark::of(response.headers(), recording.is_meshed()),
             };
             strip_mesh_headers(response.headers_mut());
         }
-        recording.attempt_ended(attempt_of(&result, recording), Instant::now());
-        result
+        recording.attempt_ended(attempt_of(&self.result, recording), Instant::now());
     }
 
     /// Tries again, as long as the policy says so and the budget lets it.
     async fn retry(
         &mut self,
         policy: &RetryPolicy,
-        mut result: Result<Response<Body>, HopError>,
         request: &mut Request<Body>,
         mut endpoint: Arc<Endpoint>,
         recording: &mut Recording,
-    ) -> Ended {
+    ) {
         let upstream = self.call.upstream;
         let mut tried = Vec::new();
         for retries in 0.. {
-            let what = tried_of(&result, self.mark);
+            let what = tried_of(&self.result, self.mark);
             let after = {
                 let rng = &mut *self.call.rng.borrow_mut();
                 policy.verdict(self.repeatable, what, retries, SystemTime::now(), rng)
             };
             let backoff = match after {
-                AfterTry::Done => return Ended { result, exhausted: false },
-                AfterTry::Exhausted => return Ended { result, exhausted: true },
+                AfterTry::Done => return,
+                AfterTry::Exhausted => return self.exhausted = true,
                 AfterTry::Retry { backoff } => backoff,
             };
-            if recording.request_broke() || !self.can_be_sent(&result) {
-                return Ended { result, exhausted: false };
+            if recording.request_broke() || !self.can_be_sent() {
+                return;
             }
             if !upstream.retry_budget.try_retry(Instant::now()) {
                 recording.retry_refused();
-                return Ended { result, exhausted: true };
+                return self.exhausted = true;
             }
             tokio::time::sleep(backoff).await;
             tried.push(endpoint.id);
             let now = Instant::now();
-            let next = self.call.choose(now, &tried);
-            let (Some(next), Some(mut again)) = (next, self.next_request(request)) else {
-                return Ended { result, exhausted: false };
+            let (Some(next), Some(mut again)) = (self.call.choose(now, &tried), self.next_request(request))
+            else {
+                return;
             };
             recording.retried();
-            drop(result);
+            self.result = Err(HopError::NotTried);
             recording.try_over();
             endpoint = next;
-            result = self.attempt(&mut again, &endpoint, recording, now).await;
+            self.attempt(&mut again, &endpoint, recording, now).await;
             // After a connection that failed it is needed once more.
             *request = again;
-            if is_good(&result) {
-                break;
+            if is_good(&self.result) {
+                return;
             }
         }
-        Ended { result, exhausted: false }
     }
 
     /// Connects again to a workload that is starting.
     async fn connect(
         &mut self,
         limit: Duration,
-        mut result: Result<Response<Body>, HopError>,
         request: &mut Request<Body>,
         endpoint: Arc<Endpoint>,
         recording: &mut Recording,
-    ) -> Result<Response<Body>, HopError> {
+    ) {
         let begun = Instant::now();
         let mut pause = CONNECT_PAUSE;
-        while let Err(HopError::Connect(ConnectError::Dial(DialError::Refused(_)))) = &result
+        while let Err(HopError::Connect(ConnectError::Dial(DialError::Refused(_)))) = &self.result
             && begun.elapsed() + pause < limit
         {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(CONNECT_PAUSE_MAX);
             recording.try_over();
-            result = self.attempt(request, &endpoint, recording, Instant::now()).await;
+            self.attempt(request, &endpoint, recording, Instant::now()).await;
         }
-        result
     }
 
     /// Whether there is something to send in another try.
-    fn can_be_sent(&self, result: &Result<Response<Body>, HopError>) -> bool {
+    fn can_be_sent(&self) -> bool {
         match &self.spare {
             Some(_) => self.replay.as_ref().is_none_or(Replay::can_be_sent),
-            None => matches!(result, Err(HopError::Connect(_))),
+            None => matches!(self.result, Err(HopError::Connect(_))),
         }
     }
 

@@ -35,6 +35,9 @@ pub enum HopError {
     /// The response's headers did not come in time.
     #[error("no response within {0:?}")]
     Timeout(Duration),
+    /// Nothing has become of it yet.
+    #[error("it was not sent")]
+    NotTried,
     /// The caller's own deadline is over.
     #[error("the caller's deadline (grpc-timeout) has passed")]
     DeadlinePassed,
@@ -61,6 +64,7 @@ impl HopError {
                 };
                 about(kind, error)
             }
+            Self::NotTried => about(ProxyError::INTERNAL, self),
             Self::UnknownCoding => about(ProxyError::BAD_RESPONSE, self),
             Self::Http1(error) => {
                 let kind = if error.is_parse() { ProxyError::BAD_RESPONSE } else { ProxyError::TERMINATED };

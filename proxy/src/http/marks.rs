@@ -22,7 +22,7 @@ impl Tried<'_> {
     pub fn failed(error: &HopError) -> Self {
         match error {
             HopError::Connect(ConnectError::Full { .. }) => Self::TurnedAway,
-            HopError::Connect(_) => Self::Unprocessed,
+            HopError::Connect(_) | HopError::NotTried => Self::Unprocessed,
             HopError::Timeout(_) | HopError::DeadlinePassed => Self::TimedOut,
             HopError::Http2(error) if is_unprocessed(error) => Self::Unprocessed,
             // hyper's word for a request that it still had when the connection ended.
