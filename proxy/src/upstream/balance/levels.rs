@@ -57,11 +57,13 @@ pub(super) fn local_share(local: u64, all: u64, zones: usize) -> f64 {
 mod tests {
     use super::*;
 
+    /// Healthy percents, the threshold; then the share in percent of each level, and whether it panics.
+    type Case = (&'static [usize], u8, &'static [(f64, bool)]);
+
     /// The first rows are those of Envoy's documentation, whose shares are cut to whole percents.
     #[test]
     fn levels_get_what_they_can_take_and_panic_only_where_all_together_can_not() {
-        // Healthy percents, the threshold; then the share in percent of each level, and whether it panics.
-        let cases: [(&[usize], u8, &[(f64, bool)]); 15] = [
+        let cases: [Case; 15] = [
             (&[100, 100], 50, &[(100.0, false), (0.0, false)]),
             (&[72, 100], 50, &[(100.0, false), (0.0, false)]),
             (&[71, 100], 50, &[(99.4, false), (0.6, false)]),

@@ -70,11 +70,13 @@ async fn an_idle_http1_connection_closes_when_its_endpoint_is_gone() {
         lease.unwrap().give_back();
         world.pools.sweep(Instant::now());
         assert_eq!(pool.http1.len(), 1);
-        drop(pool);
         world.remove();
         world.pools.sweep(Instant::now());
-        assert!(world.pools.pools.borrow().is_empty());
+        assert_eq!(pool.http1.len(), 0);
         assert!(ends(&mut accepted).await);
+        drop(pool);
+        world.pools.sweep(Instant::now());
+        assert!(world.pools.pools.borrow().is_empty());
     };
     LocalSet::new().run_until(test).await;
 }
