@@ -15,6 +15,9 @@ use crate::http::{LocalResponse, ProxyError};
 use crate::net::DialError;
 use crate::upstream::{AfterTry, RetryPolicy};
 
+/// What `on` states, which statuses are tried again, and which are not.
+type Retried<'a> = (Option<&'a [&'a str]>, &'a [u16], &'a [u16]);
+
 const NO_FIELDS: &[(&str, &str)] = &[];
 
 fn fields(list: &[(&str, &str)]) -> HeaderMap {
@@ -131,7 +134,7 @@ fn what_no_server_has_looked_at_was_not_processed() {
 
 #[test]
 fn only_what_is_configured_is_tried_again() {
-    let cases: &[(Option<&[&str]>, &[u16], &[u16])] = &[
+    let cases: &[Retried] = &[
         (None, &[502, 503, 504], &[200, 301, 400, 404, 408, 429, 500, 501, 505, 599]),
         (Some(&["500", "429", "599"]), &[500, 429, 599], &[502, 503, 504, 428, 598]),
         (Some(&["connectFailure", "refusedStream"]), &[], &[502, 503, 504]),

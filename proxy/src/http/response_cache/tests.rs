@@ -6,7 +6,11 @@ use http_body_util::BodyExt;
 
 use super::*;
 
-const NO_FIELDS: &[(&str, &str)] = &[];
+type Fields<'a> = &'a [(&'a str, &'a str)];
+/// Fields of a request, status and fields of its response, and its freshness: lifetime in seconds, and beyond.
+type Stores<'a> = (Fields<'a>, u16, Fields<'a>, Option<(u64, Duration)>);
+
+const NO_FIELDS: Fields = &[];
 /// 1994-11-06 08:49:37 GMT.
 const NOW: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
 const MINUTE_AGO: &str = "Sun, 06 Nov 1994 08:48:37 GMT";
@@ -134,7 +138,7 @@ fn only_what_a_shared_cache_may_store_is_stored() {
     let private: &[(&str, &str)] = &[("authorization", "Bearer x")];
     let cookie: &[(&str, &str)] = &[("cookie", "session=x")];
     #[rustfmt::skip]
-    let cases: &[(&[(&str, &str)], u16, &[(&str, &str)], Option<(u64, Duration)>)] = &[
+    let cases: &[Stores] = &[
         (NO_FIELDS, 200, NO_FIELDS, Some((0, long))),
         (NO_FIELDS, 200, &[("cache-control", "max-age=60")], Some((60, long))),
         (NO_FIELDS, 200, &[("cache-control", "Max-Age=\"60\" , immutable")], Some((60, long))),
@@ -338,8 +342,8 @@ async fn who_asks_for_the_server_itself_gets_nothing_of_ours() {
 #[tokio::test]
 async fn fields_that_vary_names_choose_the_response() {
     let shop = Shop::new(cache());
-    let (gzip, german): (&[(&str, &str)], &[(&str, &str)]) =
-        (&[("accept-encoding", "gzip"), ("accept-language", "de")], &[("accept-language", "de")]);
+    let gzip: Fields = &[("accept-encoding", "gzip"), ("accept-language", "de")];
+    let german: Fields = &[("accept-language", "de")];
     let vary = [("vary", "Accept-Encoding"), ("vary", " accept-language,")];
     shop.passes(("GET", API, gzip), 200, &vary, "gzip").await;
     shop.passes(("GET", API, german), 200, &vary, "plain").await;
