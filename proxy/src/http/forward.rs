@@ -48,28 +48,31 @@ impl Forward<'_> {
         request: &mut Request<Body>,
         recording: &mut Recording,
     ) -> Result<Response<Body>, HopError> {
-        let pool = self.pools.of(self.upstream, self.endpoint);
-        if !pool.is_meshed() {
-            return self.send_plain(&pool, request, recording).await;
-        }
-        recording.exchange().tls = Tls::Mesh;
-        if self.wire == Wire::Own {
-            return Box::pin(self.send_own(&pool, request, recording)).await;
-        }
-        let stream = match pool.stream(self.upstream).await {
-            Ok(stream) => stream,
-            Err(ConnectError::NotMeshed(_)) => {
-                // Permissive mode found no sidecar there.
-                recording.exchange().tls = Tls::Plain;
-                let pool = self.pools.of(self.upstream, self.endpoint);
-                return Box::pin(self.send_plain(&pool, request, recording)).await;
+        let mut pool = self.pools.of(self.upstream, self.endpoint);
+        let mut stream = loop {
+            recording.exchange().tls = match pool.is_meshed() {
+                true => Tls::Mesh,
+                false if pool.is_server_tls() => Tls::Server,
+                false => Tls::Plain,
+            };
+            match self.wire {
+                Wire::Own => return Box::pin(self.send_own(&pool, request, recording)).await,
+                Wire::Http1(version) if !pool.is_meshed() => {
+                    return self.send_http1(&pool, version, request, recording).await;
+                }
+                Wire::Http1(_) | Wire::Multiplexed => match pool.stream(self.upstream).await {
+                    // Permissive mode found no sidecar there: what is known now makes it another pool.
+                    Err(ConnectError::NotMeshed(_)) => pool = self.pools.of(self.upstream, self.endpoint),
+                    stream => break stream?,
+                },
             }
-            Err(error) => return Err(error.into()),
         };
         strip_hop_by_hop(request.headers_mut());
-        let version = version_to_mesh(request.version());
-        request.headers_mut().insert(ORIGINAL_VERSION, version);
-        let (response, stream, pump) = self.send_stream(&pool, stream, request).await?;
+        if pool.is_meshed() {
+            let version = version_to_mesh(request.version());
+            request.headers_mut().insert(ORIGINAL_VERSION, version);
+        }
+        let (response, pump) = self.send_stream(&pool, &mut stream, request).await?;
         recording.on_stream(stream, pump);
         Ok(response.map(Body::from))
     }
@@ -79,54 +82,40 @@ impl Forward<'_> {
     async fn send_stream(
         &self,
         pool: &Rc<EndpointPool>,
-        mut stream: StreamLease,
+        stream: &mut StreamLease,
         request: &mut Request<Body>,
-    ) -> Result<(Response<RecvStream>, StreamLease, Option<PumpGuard>), HopError> {
+    ) -> Result<(Response<RecvStream>, Option<PumpGuard>), HopError> {
         let has_body = !request.body().is_end();
         let own = (!has_body && self.spare.is_none()).then(|| head_of(request));
-        let error = match send_multiplexed(&mut stream, std::mem::take(request)).await {
-            Ok((response, pump)) => return Ok((response, stream, pump)),
+        let error = match send_multiplexed(stream, std::mem::take(request)).await {
+            Ok(sent) => return Ok(sent),
             Err(error) => error,
         };
         let spare = self.spare.or(own.as_deref()).filter(|_| !has_body && is_unprocessed(&error));
         let Some(spare) = spare else { return Err(error.into()) };
-        drop(stream);
-        let mut spare = head_of(spare);
         // Without another connection it stays what it is: a request that nobody has processed.
-        let Ok(mut stream) = Box::pin(pool.stream(self.upstream)).await else { return Err(error.into()) };
-        let (response, pump) = Box::pin(send_multiplexed(&mut stream, std::mem::take(&mut *spare))).await?;
-        Ok((response, stream, pump))
+        let Ok(other) = Box::pin(pool.stream(self.upstream)).await else { return Err(error.into()) };
+        *stream = other;
+        Ok(Box::pin(send_multiplexed(stream, *head_of(spare))).await?)
     }
 
-    async fn send_plain(
+    async fn send_http1(
         &self,
         pool: &Rc<EndpointPool>,
+        version: Version,
         request: &mut Request<Body>,
         recording: &mut Recording,
     ) -> Result<Response<Body>, HopError> {
-        recording.exchange().tls = if pool.is_server_tls() { Tls::Server } else { recording.exchange().tls };
-        let version = match self.wire {
-            Wire::Own => return Box::pin(self.send_own(pool, request, recording)).await,
-            Wire::Multiplexed => {
-                strip_hop_by_hop(request.headers_mut());
-                let stream = pool.stream(self.upstream).await?;
-                let (response, stream, pump) = self.send_stream(pool, stream, request).await?;
-                recording.on_stream(stream, pump);
-                return Ok(response.map(Body::from));
-            }
-            Wire::Http1(version) => version,
-        };
         strip_hop_by_hop(request.headers_mut());
         *request.version_mut() = version;
         let mut lease = pool.http1(self.upstream).await?;
-        let mut request = std::mem::take(request);
         let response = loop {
-            match lease.sender.try_send_request(request).await {
+            match lease.sender.try_send_request(std::mem::take(request)).await {
                 Ok(response) => break response,
                 Err(mut error) => match error.take_message() {
                     // The workload closed an unused connection just now; nothing was sent on it.
                     Some(unsent) if lease.reused => {
-                        request = unsent;
+                        *request = unsent;
                         lease = pool.http1(self.upstream).await?;
                     }
                     _ => return Err(error.into_error().into()),

@@ -5,10 +5,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, Response, StatusCode};
+use http::{Response, StatusCode};
 use outrigger_ca::tls_fault::TlsFault;
 
-use super::headers::is_grpc;
 use crate::identity::HandshakeError;
 use crate::net::{Body, DialError};
 use crate::upstream::{ConnectError, DestinationError, Open, TurnedAway, Upstream};
@@ -222,10 +221,9 @@ impl LocalResponse {
         value
     }
 
-    /// The response, in the form that the caller of a request with these headers understands.
-    pub fn to_response(&self, request: &HeaderMap) -> Response<Body> {
+    /// The response, in the form that the caller understands; `grpc`: it made a gRPC call.
+    pub fn to_response(&self, grpc: bool) -> Response<Body> {
         let mut response = Response::new(Body::empty());
-        let grpc = is_grpc(request);
         if grpc {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             response.headers_mut().insert(GRPC_STATUS, HeaderValue::from(self.error.grpc_status));
@@ -282,9 +280,7 @@ mod tests {
 
     #[test]
     fn a_grpc_caller_gets_a_trailers_only_response() {
-        let mut request = HeaderMap::new();
-        request.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"));
-        let response = LocalResponse::new(ProxyError::TIMEOUT, "50 % ü").to_response(&request);
+        let response = LocalResponse::new(ProxyError::TIMEOUT, "50 % ü").to_response(true);
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["grpc-status"], "4");
         assert_eq!(response.headers()["grpc-message"], "50 %25 %C3%BC");
@@ -296,7 +292,7 @@ mod tests {
     fn others_get_the_status() {
         let mut response = LocalResponse::new(ProxyError::OVERLOAD, "full");
         response.retry_after = Some(Duration::from_millis(200));
-        let response = response.to_response(&HeaderMap::new());
+        let response = response.to_response(false);
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "1");
         assert_eq!(

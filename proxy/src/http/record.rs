@@ -290,12 +290,8 @@ impl Recording {
     }
 
     /// Answers with a response of the proxy's own.
-    pub fn answer_locally(
-        mut self: Box<Self>,
-        response: &LocalResponse,
-        request: &HeaderMap,
-    ) -> Response<Body> {
-        let made = response.to_response(request);
+    pub fn answer_locally(mut self: Box<Self>, response: &LocalResponse) -> Response<Body> {
+        let made = response.to_response(self.exchange.grpc);
         self.code = made.status().as_u16();
         self.grpc_status = grpc_status(made.headers());
         self.proxy_status = Some(response.proxy_status());

@@ -254,7 +254,7 @@ fn a_mark_is_read_as_it_was_written() {
     assert_eq!(PeerMark::of(&passed_on, true), PeerMark::Exhausted);
 
     let local = LocalResponse::new(ProxyError::REFUSED, "upstream api: refused");
-    let mut own = local.to_response(&HeaderMap::new()).into_parts().0.headers;
+    let mut own = local.to_response(false).into_parts().0.headers;
     mark_exhausted(&mut own, None);
     let all: Vec<_> = own.get_all("proxy-status").iter().collect();
     let want =

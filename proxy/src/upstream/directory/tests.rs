@@ -2,8 +2,8 @@ use std::path::Path;
 
 use outrigger_ca::ExpectedIdentity;
 
-use super::super::Security;
 use super::super::Choice;
+use super::super::Security;
 use super::*;
 use crate::config::DnsDiscovery;
 use crate::resolve::{MeshServer, ResolveSettings};
@@ -128,7 +128,10 @@ async fn a_broken_upstream_fails_only_those_who_want_it() {
         let found = located(&directory, None, dialled).await;
         assert_eq!(&*found.upstream.name, name, "{dialled}");
         assert_eq!(found.endpoint.is_some(), its_endpoint, "{dialled}");
-        let chosen = found.upstream.pick(found.endpoint.as_ref(), &Choice::at(Instant::now()), &mut rand::rng()).unwrap();
+        let chosen = found
+            .upstream
+            .pick(found.endpoint.as_ref(), &Choice::at(Instant::now()), &mut rand::rng())
+            .unwrap();
         assert_eq!(chosen.address, dialled.parse().unwrap());
     }
 }
