@@ -1,10 +1,10 @@
 //! Which fields end at this hop, and which are the mesh's own.
 
+use http::Version;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
-use http::Version;
 
 /// The HTTP version a request had before it crossed the mesh: `1.0`, `1.1` or `2`.
 pub const ORIGINAL_VERSION: HeaderName = HeaderName::from_static("outrigger-version");
