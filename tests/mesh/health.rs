@@ -1,8 +1,10 @@
 //! Active health checks: an endpoint that says it is not well, or says nothing, is left alone until it is well again.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -15,13 +17,15 @@ use crate::support::process::Process;
 use crate::support::serve::{Server, ok, respond};
 use crate::support::wait;
 
-/// Checks often, so that a test is short; ejection off, so that nothing else takes an endpoint out.
+/// Checks often, so that a test is short.
 const OFTEN: &str = "interval: 500ms, timeout: 400ms, unhealthyAfter: 3, healthyAfter: 2";
+/// By when an endpoint is out that was well: three failures at 500 ms, the time of the last one, and a slow machine.
+const OUT_WITHIN: Duration = Duration::from_secs(6);
 const MESHED: &str =
     "outbound: {meshDomains: [svc.cluster.local], meshNetworks: [10.77.0.0/24]}\nupstreams:\n";
 
 /// What the admin port of `pod` says about an endpoint of `upstream`.
-fn standing(pod: &Pod, upstream: &str, address: impl ToString) -> String {
+fn standing(pod: &Pod, upstream: &str, address: SocketAddr) -> String {
     let address = Value::String(address.to_string());
     let all = pod.admin("/upstreams");
     let endpoints = all[upstream]["endpoints"].as_array();
@@ -29,16 +33,19 @@ fn standing(pod: &Pod, upstream: &str, address: impl ToString) -> String {
     found.map_or_else(String::new, |endpoint| endpoint["standing"].as_str().unwrap_or_default().to_owned())
 }
 
-fn wait_for_standing(pod: &Pod, upstream: &str, address: impl ToString + Copy, want: &str) {
-    let mut last = String::new();
-    let what = format!("{} of {upstream} is {want:?}", address.to_string());
-    let reached = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        wait::until(&what, || {
-            last = standing(pod, upstream, address);
-            last.contains(want)
-        });
-    }));
-    assert!(reached.is_ok(), "{what}; last it was {last:?}");
+/// Waits until the standing of an endpoint contains `want`; gives how long that took.
+fn wait_for_standing(pod: &Pod, upstream: &str, address: SocketAddr, want: &str) -> Duration {
+    let (started, mut last) = (Instant::now(), String::new());
+    let what = format!("{address} of {upstream} is {want:?}");
+    wait::until(&what, || {
+        let now = standing(pod, upstream, address);
+        if now != last {
+            println!("{address} of {upstream} is {now:?}");
+            last = now;
+        }
+        last.contains(want)
+    });
+    started.elapsed()
 }
 
 /// A workload that says its name, and whether it is well.
@@ -78,13 +85,15 @@ fn an_endpoint_that_fails_its_check_or_is_stopped_is_left_alone_until_it_is_well
     three.write("files/index.html", "three");
     let files = three.directory.join("files").display().to_string();
     let stopped = three.start(&[&python(), "-m", "http.server", "8080", "--directory", &files]);
-    wait::until("three listens", || web.try_connect(three.at(8080)).is_ok());
+    wait::until("three listens", || three.try_connect(([127, 0, 0, 1], 8080)).is_ok());
 
     let all = pods.each_ref().map(|pod| format!("\"{}\"", pod.at(8080))).join(", ");
+    // Without ejection, so that nothing but checks takes an endpoint out.
     let config = format!(
         "{MESHED}  api: {{hosts: [{API}], discovery: {{static: [{all}]}}, identity: any, outlier: {{enabled: false}},
         healthCheck: {{http: {{path: /healthz}}, {OFTEN}}}}}\n"
     );
+    web.add_hosts(&format!("{} {API}", one.address));
     let _sidecar = mesh.sidecar(&web).config(config).start();
     assert_eq!(web.connect(one.at(8080)).get(API, "/").status(), 200, "before the first check");
     for pod in &pods {
@@ -94,7 +103,8 @@ fn an_endpoint_that_fails_its_check_or_is_stopped_is_left_alone_until_it_is_well
     wait::until("everybody answers", || answering(&web, one) == everybody);
 
     well[0].store(false, Ordering::SeqCst);
-    wait_for_standing(&web, "api", one.at(8080), "out: GET /healthz: 503");
+    let took = wait_for_standing(&web, "api", one.at(8080), "out: GET /healthz: 503");
+    assert!(took < OUT_WITHIN, "after {took:?}");
     let others: BTreeSet<_> = ["two", "three"].map(String::from).into();
     assert!(answering(&web, one).is_subset(&others));
     web.wait_for_metric("outrigger_health_checks_total", &[("upstream", "api"), ("result", "failure")], 3.0);
@@ -104,7 +114,8 @@ fn an_endpoint_that_fails_its_check_or_is_stopped_is_left_alone_until_it_is_well
     wait::until("one answers again", || answering(&web, one).contains("one"));
 
     stopped.signal(Signal::SIGSTOP);
-    wait_for_standing(&web, "api", three.at(8080), "out: GET /healthz: no answer within 400ms");
+    let took = wait_for_standing(&web, "api", three.at(8080), "out: GET /healthz: no answer within 400ms");
+    assert!(took < OUT_WITHIN, "after {took:?}");
     let others: BTreeSet<_> = ["one", "two"].map(String::from).into();
     assert!(answering(&web, one).is_subset(&others));
     stopped.signal(Signal::SIGCONT);
@@ -148,7 +159,7 @@ fn a_grpc_check_asks_for_the_health_of_a_service_behind_a_sidecar_and_without_on
     let _api_sidecar = mesh.sidecar(&api).start();
     let serve = |pod: &Pod| -> Process {
         let state = pod.write("state", "1").display().to_string();
-        let mut server = pod.start(&[&python(), &peer("grpc_health.py"), "0.0.0.0:50051", &state]);
+        let mut server = pod.start(&[&python(), &peer("health_of_grpc.py"), "0.0.0.0:50051", &state]);
         server.wait_for_output("serving");
         server
     };

@@ -185,7 +185,7 @@ pub(super) async fn send_multiplexed(
         sender.send_data(content, true)?;
     }
     let response = response.await?;
-    unanswered.is_answered();
+    unanswered.answered();
     Ok((response, lease))
 }
 
@@ -193,7 +193,7 @@ pub(super) async fn send_multiplexed(
 struct Unanswered<'a>(Option<&'a EndpointPool>);
 
 impl Unanswered<'_> {
-    fn is_answered(mut self) {
+    fn answered(mut self) {
         self.0 = None;
     }
 }

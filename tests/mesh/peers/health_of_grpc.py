@@ -1,4 +1,7 @@
-"""A server of gRPC's health protocol for the tests: the state of `shop` is the number in a file."""
+"""A server of gRPC's health protocol for the tests: the state of `shop` is the number in a file.
+
+The script must not be called `grpc_health`: grpcio imports a module of that name, if there is one.
+"""
 import pathlib
 import sys
 from concurrent import futures
