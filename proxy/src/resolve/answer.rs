@@ -1,5 +1,6 @@
 //! What can be asked, and what comes back.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -41,11 +42,26 @@ pub struct Snapshot {
     pub refreshed: Instant,
 }
 
+impl Snapshot {
+    /// Before anybody was asked.
+    pub(super) fn unknown(now: Instant) -> Self {
+        Self { answer: None, error: None, refreshed: now }
+    }
+
+    /// How long ago the answer was last confirmed; `None` without one, and for what the config itself states, which
+    /// doesn't age.
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        let answer = self.answer.as_ref()?;
+        (answer.source != Source::Static).then(|| now.saturating_duration_since(self.refreshed))
+    }
+}
+
 /// A good answer. Endpoints are sorted by address, each address once.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Answer {
     /// The full name that answered, lower case, without a trailing dot. For [`Target::Address`]: the service's name when
-    /// the address is its VIP, else the address itself.
+    /// the address is its VIP, else the address itself. Of a provider that knows no such names: what it was asked for,
+    /// as [`Source::names_services`] tells.
     pub name: Arc<str>,
     /// May be empty: the name exists and has nothing behind it that may be dialled.
     pub endpoints: Vec<ResolvedEndpoint>,
@@ -66,15 +82,36 @@ pub struct Answer {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ResolvedEndpoint {
     pub address: SocketAddr,
-    /// Relative share, at least 1.
+    /// Relative share; 0 for none.
     pub weight: u32,
+    /// Lower ones are used first: an SRV record's, or what an operator wrote.
+    pub priority: u32,
+    /// Availability zone.
     pub zone: Option<Arc<str>>,
+    /// By which a route's subset chooses.
+    pub tags: Arc<BTreeMap<String, String>>,
     /// Whether there is a sidecar on this port. `Some` only from authenticated discovery.
     pub mesh: Option<bool>,
     /// The account behind it, named by authenticated discovery.
     pub identity: Option<SpiffeId>,
     /// Declared as opaque bytes by authenticated discovery.
     pub opaque: bool,
+}
+
+impl ResolvedEndpoint {
+    /// An endpoint of which only the address is known.
+    pub fn at(address: SocketAddr) -> Self {
+        Self {
+            address,
+            weight: 1,
+            priority: 0,
+            zone: None,
+            tags: Arc::default(),
+            mesh: None,
+            identity: None,
+            opaque: false,
+        }
+    }
 }
 
 /// What a service's owner declared for all callers.
@@ -94,6 +131,11 @@ pub enum Source {
     Hosts,
     Mesh,
     Dns,
+    Static,
+    File,
+    Consul,
+    Eureka,
+    Kubernetes,
 }
 
 impl Source {
@@ -103,6 +145,19 @@ impl Source {
             Self::Hosts => "hosts",
             Self::Mesh => "mesh",
             Self::Dns => "dns",
+            Self::Static => "static",
+            Self::File => "file",
+            Self::Consul => "consul",
+            Self::Eureka => "eureka",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
+
+    /// Whether the name of its answers is one that a client may use and a peer's certificate is judged by.
+    pub fn names_services(self) -> bool {
+        match self {
+            Self::Hosts | Self::Mesh | Self::Dns | Self::Kubernetes => true,
+            Self::Static | Self::File | Self::Consul | Self::Eureka => false,
         }
     }
 }

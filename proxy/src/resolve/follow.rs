@@ -16,9 +16,11 @@ use super::hosts::HostsFile;
 use super::lookup::Lookup;
 use super::mesh::{Directory, Server};
 use super::plain::Plain;
+use super::providers::{Network, ProviderSettings, Providers};
 use super::search::{self, ResolvConf, Search};
 use super::settings::{ResolveError, ResolveSettings};
 use super::state::State;
+use crate::net::Dialler;
 use crate::telemetry::Metrics;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -37,6 +39,7 @@ pub struct Resolver {
 
 struct Shared {
     lookup: Lookup,
+    providers: Providers,
     followed: Mutex<HashMap<Target, watch::Sender<Arc<Snapshot>>>>,
     turns: Semaphore,
     metrics: Option<Arc<Metrics>>,
@@ -70,9 +73,14 @@ impl Resolver {
                 Ok::<_, ResolveError>(Directory::new(server, cluster_domain.clone()))
             })
             .transpose()?;
-        let lookup = Lookup { plain, directory, own_addresses: settings.own_addresses, cluster_domain };
+        let network =
+            Network::Sockets { names: plain.clone(), dialler: Dialler::to_peers(settings.mark) };
+        let own_addresses = settings.own_addresses;
+        let providers = Providers::new(network, own_addresses.clone(), cluster_domain.clone());
+        let lookup = Lookup { plain, directory, own_addresses, cluster_domain };
         let shared = Arc::new(Shared {
             lookup,
+            providers,
             followed: Mutex::new(HashMap::new()),
             turns: Semaphore::new(MOST_LOOKUPS),
             metrics: metrics.clone(),
@@ -92,18 +100,21 @@ impl Resolver {
         match followed.entry(target) {
             Entry::Occupied(known) => Followed { snapshot: known.get().subscribe() },
             Entry::Vacant(new) => {
-                let (sender, snapshot) = watch::channel(Arc::new(Snapshot {
-                    answer: None,
-                    error: None,
-                    refreshed: Instant::now().into_std(),
-                }));
                 let target = new.key().clone();
-                new.insert(sender.clone());
-                let shared = self.shared.clone();
-                self.shared.runtime.spawn(keep_fresh(shared, target, sender));
-                Followed { snapshot }
+                Followed::kept(Snapshot::unknown(Instant::now().into_std()), |sender| {
+                    new.insert(sender.clone());
+                    let shared = self.shared.clone();
+                    self.shared.runtime.spawn(keep_fresh(shared, target, sender));
+                })
             }
         }
+    }
+
+    /// Begins to follow what a provider other than DNS says. It is followed while any clone of what is returned lives.
+    /// May be called on any thread.
+    pub fn provide(&self, settings: &ProviderSettings) -> Followed {
+        let _runtime = self.shared.runtime.enter();
+        self.shared.providers.follow(settings)
     }
 
     /// The full names that a host may stand for by search domains and ndots, in the order in which they are asked for:
@@ -125,12 +136,32 @@ pub struct Followed {
 }
 
 impl Followed {
+    /// What `start` begins to refresh.
+    pub(super) fn kept(
+        known: Snapshot,
+        start: impl FnOnce(watch::Sender<Arc<Snapshot>>),
+    ) -> Self {
+        let (sender, snapshot) = watch::channel(Arc::new(known));
+        start(sender);
+        Self { snapshot }
+    }
+
+    /// What stays as it is.
+    pub(super) fn fixed(known: Snapshot) -> Self {
+        Self::kept(known, drop)
+    }
+
+    /// Whether nothing more will come.
+    pub fn is_fixed(&self) -> bool {
+        self.snapshot.has_changed().is_err()
+    }
+
     /// What is known now; neither an answer nor an error before the first lookup has ended.
     pub fn current(&self) -> Arc<Snapshot> {
         self.snapshot.borrow().clone()
     }
 
-    /// Waits until the first lookup has ended, at most about 5 s.
+    /// Waits until the first lookup has ended or a provider was silent for long, at most about 5 s.
     pub async fn first(&self) -> Arc<Snapshot> {
         let mut snapshot = self.snapshot.clone();
         let known = snapshot
@@ -181,11 +212,7 @@ async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<A
             metrics.dns_lookups.inc([step.result]);
         }
         tracing::debug!(%target, result = step.result, error = ?step.snapshot.error, "looked up");
-        sender.send_if_modified(|known| {
-            let changed = differs(known, &step.snapshot);
-            *known = Arc::new(step.snapshot);
-            changed
-        });
+        publish(&sender, step.snapshot);
         tokio::select! {
             () = sleep(step.again_in) => {}
             Ok(()) = hosts_changed.changed() => {}
@@ -216,6 +243,15 @@ async fn look_up(shared: &Shared, target: &Target) -> super::outcome::Outcome {
     // The semaphore is never closed; without a permit the lookup is only less polite.
     let _turn = shared.turns.acquire().await;
     shared.lookup.run(target).await
+}
+
+/// Puts in place what is known now; whoever waits is woken only by another answer or error.
+pub(super) fn publish(sender: &watch::Sender<Arc<Snapshot>>, snapshot: Snapshot) {
+    sender.send_if_modified(|known| {
+        let changed = differs(known, &snapshot);
+        *known = Arc::new(snapshot);
+        changed
+    });
 }
 
 fn differs(known: &Snapshot, new: &Snapshot) -> bool {

@@ -172,7 +172,7 @@ impl Lookup {
                     valid_for = valid_for.min(told.valid_for);
                     endpoints.push(pod_endpoint(directory, &told, address));
                 }
-                Err(Miss::Absent { .. }) => endpoints.push(plain_endpoint(address)),
+                Err(Miss::Absent { .. }) => endpoints.push(ResolvedEndpoint::at(address)),
                 Err(failed) => return Err(failed),
             }
         }
@@ -283,12 +283,8 @@ fn pod_endpoint(directory: &Directory, told: &Told, address: SocketAddr) -> Reso
         mesh: meshed.then_some(true),
         identity: of_pod().find_map(|record| directory.identity(record)),
         zone: of_pod().find_map(|record| record.zone.as_deref().map(Arc::from)),
-        ..plain_endpoint(address)
+        ..ResolvedEndpoint::at(address)
     }
-}
-
-fn plain_endpoint(address: SocketAddr) -> ResolvedEndpoint {
-    ResolvedEndpoint { address, weight: 1, zone: None, mesh: None, identity: None, opaque: false }
 }
 
 /// An answer in the making, whose addresses are not yet believed.
@@ -314,14 +310,15 @@ impl Found {
 
     fn with_addresses(mut self, addresses: &[IpAddr], port: u16) -> Self {
         let addresses = addresses.iter().map(|ip| SocketAddr::new(*ip, port));
-        self.answer.endpoints = addresses.map(plain_endpoint).collect();
+        self.answer.endpoints = addresses.map(ResolvedEndpoint::at).collect();
         self
     }
 
     fn with_offered(mut self, offered: Vec<super::dns::Offered>) -> Self {
         let endpoints = offered.into_iter().map(|offered| ResolvedEndpoint {
             weight: u32::from(offered.weight).max(1),
-            ..plain_endpoint(offered.address)
+            priority: offered.priority.into(),
+            ..ResolvedEndpoint::at(offered.address)
         });
         self.answer.endpoints = endpoints.collect();
         self

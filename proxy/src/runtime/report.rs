@@ -138,13 +138,13 @@ fn all_upstreams(shared: &Shared) -> Value {
         .upstreams()
         .iter()
         .map(|(name, (upstream, snapshot))| {
-            (name.to_string(), one_upstream(upstream, snapshot.as_deref(), now))
+            (name.to_string(), one_upstream(upstream, snapshot, now))
         })
         .collect::<serde_json::Map<_, _>>()
         .into()
 }
 
-fn one_upstream(upstream: &Upstream, snapshot: Option<&Snapshot>, now: Instant) -> Value {
+fn one_upstream(upstream: &Upstream, snapshot: &Snapshot, now: Instant) -> Value {
     let set = upstream.set();
     let endpoints: Vec<Value> = set
         .endpoints
@@ -164,8 +164,8 @@ fn one_upstream(upstream: &Upstream, snapshot: Option<&Snapshot>, now: Instant) 
         "endpoints": endpoints,
         "vips": set.vips,
         "source": set.source,
-        "ageSeconds": snapshot.map(|s| now.saturating_duration_since(s.refreshed).as_secs_f64()),
-        "lastError": snapshot.and_then(|s| s.error.as_ref()).map(ToString::to_string),
+        "ageSeconds": snapshot.age(now).map(|age| age.as_secs_f64()),
+        "lastError": snapshot.error.as_ref().map(ToString::to_string),
         "connections": upstream.open_connections(),
         "pendingRequests": upstream.pending_requests(),
     })
@@ -199,8 +199,12 @@ pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Recei
                 metrics.ca_reachable.set(reachable.into());
             }
         }
-        for (name, (upstream, _)) in shared.directory.upstreams() {
+        let now = Instant::now();
+        for (name, (upstream, snapshot)) in shared.directory.upstreams() {
             let set = upstream.set();
+            if let Some(age) = snapshot.age(now) {
+                metrics.discovery_age.with([&name]).set(age.as_secs().try_into().unwrap_or(i64::MAX));
+            }
             metrics.endpoints.with([&name, "available"]).set(set.endpoints.len() as i64);
             metrics.pool_connections.with([&name]).set(upstream.open_connections() as i64);
             metrics.pool_pending_requests.with([&name]).set(upstream.pending_requests() as i64);

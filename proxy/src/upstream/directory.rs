@@ -79,7 +79,7 @@ pub enum DestinationError {
 }
 
 /// An upstream in use, and what discovery last said of it.
-pub type InUse = (Arc<Upstream>, Option<Arc<Snapshot>>);
+pub type InUse = (Arc<Upstream>, Arc<Snapshot>);
 
 /// Asks the directory; one for all workers.
 #[derive(Clone, Debug)]
@@ -155,12 +155,12 @@ impl Key {
 struct Made {
     upstream: Arc<Upstream>,
     recipe: Arc<Recipe>,
-    followed: Option<Followed>,
+    followed: Followed,
     refresh: Option<JoinHandle<()>>,
 }
 
 /// What is needed of a [`Made`] without holding it.
-type Parts = (Arc<Upstream>, Arc<Recipe>, Option<Followed>);
+type Parts = (Arc<Upstream>, Arc<Recipe>, Followed);
 
 impl Made {
     fn parts(&self) -> Parts {
@@ -214,8 +214,7 @@ impl Directory {
         shared.made().retain(|key, made| match key {
             Key::Configured(name, _) if before.upstream(name) != now.upstream(name) => false,
             _ => {
-                let snapshot = made.followed.as_ref().map(Followed::current);
-                made.upstream.update(made.recipe.endpoint_set(&now.rules, snapshot.as_deref()));
+                made.upstream.update(made.recipe.endpoint_set(&now.rules, &made.followed.current()));
                 true
             }
         });
@@ -258,11 +257,10 @@ impl Directory {
 
     /// Every upstream in use, by name, and what discovery last said of it, for the admin port and the metrics.
     pub fn upstreams(&self) -> BTreeMap<Arc<str>, InUse> {
-        let snapshot = |made: &Made| made.followed.as_ref().map(Followed::current);
         self.shared
             .made()
             .values()
-            .map(|made| (made.upstream.name.clone(), (made.upstream.clone(), snapshot(made))))
+            .map(|made| (made.upstream.name.clone(), (made.upstream.clone(), made.followed.current())))
             .collect()
     }
 }
@@ -375,7 +373,6 @@ impl Shared {
         let key = Key::Dialled(dialled);
         let recipe = || Ok(Recipe::on_demand(dialled.to_string(), Source::Dialled(dialled)));
         let (upstream, snapshot) = self.make(key, recipe).await?;
-        let Some(snapshot) = snapshot else { return Ok(Destination::whole(upstream)) };
         match (&snapshot.answer, &snapshot.error) {
             (Some(answer), _) if answer.vips.contains(&dialled.ip()) => {
                 let named = self.named(answer.name.clone(), dialled.port()).await;
@@ -428,16 +425,14 @@ impl Shared {
         let made = self.made();
         made.iter()
             .filter(|(key, _)| key.is_bounded())
-            .filter_map(|(_, made)| made.followed.clone())
+            .map(|(_, made)| made.followed.clone())
             .collect()
     }
 
     /// The upstream of `key` if it is made, with what is known now.
     fn known(&self, key: &Key) -> Option<Arc<Upstream>> {
         let (upstream, recipe, followed) = self.made().get(key).map(Made::parts)?;
-        if let Some(followed) = followed {
-            self.take_in(key, &upstream, &recipe, &followed.current());
-        }
+        self.take_in(key, &upstream, &recipe, &followed.current());
         Some(upstream)
     }
 
@@ -452,7 +447,7 @@ impl Shared {
         let recipe = || Ok(Recipe::on_demand(format!("{host}:{port}"), Source::Name(target)));
         let made = self.make(key, recipe).await;
         // An on-demand upstream has no config that could be wrong.
-        let Ok((upstream, Some(snapshot))) = made else { return Ok(None) };
+        let Ok((upstream, snapshot)) = made else { return Ok(None) };
         let rules = self.configured.load().rules.clone();
         match (&snapshot.answer, &snapshot.error) {
             // Ordinary DNS answered what only discovery can: who the peers must be.
@@ -489,8 +484,9 @@ impl Shared {
             // Of no use for a key that is bounded.
             let port = 0;
             let key = Key::configured(name, upstream, port);
-            let is_followed = Source::configured(upstream, port).target().is_some();
-            if !key.is_bounded() || !is_followed || self.made().contains_key(&key) {
+            // What the config itself states is found there.
+            let is_stated = matches!(upstream.discovery, Some(Discovery::Static(_)));
+            if !key.is_bounded() || is_stated || self.made().contains_key(&key) {
                 continue;
             }
             match Recipe::configured(name, upstream, port) {
@@ -505,41 +501,39 @@ impl Shared {
         self: &Arc<Self>,
         key: Key,
         recipe: impl FnOnce() -> Result<Recipe, RecipeError>,
-    ) -> Result<(Arc<Upstream>, Option<Arc<Snapshot>>), DestinationError> {
+    ) -> Result<(Arc<Upstream>, Arc<Snapshot>), DestinationError> {
         let known = self.made().get(&key).map(Made::parts);
         let (upstream, recipe, followed) = match known {
             Some(known) => known,
             None => self.add(key.clone(), Arc::new(recipe().map_err(config_error)?)),
         };
         upstream.note_use(Instant::now());
-        let Some(followed) = followed else { return Ok((upstream, None)) };
         let snapshot = followed.first().await;
         self.take_in(&key, &upstream, &recipe, &snapshot);
-        Ok((upstream, Some(snapshot)))
+        Ok((upstream, snapshot))
     }
 
     fn add(self: &Arc<Self>, key: Key, recipe: Arc<Recipe>) -> Parts {
-        let followed = recipe.source.target().map(|target| self.resolver.follow(target));
+        let followed = recipe.source.follow(&self.resolver);
         let name = recipe.name.clone();
         let upstream = Arc::new(Upstream::new(name, recipe.policy.clone(), recipe.any_destination));
-        let refresh = match followed.clone() {
-            None => {
-                upstream.update(recipe.endpoint_set(&self.configured.load().rules, None));
-                None
-            }
-            Some(mut followed) => {
-                self.take_in(&key, &upstream, &recipe, &followed.current());
-                let (shared, key) = (Arc::downgrade(self), key.clone());
-                let (upstream, recipe) = (upstream.clone(), recipe.clone());
-                Some(tokio::spawn(async move {
-                    loop {
-                        followed.changed().await;
-                        let Some(shared) = shared.upgrade() else { return };
-                        // Also where `take_in` sees nothing newer: the error alone may have changed.
-                        shared.replace(&key, &upstream, &recipe, &followed.current());
-                    }
-                }))
-            }
+        let refresh = if followed.is_fixed() {
+            // Nobody decided otherwise before: the config said so already.
+            upstream.update(recipe.endpoint_set(&self.configured.load().rules, &followed.current()));
+            None
+        } else {
+            self.take_in(&key, &upstream, &recipe, &followed.current());
+            let mut followed = followed.clone();
+            let (shared, key) = (Arc::downgrade(self), key.clone());
+            let (upstream, recipe) = (upstream.clone(), recipe.clone());
+            Some(tokio::spawn(async move {
+                loop {
+                    followed.changed().await;
+                    let Some(shared) = shared.upgrade() else { return };
+                    // Also where `take_in` sees nothing newer: the error alone may have changed.
+                    shared.replace(&key, &upstream, &recipe, &followed.current());
+                }
+            }))
         };
         let made = Made { upstream, recipe, followed, refresh };
         let parts = made.parts();

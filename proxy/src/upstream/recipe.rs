@@ -12,7 +12,9 @@ use super::security::{Claims, Pinned};
 use super::{Endpoint, EndpointSet, Policy, Security, SecurityRules};
 use crate::config::{self, Discovery, UpstreamTls, UpstreamTlsMode};
 use crate::identity::{TlsError, server_tls};
-use crate::resolve::{LookupError, ResolvedEndpoint, Snapshot, Target};
+use crate::resolve::{
+    Followed, LookupError, ProviderSettings, ResolvedEndpoint, Resolver, Snapshot, Target,
+};
 
 /// Why a configured upstream can't be made.
 #[derive(Debug, Error)]
@@ -41,10 +43,10 @@ pub(super) struct Recipe {
 }
 
 /// Where endpoints come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Source {
-    /// The config, and the name they belong to if it states one.
-    Fixed(Vec<SocketAddr>, Option<Arc<str>>),
+    /// A provider other than DNS, and the name they belong to if the config states one.
+    Provided(ProviderSettings, Option<Arc<str>>),
     /// A name.
     Name(Target),
     /// The dialled address itself; discovery says whose it is.
@@ -55,33 +57,33 @@ impl Source {
     /// Where the endpoints of an upstream of the config come from. `port` is the one that was dialled.
     pub(super) fn configured(upstream: &config::Upstream, port: u16) -> Self {
         let host = upstream.hosts.first().map(|host| Arc::from(host.to_ascii_lowercase()));
-        match &upstream.discovery {
-            Some(Discovery::Static(fixed)) => {
-                Self::Fixed(fixed.iter().map(|fixed| fixed.address).collect(), host)
-            }
-            Some(
-                Discovery::File(_) | Discovery::Consul(_) | Discovery::Eureka(_) | Discovery::Kubernetes(_),
-            ) => Self::Fixed(Vec::new(), host),
+        let settings = match &upstream.discovery {
+            Some(Discovery::Static(fixed)) => ProviderSettings::Static(fixed.clone()),
+            Some(Discovery::File(file)) => ProviderSettings::File(file.clone()),
+            Some(Discovery::Consul(consul)) => ProviderSettings::Consul(consul.clone()),
+            Some(Discovery::Eureka(eureka)) => ProviderSettings::Eureka(eureka.clone()),
+            Some(Discovery::Kubernetes(kubernetes)) => ProviderSettings::Kubernetes(kubernetes.clone()),
             Some(Discovery::Dns(dns)) if dns.name.starts_with('_') => {
-                Self::Name(Target::Srv { name: dns.name.to_ascii_lowercase().into() })
+                return Self::Name(Target::Srv { name: dns.name.to_ascii_lowercase().into() });
             }
-            Some(Discovery::Dns(dns)) => Self::Name(Target::Name {
-                host: dns.name.to_ascii_lowercase().into(),
-                port: dns.port.unwrap_or(port),
-            }),
+            Some(Discovery::Dns(dns)) => {
+                let (host, port) = (dns.name.to_ascii_lowercase().into(), dns.port.unwrap_or(port));
+                return Self::Name(Target::Name { host, port });
+            }
             None => match host {
-                Some(host) => Self::Name(Target::Name { host, port }),
-                None => Self::Fixed(Vec::new(), None),
+                Some(host) => return Self::Name(Target::Name { host, port }),
+                None => ProviderSettings::Static(Vec::new()),
             },
-        }
+        };
+        Self::Provided(settings, host)
     }
 
-    /// What is to be followed, if anything.
-    pub(super) fn target(&self) -> Option<Target> {
+    /// Begins to follow where they are.
+    pub(super) fn follow(&self, resolver: &Resolver) -> Followed {
         match self {
-            Self::Fixed(..) => None,
-            Self::Name(target) => Some(target.clone()),
-            Self::Dialled(address) => Some(Target::Address(*address)),
+            Self::Provided(settings, _) => resolver.provide(settings),
+            Self::Name(target) => resolver.follow(target.clone()),
+            Self::Dialled(address) => resolver.follow(Target::Address(*address)),
         }
     }
 }
@@ -142,13 +144,14 @@ impl Recipe {
     }
 
     /// The endpoints as the latest answer gives them.
-    pub(super) fn endpoint_set(&self, rules: &SecurityRules, snapshot: Option<&Snapshot>) -> EndpointSet {
-        let answer = snapshot.and_then(|snapshot| snapshot.answer.as_deref());
+    pub(super) fn endpoint_set(&self, rules: &SecurityRules, snapshot: &Snapshot) -> EndpointSet {
+        let answer = snapshot.answer.as_deref();
         let named = |name: &Arc<str>| Some(strip_service_labels(name).to_owned());
         let (resolved, name) = match &self.source {
-            Source::Fixed(addresses, host) => {
-                let resolved = addresses.iter().map(|address| unknown(*address)).collect();
-                (resolved, host.as_ref().and_then(named))
+            Source::Provided(_, host) => {
+                let resolved = answer.map(|answer| answer.endpoints.clone()).unwrap_or_default();
+                let service = answer.filter(|answer| answer.source.names_services());
+                (resolved, service.map(|answer| &answer.name).or(host.as_ref()).and_then(named))
             }
             Source::Name(_) => match answer {
                 Some(answer) => (answer.endpoints.clone(), named(&answer.name)),
@@ -160,17 +163,21 @@ impl Recipe {
             }
             Source::Dialled(address) => {
                 let known = answer.and_then(|answer| answer.endpoints.iter().find(|e| e.address == *address));
-                (vec![known.cloned().unwrap_or_else(|| unknown(*address))], None)
+                (vec![known.cloned().unwrap_or_else(|| ResolvedEndpoint::at(*address))], None)
             }
         };
         let service = answer.and_then(|answer| answer.service.as_ref());
-        let failed = snapshot
-            .and_then(|snapshot| snapshot.error.as_deref())
-            .is_some_and(|error| matches!(error, LookupError::Failed { .. }));
+        let by_name = !matches!(self.source, Source::Provided(..));
+        let failed =
+            by_name && matches!(snapshot.error.as_deref(), Some(LookupError::Failed { .. }));
         let claims = Claims {
             undiscovered: failed && name.as_deref().is_some_and(|name| rules.is_discoverys(name)),
             tls: self.tls.as_ref(),
-            mesh: self.mesh,
+            // Its provider can't know what the mesh's discovery would: unknown means meshed.
+            mesh: self.mesh
+                || (!by_name
+                    && answer.is_some_and(|answer| answer.source.names_services())
+                    && name.as_deref().is_some_and(|name| rules.is_discoverys(name))),
             pinned: &self.pinned,
             name: name.as_deref(),
             namespace: service.map(|service| &*service.namespace),
@@ -192,12 +199,11 @@ impl Recipe {
             endpoints,
             vips: answer.map(|answer| answer.vips.clone()).unwrap_or_default(),
             source: match &self.source {
-                Source::Fixed(..) => "static",
                 Source::Dialled(_) if answer.is_none() => "dialled",
                 _ => answer.map_or("none", |answer| answer.source.as_str()),
             },
-            refreshed: snapshot.map(|snapshot| snapshot.refreshed),
-            error: snapshot.and_then(|s| s.error.as_ref()).map(|error| error.to_string().into()),
+            refreshed: Some(snapshot.refreshed),
+            error: snapshot.error.as_ref().map(|error| error.to_string().into()),
             request_timeout: service.and_then(|service| service.timeout),
         }
     }
@@ -229,11 +235,6 @@ fn strip_service_labels(name: &str) -> &str {
     rest
 }
 
-/// An endpoint of which only the address is known.
-fn unknown(address: SocketAddr) -> ResolvedEndpoint {
-    ResolvedEndpoint { address, weight: 1, zone: None, mesh: None, identity: None, opaque: false }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,19 +253,22 @@ mod tests {
     fn endpoints_come_from_addresses_from_dns_or_from_the_first_host() {
         let dns = |name: &str, port| Some(Discovery::Dns(config::DnsDiscovery { name: name.into(), port }));
         let hosts = || vec!["API.shop".to_owned(), "other".into()];
-        let name = |host: &str, port| Some(Target::Name { host: host.into(), port });
-        let fixed = Some(Discovery::Static(vec![config::StaticEndpoint::at("10.0.0.1:80".parse().unwrap())]));
+        let name = |host: &str, port| Source::Name(Target::Name { host: host.into(), port });
+        let one = vec![config::StaticEndpoint::at("10.0.0.1:80".parse().unwrap())];
+        let stated = |settings, host: &str| Source::Provided(settings, Some(host.into()));
+        let file = config::FileDiscovery { path: "/api.yaml".into() };
         let cases = [
-            (hosts(), fixed, None),
+            (hosts(), Some(Discovery::Static(one.clone())), stated(ProviderSettings::Static(one), "api.shop")),
+            (hosts(), Some(Discovery::File(file.clone())), stated(ProviderSettings::File(file), "api.shop")),
             (hosts(), None, name("api.shop", 8080)),
-            (Vec::new(), None, None),
+            (Vec::new(), None, Source::Provided(ProviderSettings::Static(Vec::new()), None)),
             (hosts(), dns("Db.shop", None), name("db.shop", 8080)),
             (hosts(), dns("db.shop", Some(5432)), name("db.shop", 5432)),
-            (hosts(), dns("_pg._tcp.Db", None), Some(Target::Srv { name: "_pg._tcp.db".into() })),
+            (hosts(), dns("_pg._tcp.Db", None), Source::Name(Target::Srv { name: "_pg._tcp.db".into() })),
         ];
-        for (hosts, discovery, target) in cases {
+        for (hosts, discovery, source) in cases {
             let upstream = config::Upstream { hosts, discovery, ..Default::default() };
-            assert_eq!(Source::configured(&upstream, 8080).target(), target, "{upstream:?}");
+            assert_eq!(Source::configured(&upstream, 8080), source, "{upstream:?}");
         }
     }
 }
