@@ -4,14 +4,16 @@ use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use outrigger_ca::authority::{self, Lifetimes, MountedIssuer, RootReport, Storage};
 use outrigger_ca::server::{Options, Server};
 use outrigger_ca::tokens::{KeySetOptions, TokenOptions};
+use outrigger_proxy::config::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{Failure, log};
+use crate::Failure;
+use crate::log::LogArgs;
 
 const EXAMPLE: &str = "\
 Example, one machine:
@@ -23,8 +25,10 @@ Then, for whoever verifies peers:
 And every few years, or at once when a key may have leaked:
   outrigger ca rotate --directory ./ca";
 
-/// Run the certificate authority: gives workloads their certificates, over gRPC with TLS (Istio's
-/// certificate API), and the trust bundle at `GET /bundle`.
+/// Run the certificate authority, rotate its root, or show it.
+///
+/// Without a subcommand it gives workloads their certificates, over gRPC with TLS (Istio's certificate API), and the
+/// trust bundle at `GET /bundle`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
@@ -98,23 +102,19 @@ struct Serve {
     #[arg(long, env = "OUTRIGGER_TOKEN_CLAIM", default_value = "sub")]
     token_claim: String,
     /// How long a workload's certificate lives at most.
-    #[arg(long, env = "OUTRIGGER_CERTIFICATE_LIFETIME", default_value = "24h", value_parser = duration)]
+    #[arg(long, env = "OUTRIGGER_CERTIFICATE_LIFETIME", value_name = "DURATION", default_value = "24h")]
     certificate_lifetime: Duration,
     /// How long a root lives that is made on first start.
-    #[arg(long, env = "OUTRIGGER_ROOT_LIFETIME", default_value = "10y", value_parser = duration)]
+    #[arg(long, env = "OUTRIGGER_ROOT_LIFETIME", value_name = "DURATION", default_value = "10y")]
     root_lifetime: Duration,
     /// How far in the past certificates begin, for peers whose clocks are behind.
-    #[arg(long, env = "OUTRIGGER_BACKDATE", default_value = "2m", value_parser = duration)]
+    #[arg(long, env = "OUTRIGGER_BACKDATE", value_name = "DURATION", default_value = "2m")]
     backdate: Duration,
     /// Serve /metrics in plain text at this address, for example 127.0.0.1:15020. Nowhere unless given.
     #[arg(long, env = "OUTRIGGER_METRICS", value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
-    /// Level of the log: error, warn, info, debug, trace.
-    #[arg(long, env = "OUTRIGGER_LOG", value_name = "LEVEL", default_value = "info")]
-    log: String,
-    /// How the log looks.
-    #[arg(long, env = "OUTRIGGER_LOG_FORMAT", value_enum, default_value_t)]
-    log_format: log::Format,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -123,10 +123,10 @@ struct Rotate {
     keys: KeyDirectory,
     /// How long the new root is handed out before it signs. Proxies ask for the bundle every 5 minutes; where
     /// the bundle is a mounted file, it must be replaced within this time.
-    #[arg(long, env = "OUTRIGGER_SPREAD", default_value = "15m", value_parser = duration)]
+    #[arg(long, env = "OUTRIGGER_SPREAD", value_name = "DURATION", default_value = "15m")]
     spread: Duration,
     /// How long the new root lives.
-    #[arg(long, env = "OUTRIGGER_ROOT_LIFETIME", default_value = "10y", value_parser = duration)]
+    #[arg(long, env = "OUTRIGGER_ROOT_LIFETIME", value_name = "DURATION", default_value = "10y")]
     root_lifetime: Duration,
     /// How to print the roots as they are planned then.
     #[arg(long, env = "OUTRIGGER_OUTPUT", value_enum, default_value_t = Output::Text)]
@@ -176,7 +176,7 @@ impl Args {
 
 impl Serve {
     fn run(self) -> Result<ExitCode, Failure> {
-        log::start(&self.log, self.log_format)?;
+        self.log.start()?;
         let options = self.options();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
@@ -211,9 +211,9 @@ impl Serve {
             storage,
             trust_domain: self.trust_domain,
             lifetimes: Lifetimes {
-                certificate: self.certificate_lifetime,
-                root: self.root_lifetime,
-                backdate: self.backdate,
+                certificate: self.certificate_lifetime.as_std(),
+                root: self.root_lifetime.as_std(),
+                backdate: self.backdate.as_std(),
             },
             tokens: TokenOptions { list: self.tokens, key_set },
             metrics: self.metrics,
@@ -224,7 +224,8 @@ impl Serve {
 impl Rotate {
     fn run(self) -> Result<ExitCode, Failure> {
         let now = SystemTime::now();
-        let roots = authority::rotate(&self.keys.directory, self.spread, self.root_lifetime, now)?;
+        let roots =
+            authority::rotate(&self.keys.directory, self.spread.as_std(), self.root_lifetime.as_std(), now)?;
         print_roots(&roots, self.output)
     }
 }
@@ -266,53 +267,4 @@ fn print_roots(roots: &[RootReport], output: Output) -> Result<ExitCode, Failure
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A whole number with a unit: s, m, h, d or y (365 days).
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no duration: give a whole number with s, m, h, d or y, like 24h");
-    let unit = match text.bytes().last() {
-        Some(b's') => 1,
-        Some(b'm') => 60,
-        Some(b'h') => 3600,
-        Some(b'd') => 24 * 3600,
-        Some(b'y') => 365 * 24 * 3600,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-    // Beyond a century, certificates' dates leave what verifiers understand.
-    let seconds = number
-        .checked_mul(unit)
-        .filter(|&seconds| seconds <= 100 * 365 * 24 * 3600)
-        .ok_or_else(|| format!("`{text}` is longer than 100 years"))?;
-    Ok(Duration::from_secs(seconds))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_have_a_unit_and_a_limit() {
-        let table = [
-            ("20s", Some(20)),
-            ("15m", Some(900)),
-            ("24h", Some(86_400)),
-            ("2d", Some(172_800)),
-            ("10y", Some(315_360_000)),
-            ("0s", Some(0)),
-            ("10", None),
-            ("s", None),
-            ("", None),
-            ("-1s", None),
-            ("1.5h", None),
-            ("1é", None),
-            ("101y", None),
-            ("99999999999999999999s", None),
-        ];
-        for (text, seconds) in table {
-            let expected = seconds.map(Duration::from_secs);
-            assert_eq!(duration(text).ok(), expected, "{text}");
-        }
-    }
 }

@@ -7,11 +7,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use clap::builder::BoolishValueParser;
+use outrigger_ca::HostPort;
 use outrigger_demo::service::{self, api, load, relay, store, web};
 use outrigger_demo::{Settings, hand_over, start, supervise};
 use outrigger_proxy::config::Duration;
 
 use crate::Failure;
+use crate::flags::Port;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,10 +37,10 @@ Exit codes: 0 stopped by Ctrl-C, SIGTERM or SIGHUP; 1 could not start, or a side
 #[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub struct Args {
     /// Port of the entry, on 127.0.0.1.
-    #[arg(long, env = "OUTRIGGER_PORT", value_name = "PORT", default_value_t = 8080)]
+    #[arg(long, env = "OUTRIGGER_PORT", value_name = "PORT", default_value_t = 8080, value_parser = Port)]
     port: u16,
     /// First of the sidecars' admin ports, on 127.0.0.1; one that is taken is replaced by a free one, 0 takes free ones.
-    #[arg(long, env = "OUTRIGGER_ADMIN_PORTS", value_name = "PORT", default_value_t = 15100)]
+    #[arg(long, env = "OUTRIGGER_ADMIN_PORTS", value_name = "PORT", default_value_t = 15100, value_parser = Port)]
     admin_ports: u16,
     /// Requests a second that the demo makes itself; 0 for none.
     #[arg(long, env = "OUTRIGGER_LOAD", value_name = "RPS", default_value_t = 5)]
@@ -46,7 +49,7 @@ pub struct Args {
     #[arg(long, env = "OUTRIGGER_LOGS", value_name = "DIR")]
     logs: Option<PathBuf>,
     /// Let each sidecar write its access log into its log.
-    #[arg(long, env = "OUTRIGGER_ACCESS_LOG")]
+    #[arg(long, env = "OUTRIGGER_ACCESS_LOG", value_parser = BoolishValueParser::new())]
     access_log: bool,
     #[command(subcommand)]
     part: Option<Part>,
@@ -82,10 +85,10 @@ enum Service {
         listen: SocketAddr,
         /// Host and port of api.
         #[arg(long, env = "OUTRIGGER_API", value_name = "HOST:PORT")]
-        api: String,
+        api: HostPort,
         /// Host and port of a Redis server.
         #[arg(long, env = "OUTRIGGER_STORE", value_name = "HOST:PORT")]
-        store: String,
+        store: HostPort,
     },
     /// Answers HTTP and gRPC; on request late, or now and then failing.
     Api {
@@ -112,13 +115,13 @@ enum Service {
     Relay {
         /// Host and port that connections go to.
         #[arg(long, env = "OUTRIGGER_TARGET", value_name = "HOST:PORT")]
-        target: String,
+        target: HostPort,
     },
     /// Requests web's pages.
     Load {
         /// Host and port of web.
         #[arg(long, env = "OUTRIGGER_TARGET", value_name = "HOST:PORT")]
-        target: String,
+        target: HostPort,
         /// Requests a second.
         #[arg(long, env = "OUTRIGGER_RATE", value_name = "RPS", default_value = "5")]
         rate: NonZeroU32,
@@ -150,7 +153,11 @@ impl Args {
 impl Service {
     fn run(self) -> Result<ExitCode, Failure> {
         match self {
-            Self::Web { listen, api, store } => service::run(web::run(web::Settings { listen, api, store })),
+            Self::Web { listen, api, store } => service::run(web::run(web::Settings {
+                listen,
+                api: api.to_string(),
+                store: store.to_string(),
+            })),
             Self::Api { listen, name, slow, fail } => service::run(api::run(api::Settings {
                 listen,
                 name,
@@ -158,8 +165,8 @@ impl Service {
                 fail_percent: fail,
             })),
             Self::Store { listen } => service::run(store::run(listen)),
-            Self::Relay { target } => service::run(relay::run(target)),
-            Self::Load { target, rate } => service::run(load::run(target, rate)),
+            Self::Relay { target } => service::run(relay::run(target.to_string())),
+            Self::Load { target, rate } => service::run(load::run(target.to_string(), rate)),
         }?;
         Ok(ExitCode::SUCCESS)
     }

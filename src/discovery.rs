@@ -1,20 +1,21 @@
 //! `outrigger discovery`: answers DNS queries for the mesh's services.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
-use outrigger_ca::SpiffeId;
 use outrigger_ca::workload::{self, CaOptions, Source, Status};
+use outrigger_ca::{DISCOVERY_ACCOUNT, SpiffeId};
 use outrigger_discovery::file::ServicesFile;
 use outrigger_discovery::server::{Options, SecureOptions, Server};
 use outrigger_discovery::{ClusterDomain, Directory};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::{Failure, log};
+use crate::Failure;
+use crate::flags::{self, IdentityArgs};
+use crate::log::LogArgs;
 
 const EXAMPLES: &str = "\
 Example of a services file:
@@ -51,6 +52,7 @@ Exit codes: 0 ended by SIGTERM, 1 could not start, 2 wrong usage, 130 ended by S
 ///
 /// Tells sidecars, over DNS over TLS with mesh identities, which endpoints are behind a service, which of them have
 /// sidecars under which service account, and whose an address is. Plain DNS, on request, gives workloads their names.
+/// Its certificate must be for ns/outrigger/sa/outrigger-discovery.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -69,51 +71,22 @@ pub struct Args {
     cluster_domain: ClusterDomain,
     /// DNS server that is asked about all other names; repeatable, the first one first. Without any, such questions are
     /// refused.
-    #[arg(long, env = "OUTRIGGER_FORWARD", value_name = "IP[:PORT]", value_delimiter = ',', value_parser = dns_server)]
+    #[arg(long, env = "OUTRIGGER_FORWARD", value_name = "IP[:PORT]", value_delimiter = ',', value_parser = flags::dns_server)]
     forward: Vec<SocketAddr>,
-    /// The CA that issues this server's certificate, for ns/outrigger/sa/outrigger-discovery.
-    #[arg(
-        long,
-        env = "OUTRIGGER_CA",
-        value_name = "HOST:PORT",
-        requires = "token_file",
-        conflicts_with = "certificate"
-    )]
-    ca: Option<String>,
-    /// File with the bearer token for the CA; read again each time.
-    #[arg(long, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// Certificate of this server (PEM), instead of a CA; watched.
-    #[arg(long, env = "OUTRIGGER_CERTIFICATE", value_name = "FILE", requires_all = ["key", "trust_bundle"])]
-    certificate: Option<PathBuf>,
-    /// Private key of the certificate (PEM).
-    #[arg(long, env = "OUTRIGGER_KEY", value_name = "FILE", requires = "certificate")]
-    key: Option<PathBuf>,
-    /// Roots that clients are verified by (PEM); watched. Without it, the CA's bundle is believed on first use.
-    #[arg(long, env = "OUTRIGGER_TRUST_BUNDLE", value_name = "FILE")]
-    trust_bundle: Option<PathBuf>,
-    /// Seconds between looks at the CA's bundle, where it is not a file.
-    #[arg(long, env = "OUTRIGGER_BUNDLE_POLL", value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
-    bundle_poll: u64,
-    /// Trust domain that clients must be of.
-    #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local")]
-    trust_domain: String,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// Exempt connections to the CA and to other DNS servers from a redirect by this packet mark; needs CAP_NET_ADMIN.
     /// Without a value: 1337.
     #[arg(long, env = "OUTRIGGER_MARK", value_name = "MARK", num_args = 0..=1, default_missing_value = "1337")]
     mark: Option<u32>,
-    /// Level of the log: error, warn, info, debug, trace.
-    #[arg(long, env = "OUTRIGGER_LOG", value_name = "LEVEL", default_value = "info")]
-    log: String,
-    /// How the log looks.
-    #[arg(long, env = "OUTRIGGER_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value = "text")]
-    log_format: log::Format,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 impl Args {
     pub fn run(self) -> Result<ExitCode, Failure> {
-        log::start(&self.log, self.log_format)?;
-        SpiffeId::new(&self.trust_domain, "outrigger", "outrigger-discovery")
+        self.log.start()?;
+        SpiffeId::new(self.identity.trust_domain(), DISCOVERY_ACCOUNT.0, DISCOVERY_ACCOUNT.1)
             .map_err(|error| format!("--trust-domain: {error}"))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(self.serve())
@@ -140,10 +113,11 @@ impl Args {
     }
 
     fn options(&self) -> Result<Options, Failure> {
-        let secure = self.source().map(|source| {
-            let certificate = workload::keep(source, &self.trust_domain);
+        let trust_domain = self.identity.trust_domain();
+        let secure = self.source()?.map(|source| {
+            let certificate = workload::keep(source, trust_domain);
             tokio::spawn(report_first(certificate.clone()));
-            SecureOptions { listen: self.listen, trust_domain: self.trust_domain.clone(), certificate }
+            SecureOptions { listen: self.listen, trust_domain: trust_domain.to_owned(), certificate }
         });
         match (&secure, self.plain) {
             (None, None) => {
@@ -160,22 +134,25 @@ impl Args {
         Ok(Options { secure, plain: self.plain, forward: self.forward.clone(), mark: self.mark })
     }
 
-    fn source(&self) -> Option<Source> {
-        if let (Some(certificate), Some(key), Some(trust_bundle)) =
-            (&self.certificate, &self.key, &self.trust_bundle)
-        {
-            return Some(Source::Files {
+    fn source(&self) -> Result<Option<Source>, Failure> {
+        let IdentityArgs { ca, token_file, certificate, key, trust_bundle, .. } = &self.identity;
+        if let (Some(certificate), Some(key)) = (certificate, key) {
+            let trust_bundle = trust_bundle
+                .clone()
+                .ok_or("a certificate from files needs --trust-bundle: the roots to verify clients by")?;
+            return Ok(Some(Source::Files {
                 certificate: certificate.clone(),
                 key: key.clone(),
-                trust_bundle: trust_bundle.clone(),
-            });
+                trust_bundle,
+            }));
         }
-        let (ca, token_file) = self.ca.as_ref().zip(self.token_file.as_ref())?;
-        Some(Source::Ca(CaOptions {
-            trust_bundle: self.trust_bundle.clone(),
-            bundle_poll: Duration::from_secs(self.bundle_poll),
-            mark: self.mark,
-            ..CaOptions::new(ca, token_file)
+        Ok(ca.as_ref().zip(token_file.as_ref()).map(|(ca, token_file)| {
+            Source::Ca(CaOptions {
+                trust_bundle: trust_bundle.clone(),
+                bundle_poll: self.identity.bundle_poll.as_std(),
+                mark: self.mark,
+                ..CaOptions::new(ca.to_string(), token_file)
+            })
         }))
     }
 }
@@ -183,33 +160,5 @@ impl Args {
 async fn report_first(mut certificate: watch::Receiver<Arc<Status>>) {
     if certificate.wait_for(|status| status.material.is_some()).await.is_ok() {
         tracing::info!("ready: answering DNS over TLS");
-    }
-}
-
-/// An address of a DNS server; port 53 unless it says otherwise.
-fn dns_server(text: &str) -> Result<SocketAddr, String> {
-    let bare = text.trim_start_matches('[').trim_end_matches(']');
-    text.parse().or_else(|_| bare.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53))).map_err(|_| {
-        format!("`{text}` is no address of a DNS server: give an IP address, or one with a port")
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_dns_server_has_port_53_unless_it_says_otherwise() {
-        for (text, expected) in [
-            ("10.0.0.1", Some("10.0.0.1:53")),
-            ("10.0.0.1:5353", Some("10.0.0.1:5353")),
-            ("fd00::1", Some("[fd00::1]:53")),
-            ("[fd00::1]", Some("[fd00::1]:53")),
-            ("[fd00::1]:5353", Some("[fd00::1]:5353")),
-            ("dns.example", None),
-            ("10.0.0.1:99999", None),
-        ] {
-            assert_eq!(dns_server(text).ok(), expected.map(|text| text.parse().unwrap()), "{text}");
-        }
     }
 }

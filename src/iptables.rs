@@ -8,6 +8,7 @@ use outrigger_iptables::{
 };
 
 use crate::Failure;
+use crate::flags::Port;
 
 /// Redirect a pod's TCP traffic to the sidecar, see that it works, or undo it.
 #[derive(Debug, clap::Args)]
@@ -56,19 +57,19 @@ enum Action {
 #[derive(Debug, clap::Args)]
 struct Rules {
     /// Port of the sidecar for what the workload sends.
-    #[arg(long, env = "OUTRIGGER_OUTBOUND_PORT", value_name = "PORT", default_value_t = 15001)]
+    #[arg(long, env = "OUTRIGGER_OUTBOUND_PORT", value_name = "PORT", default_value_t = 15001, value_parser = Port)]
     outbound_port: u16,
 
     /// Port of the sidecar for what comes to the workload.
-    #[arg(long, env = "OUTRIGGER_INBOUND_PORT", value_name = "PORT", default_value_t = 15006)]
+    #[arg(long, env = "OUTRIGGER_INBOUND_PORT", value_name = "PORT", default_value_t = 15006, value_parser = Port)]
     inbound_port: u16,
 
     /// Port of metrics and rewritten probes, reached from outside as it is.
-    #[arg(long, env = "OUTRIGGER_METRICS_PORT", value_name = "PORT", default_value_t = 15020)]
+    #[arg(long, env = "OUTRIGGER_METRICS_PORT", value_name = "PORT", default_value_t = 15020, value_parser = Port)]
     metrics_port: u16,
 
     /// Port of the sidecar's own readiness and liveness, reached from outside as it is.
-    #[arg(long, env = "OUTRIGGER_HEALTH_PORT", value_name = "PORT", default_value_t = 15021)]
+    #[arg(long, env = "OUTRIGGER_HEALTH_PORT", value_name = "PORT", default_value_t = 15021, value_parser = Port)]
     health_port: u16,
 
     /// Ports of the workload that are reached without the sidecar, as in 22,9100.

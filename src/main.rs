@@ -3,6 +3,7 @@
 mod ca;
 mod demo;
 mod discovery;
+mod flags;
 mod iptables;
 mod log;
 mod sidecar;
@@ -36,21 +37,15 @@ struct Arguments {
     command: Command,
 }
 
+/// What each does is said where its flags are.
 #[derive(Subcommand)]
 enum Command {
-    /// Run the proxy beside a workload.
     Sidecar(sidecar::Args),
-    /// Run the certificate authority, rotate its root, or show it.
     Ca(ca::Args),
-    /// Answer DNS queries for the mesh's services.
     Discovery(discovery::Args),
-    /// Set up, check or remove the rules that send a pod's traffic through its sidecar.
     Iptables(iptables::Args),
-    /// Run a mesh of five pods on this machine, to look at and play with.
     Demo(demo::Args),
-    /// Check a config file, or print its schema.
     Validate(validate::Args),
-    /// Print the version.
     Version(version::Args),
 }
 

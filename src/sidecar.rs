@@ -1,14 +1,17 @@
 //! `outrigger sidecar`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::ValueEnum;
+use outrigger_ca::HostPort;
 use outrigger_proxy::config::{CaSource, Config, FileSource, Mtls, Network};
 use outrigger_proxy::net::handed_in_sockets;
 use outrigger_proxy::runtime::{self, Ended, Ports, Settings};
 
-use crate::{Failure, log, version};
+use crate::flags::{self, IdentityArgs, Port};
+use crate::log::LogArgs;
+use crate::{Failure, version};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,37 +37,11 @@ pub struct Args {
     /// Config file (YAML); watched. Flags win over it.
     #[arg(long, env = "OUTRIGGER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The CA that issues this workload's certificate.
-    #[arg(
-        long,
-        env = "OUTRIGGER_CA",
-        value_name = "HOST:PORT",
-        requires = "token_file",
-        conflicts_with = "certificate",
-        value_parser = host_and_port
-    )]
-    ca: Option<String>,
-    /// File with the bearer token for the CA; read again each time.
-    #[arg(long, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// Certificate of this workload (PEM), instead of a CA; watched.
-    #[arg(long, env = "OUTRIGGER_CERTIFICATE", value_name = "FILE", requires = "key")]
-    certificate: Option<PathBuf>,
-    /// Private key of the certificate (PEM).
-    #[arg(long, env = "OUTRIGGER_KEY", value_name = "FILE", requires = "certificate")]
-    key: Option<PathBuf>,
-    /// Roots that peers are verified by (PEM); watched. Without it, the CA's bundle is believed on first use.
-    #[arg(long, env = "OUTRIGGER_TRUST_BUNDLE", value_name = "FILE")]
-    trust_bundle: Option<PathBuf>,
-    /// Seconds between looks at the CA's bundle, where it is not a file.
-    #[arg(long, env = "OUTRIGGER_BUNDLE_POLL", value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
-    bundle_poll: u64,
-    /// Trust domain of the mesh's identities [default: cluster.local]
-    #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", value_name = "NAME")]
-    trust_domain: Option<String>,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// How strictly mutual TLS is demanded [default: strict]
-    #[arg(long, env = "OUTRIGGER_MTLS", value_enum, value_name = "MODE")]
-    mtls: Option<MtlsMode>,
+    #[arg(long, env = "OUTRIGGER_MTLS", value_name = "MODE", value_parser = flags::mtls())]
+    mtls: Option<Mtls>,
     /// Domain whose names are peers of the mesh; repeatable.
     #[arg(long, env = "OUTRIGGER_MESH_DOMAIN", value_name = "DOMAIN", value_delimiter = ',')]
     mesh_domain: Vec<String>,
@@ -72,11 +49,11 @@ pub struct Args {
     #[arg(long, env = "OUTRIGGER_MESH_NETWORK", value_name = "CIDR", value_delimiter = ',')]
     mesh_network: Vec<Network>,
     /// The mesh's discovery, asked over DNS over TLS.
-    #[arg(long, env = "OUTRIGGER_DISCOVERY", value_name = "HOST:PORT", value_parser = host_and_port)]
-    discovery: Option<String>,
+    #[arg(long, env = "OUTRIGGER_DISCOVERY", value_name = "HOST:PORT")]
+    discovery: Option<HostPort>,
     /// DNS server, instead of those of /etc/resolv.conf; repeatable.
-    #[arg(long, env = "OUTRIGGER_DNS_SERVER", value_name = "IP[:PORT]", value_delimiter = ',')]
-    dns_server: Vec<String>,
+    #[arg(long, env = "OUTRIGGER_DNS_SERVER", value_name = "IP[:PORT]", value_delimiter = ',', value_parser = flags::dns_server)]
+    dns_server: Vec<SocketAddr>,
     /// Hosts file [default: /etc/hosts]
     #[arg(long, env = "OUTRIGGER_HOSTS_FILE", value_name = "FILE")]
     hosts_file: Option<PathBuf>,
@@ -90,61 +67,36 @@ pub struct Args {
     #[arg(long, env = "OUTRIGGER_DRAIN_TIMEOUT", value_name = "DURATION")]
     drain_timeout: Option<outrigger_proxy::config::Duration>,
     /// Port of the workload's redirected connections, on loopback.
-    #[arg(long, env = "OUTRIGGER_OUTBOUND_PORT", value_name = "PORT", default_value_t = 15001)]
+    #[arg(long, env = "OUTRIGGER_OUTBOUND_PORT", value_name = "PORT", default_value_t = 15001, value_parser = Port)]
     outbound_port: u16,
     /// Port of peers' redirected connections.
-    #[arg(long, env = "OUTRIGGER_INBOUND_PORT", value_name = "PORT", default_value_t = 15006)]
+    #[arg(long, env = "OUTRIGGER_INBOUND_PORT", value_name = "PORT", default_value_t = 15006, value_parser = Port)]
     inbound_port: u16,
     /// Admin port, on loopback.
-    #[arg(long, env = "OUTRIGGER_ADMIN_PORT", value_name = "PORT", default_value_t = 15000)]
+    #[arg(long, env = "OUTRIGGER_ADMIN_PORT", value_name = "PORT", default_value_t = 15000, value_parser = Port)]
     admin_port: u16,
     /// Port of /metrics.
-    #[arg(long, env = "OUTRIGGER_METRICS_PORT", value_name = "PORT", default_value_t = 15020)]
+    #[arg(long, env = "OUTRIGGER_METRICS_PORT", value_name = "PORT", default_value_t = 15020, value_parser = Port)]
     metrics_port: u16,
     /// Port of /readyz and /livez.
-    #[arg(long, env = "OUTRIGGER_HEALTH_PORT", value_name = "PORT", default_value_t = 15021)]
+    #[arg(long, env = "OUTRIGGER_HEALTH_PORT", value_name = "PORT", default_value_t = 15021, value_parser = Port)]
     health_port: u16,
     /// Exempt the proxy's own connections from the redirect by packet marks, this one and the next, instead of by uid;
     /// needs CAP_NET_ADMIN. For places without uids to spare. Without a value: 1337.
     #[arg(long, env = "OUTRIGGER_MARK", value_name = "MARK", num_args = 0..=1, default_missing_value = "1337")]
     mark: Option<u32>,
-    /// Level of the proxy's own log: error, warn, info, debug, trace.
-    #[arg(long, env = "OUTRIGGER_LOG", value_name = "LEVEL", default_value = "info")]
-    log: String,
-    /// How the proxy's own log looks.
-    #[arg(long, env = "OUTRIGGER_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value = "text")]
-    log_format: log::Format,
+    #[command(flatten)]
+    log: LogArgs,
     /// Panic on requests for this path: for tests of what a panic ends.
     #[arg(long, env = "OUTRIGGER_PANIC_PATH", value_name = "PATH", hide = true)]
     panic_path: Option<String>,
-}
-
-/// An address as flags take it.
-fn host_and_port(text: &str) -> Result<String, String> {
-    match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
-            Ok(text.into())
-        }
-        _ => Err("write HOST:PORT, for example ca.outrigger.svc:15012".into()),
-    }
-}
-
-/// `--mtls`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum MtlsMode {
-    /// Only mesh TLS is let in.
-    Strict,
-    /// Plaintext is let in; unknown peers are tried with mesh TLS first.
-    Permissive,
-    /// Like permissive, and names whom strict would have refused.
-    Audit,
 }
 
 impl Args {
     pub fn run(self) -> Result<ExitCode, Failure> {
         // Before anything opens a file: the handed-in ones are known by their numbers.
         let handed_in = handed_in_sockets()?;
-        let set_log_level = log::start(&self.log, self.log_format)?;
+        let log_level = self.log.start()?;
         let settings = Settings {
             config_file: self.config.clone(),
             ports: Ports {
@@ -156,9 +108,9 @@ impl Args {
             },
             handed_in,
             mark: self.mark,
-            bundle_poll: std::time::Duration::from_secs(self.bundle_poll),
+            bundle_poll: self.identity.bundle_poll.as_std(),
             panic_path: self.panic_path.clone(),
-            set_log_level,
+            log_level,
             version: version::VERSION,
             overlay: Box::new(move |config| self.overlay(config)),
         };
@@ -176,31 +128,26 @@ impl Args {
 
     /// Puts the flags on top of a config.
     fn overlay(&self, config: &mut Config) {
-        if let (Some(address), Some(token_file)) = (&self.ca, &self.token_file) {
-            config.identity.ca = Some(CaSource { address: address.clone(), token_file: token_file.clone() });
-            config.identity.files = None;
-        }
-        if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
-            config.identity.files = Some(FileSource { certificate: certificate.clone(), key: key.clone() });
-            config.identity.ca = None;
-        }
+        let flags = &self.identity;
         let identity = &mut config.identity;
-        identity.trust_bundle = self.trust_bundle.clone().or(identity.trust_bundle.take());
-        config.trust_domain = self.trust_domain.clone().or(config.trust_domain.take());
-        if let Some(mtls) = self.mtls {
-            config.mtls = match mtls {
-                MtlsMode::Strict => Mtls::Strict,
-                MtlsMode::Permissive => Mtls::Permissive,
-                MtlsMode::Audit => Mtls::Audit,
-            };
+        if let (Some(address), Some(token_file)) = (&flags.ca, &flags.token_file) {
+            identity.ca = Some(CaSource { address: address.to_string(), token_file: token_file.clone() });
+            identity.files = None;
         }
+        if let (Some(certificate), Some(key)) = (&flags.certificate, &flags.key) {
+            identity.files = Some(FileSource { certificate: certificate.clone(), key: key.clone() });
+            identity.ca = None;
+        }
+        identity.trust_bundle = flags.trust_bundle.clone().or(identity.trust_bundle.take());
+        config.trust_domain = flags.trust_domain.clone().or(config.trust_domain.take());
+        config.mtls = self.mtls.unwrap_or(config.mtls);
         config.outbound.mesh_domains.extend_from_slice(&self.mesh_domain);
         config.outbound.mesh_networks.extend_from_slice(&self.mesh_network);
         let dns = &mut config.dns;
-        dns.mesh_server = self.discovery.clone().or(dns.mesh_server.take());
+        dns.mesh_server = self.discovery.as_ref().map(HostPort::to_string).or(dns.mesh_server.take());
         dns.hosts_file = self.hosts_file.clone().or(dns.hosts_file.take());
         if !self.dns_server.is_empty() {
-            dns.servers = self.dns_server.clone();
+            dns.servers = self.dns_server.iter().map(SocketAddr::to_string).collect();
         }
         config.workers = self.workers.or(config.workers);
         config.access_log.output = self.access_log.clone().or(config.access_log.output.take());

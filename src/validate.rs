@@ -5,6 +5,7 @@ use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::BoolishValueParser;
 use outrigger_proxy::config::{self, ConfigError, Problem};
 use serde_json::{Value, json};
 
@@ -26,16 +27,16 @@ pub struct Args {
     #[arg(value_name = "FILE", env = "OUTRIGGER_CONFIG", required_unless_present_any = ["schema", "reference"])]
     file: Option<PathBuf>,
     /// Print the JSON schema of config files instead.
-    #[arg(long, env = "OUTRIGGER_SCHEMA", conflicts_with = "reference")]
+    #[arg(long, env = "OUTRIGGER_SCHEMA", conflicts_with = "reference", value_parser = BoolishValueParser::new())]
     schema: bool,
     /// Print the table of all fields instead, in Markdown, as the README holds it.
-    #[arg(long, env = "OUTRIGGER_REFERENCE")]
+    #[arg(long, env = "OUTRIGGER_REFERENCE", value_parser = BoolishValueParser::new())]
     reference: bool,
     /// How the findings are written.
     #[arg(long, env = "OUTRIGGER_OUTPUT", value_enum, default_value_t)]
     output: Output,
     /// Fail on warnings too.
-    #[arg(long, env = "OUTRIGGER_STRICT")]
+    #[arg(long, env = "OUTRIGGER_STRICT", value_parser = BoolishValueParser::new())]
     strict: bool,
 }
 
@@ -70,7 +71,8 @@ impl Args {
             print(&config::reference())?;
             return Ok(ExitCode::SUCCESS);
         }
-        let findings = Findings::of(&self.file.unwrap_or_default())?;
+        let file = self.file.ok_or("no file to check: name one, or `-` for standard input")?;
+        let findings = Findings::of(&file)?;
         print(&match self.output {
             Output::Text => findings.to_text(&Colors::of_terminal()),
             Output::Json => format!("{:#}\n", findings.to_json()),

@@ -7,7 +7,8 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::verify::{VerifyError, provider, spiffe_id, system_time};
+use crate::unix_time::system_time;
+use crate::verify::{VerifyError, provider, spiffe_id};
 use crate::{SpiffeId, TrustBundle};
 
 /// A certificate chain, leaf first, and the key that belongs to it. The key can't be read back, and

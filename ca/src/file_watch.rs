@@ -5,12 +5,15 @@
 //! re-check catches what no event announces (network file systems, exhausted inotify watches).
 
 use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, EventKind};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use sha2::{Digest as _, Sha256};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -42,20 +45,13 @@ pub fn watch(paths: impl IntoIterator<Item = PathBuf>) -> Result<mpsc::Receiver<
         return Err(WatchError::NotAFile(path.clone()));
     }
     let runtime = tokio::runtime::Handle::try_current().map_err(|_| WatchError::NoRuntime)?;
-    let (events_in, events) = mpsc::channel(1);
-    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| may_change_content(event.kind)) {
-            // A full channel already holds the news.
-            let _ = events_in.try_send(());
-        }
-    });
-    let watcher = watcher
+    let events = Events::new()
         .inspect_err(|error| {
             tracing::warn!(%error, "no change events for files: comparing them every 2 s instead; raise fs.inotify.max_user_instances");
         })
         .ok();
     let (sender, receiver) = mpsc::channel(1);
-    let mut watch = Watch { seen: fingerprints(&files), files, watcher, events };
+    let mut watch = Watch { seen: fingerprints(&files), files, events };
     watch.follow_directories();
     // What changed while the directories were being added has no event, but is seen by this second look.
     let changed = watch.changed();
@@ -66,34 +62,65 @@ pub fn watch(paths: impl IntoIterator<Item = PathBuf>) -> Result<mpsc::Receiver<
     Ok(receiver)
 }
 
-fn may_change_content(kind: EventKind) -> bool {
-    match kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
-        // Our own reading would wake us again and again.
-        EventKind::Access(_) => false,
-        _ => true,
-    }
-}
-
 struct Watch {
     files: Vec<PathBuf>,
     seen: Vec<Option<[u8; 32]>>,
-    watcher: Option<RecommendedWatcher>,
-    events: mpsc::Receiver<()>,
+    events: Option<Events>,
+}
+
+/// What happens in the directories that are followed.
+struct Events(AsyncFd<Instance>);
+
+/// An inotify instance as tokio wants to see it.
+struct Instance(Inotify);
+
+impl AsRawFd for Instance {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl Events {
+    #[expect(unsafe_code, reason = "tokio registers a descriptor that it does not own")]
+    fn new() -> io::Result<Self> {
+        let instance = Instance(Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?);
+        // SAFETY: `instance` owns the descriptor, never replaces it, and lives in the `AsyncFd` that is made here.
+        Ok(Self(unsafe { AsyncFd::register(instance) }?))
+    }
+
+    /// Not `IN_MODIFY`: a log in the same directory would wake us at each of its lines. Who rewrites a file in place
+    /// closes it; not `IN_ACCESS` and `IN_OPEN`: our own reading would wake us.
+    fn follow(&self, directory: &Path) -> Result<(), Errno> {
+        let changes = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_MOVE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_ONLYDIR;
+        self.0.get_ref().0.add_watch(directory, changes).map(|_| ())
+    }
+
+    /// Waits until something has happened, and forgets it.
+    async fn next(&self) -> io::Result<()> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            if let Ok(events) = ready.try_io(|instance| Ok(instance.get_ref().0.read_events()?)) {
+                return events.map(|_| ());
+            }
+        }
+    }
 }
 
 impl Watch {
     async fn run(mut self, sender: mpsc::Sender<()>) {
-        let recheck = if self.watcher.is_some() { RECHECK } else { RECHECK_WITHOUT_EVENTS };
-        let mut events_open = self.watcher.is_some();
         loop {
+            let recheck = if self.events.is_some() { RECHECK } else { RECHECK_WITHOUT_EVENTS };
             tokio::select! {
                 () = sender.closed() => return,
                 () = sleep(recheck) => {}
-                event = self.events.recv(), if events_open => match event {
-                    Some(()) => self.settle().await,
-                    None => events_open = false,
-                },
+                () = self.event() => self.settle().await,
             }
             self.follow_directories();
             if self.changed() {
@@ -103,13 +130,27 @@ impl Watch {
         }
     }
 
+    /// Waits for the next event; for ever where there are none.
+    async fn event(&mut self) {
+        if let Some(events) = &self.events {
+            match events.next().await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "no more change events for files: comparing them every 2 s instead")
+                }
+            }
+            self.events = None;
+        }
+        std::future::pending().await
+    }
+
     async fn settle(&mut self) {
         let latest = Instant::now() + LONGEST_DEBOUNCE;
         loop {
             tokio::select! {
                 () = sleep(QUIET) => return,
                 () = sleep_until(latest) => return,
-                event = self.events.recv() => if event.is_none() { return },
+                () = self.event() => {}
             }
         }
     }
@@ -124,11 +165,11 @@ impl Watch {
     /// Watches the directories that matter now. Adding one again is free, and renews the watch of a
     /// directory that was deleted and made anew.
     fn follow_directories(&mut self) {
-        let Some(watcher) = &mut self.watcher else {
+        let Some(events) = &self.events else {
             return;
         };
         for directory in directories(&self.files) {
-            if let Err(error) = watcher.watch(&directory, RecursiveMode::NonRecursive) {
+            if let Err(error) = events.follow(&directory) {
                 tracing::debug!(directory = %directory.display(), %error, "a directory can't be watched; its files are compared every 10 s");
             }
         }
@@ -226,6 +267,21 @@ mod tests {
         fs::write(&changing, "2").unwrap();
         assert!(yields(&mut loud).await);
         assert!(quiet.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_log_beside_the_files_wakes_nobody() {
+        use std::io::Write as _;
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("watched"), "1").unwrap();
+        let events = Events::new().unwrap();
+        let mut log = fs::File::create(directory.path().join("log")).unwrap();
+        events.follow(directory.path()).unwrap();
+        log.write_all(b"a line\n").unwrap();
+        let woken = tokio::time::timeout(Duration::from_millis(100), events.next()).await.is_ok();
+        assert!(!woken);
+        drop(log);
+        events.next().await.unwrap();
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! TLS session skips verifiers, so callers check [`peer_identity`] on every connection.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -21,6 +21,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::X509Certificate;
 
+use crate::unix_time::{since_1970, system_time};
 use crate::{SpiffeError, SpiffeId, TrustBundle};
 
 /// Who a peer proved to be, and until when the proof holds.
@@ -77,12 +78,8 @@ pub(crate) fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, V
     }
 }
 
-/// A point in time out of a certificate, in seconds since 1970; before that counts as 1970.
-pub(crate) fn system_time(timestamp: i64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(timestamp).unwrap_or(0))
-}
-
-pub(crate) fn provider() -> Arc<CryptoProvider> {
+/// The cryptography behind every TLS connection.
+pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
@@ -115,8 +112,7 @@ pub(crate) fn verify_chain(
     let Some((leaf, intermediates)) = chain.split_first() else {
         return Err(Error::NoCertificatesPresented);
     };
-    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let now = UnixTime::since_unix_epoch(seconds);
+    let now = UnixTime::since_unix_epoch(since_1970(now));
     let any_name = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
     server_verifier(bundle).verify_server_cert(leaf, intermediates, &any_name, &[], now)?;
     client_verifier(bundle).map_err(|error| Error::General(error.to_string()))?.verify_client_cert(
@@ -232,6 +228,8 @@ impl ClientCertVerifier for MeshClientVerifier {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rcgen::{CertificateParams, ExtendedKeyUsagePurpose as Usage, SanType};
 
     use super::*;

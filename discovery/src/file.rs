@@ -33,7 +33,7 @@ use serde_saphyr::Spanned;
 use tokio::sync::mpsc;
 
 use crate::Directory;
-use crate::records::{DURATION, parse_duration};
+use crate::records::{DURATION, parse_timeout};
 use crate::services::{Endpoint, Fault, Port, Service, Services};
 
 /// Why a file gives no services.
@@ -118,7 +118,7 @@ struct ServiceEntry {
     ports: Vec<PortEntry>,
     #[serde(default)]
     endpoints: Vec<Spanned<EndpointEntry>>,
-    #[serde(default, deserialize_with = "duration")]
+    #[serde(default, deserialize_with = "timeout")]
     timeout: Option<Duration>,
     retries: Option<u32>,
 }
@@ -155,10 +155,10 @@ fn one() -> u16 {
     1
 }
 
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    match parse_duration(&text) {
-        Some(duration) => Ok(Some(duration)),
+    match parse_timeout(&text) {
+        Some(timeout) => Ok(Some(timeout)),
         None => Err(serde::de::Error::custom(format!("`{text}` is no duration: {DURATION}"))),
     }
 }

@@ -282,7 +282,7 @@ fn record(at: &Name, data: RData) -> Record {
 }
 
 fn start_of_authority(domain: &Name, cluster_domain: &ClusterDomain) -> Record {
-    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let seconds = outrigger_ca::unix_seconds(SystemTime::now());
     let server = full_name(&format!("discovery.outrigger.svc.{}", cluster_domain.as_str()));
     let contact = full_name(&format!("hostmaster.{}", cluster_domain.as_str()));
     // A serial wraps around by design (RFC 1982); nobody transfers this zone.

@@ -9,6 +9,7 @@ mod directory;
 pub mod file;
 mod forward;
 mod index;
+mod local;
 pub mod records;
 mod select;
 pub mod server;
@@ -18,4 +19,5 @@ mod testing;
 
 pub use directory::Directory;
 pub use index::{ClusterDomain, ClusterDomainError, TTL};
+pub use local::is_local;
 pub use select::MOST_ENDPOINTS;

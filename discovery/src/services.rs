@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use outrigger_ca::SpiffeId;
 
+use crate::local::is_local;
 use crate::records::{EndpointRecord, LONGEST, ServiceRecord};
 
 /// Retries multiply load at each hop of a chain of calls, so nobody may ask for more.
@@ -258,20 +259,8 @@ fn check_label(label: &str) -> Result<(), Problem> {
 /// Sidecars drop such addresses from answers, so that nothing leads to what listens on loopback only, or to a cloud's
 /// metadata service; said here, the reason is seen where it can be mended.
 fn check_address(address: IpAddr) -> Result<(), Problem> {
-    let unreachable = match address.to_canonical() {
-        IpAddr::V4(ip) => {
-            ip.octets()[0] == 0
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_multicast()
-                || ip.is_broadcast()
-        }
-        IpAddr::V6(ip) => {
-            ip.is_unspecified() || ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast()
-        }
-    };
     // A mapped address would be asked for, and compared, as another one.
-    if unreachable || address.to_canonical() != address {
+    if is_local(address) || address.to_canonical() != address {
         return Err(Problem::Address(address));
     }
     Ok(())
@@ -329,6 +318,7 @@ mod tests {
                 Box::new(move |s| s[0].endpoints[0].address = ip("169.254.169.254")),
                 "169.254.169.254 is no address",
             ),
+            (Box::new(move |s| s[0].vips = vec![ip("fd00:ec2::254")]), "fd00:ec2::254 is no address"),
             (Box::new(move |s| s[0].endpoints[0].address = ip("::ffff:10.77.0.9")), "is no address"),
             (Box::new(|s| s[1].endpoints[1] = endpoint("10.77.0.3")), "endpoint 10.77.0.3 is there twice"),
             (

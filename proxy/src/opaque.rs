@@ -192,11 +192,13 @@ impl Way {
         let expires =
             [self.expires, carrying.client_peer.map(|(_, expires)| expires)].into_iter().flatten().min();
         let mut server = Prefixed::new(self.first_bytes, self.transport);
+        let idle_timeout = self.upstream.policy.stream_idle_timeout;
         let mut copied = Copied::default();
         let reason = tokio::select! {
             biased;
-            result = copy_both_ways(&mut client, &mut server, &mut copied) => match result {
+            result = copy_both_ways(&mut client, &mut server, &mut copied, idle_timeout) => match result {
                 Ok(()) => "end",
+                Err(error) if error.kind() == std::io::ErrorKind::TimedOut => "idle_timeout",
                 Err(_) => "reset",
             },
             () = certificate_ends(expires) => "certificate_expired",

@@ -136,7 +136,7 @@ fn a_wrong_token_gets_no_certificate_and_the_reason_is_shown() {
 #[test]
 fn traffic_flows_on_while_the_ca_is_away_and_renewal_resumes_when_it_is_back() {
     let mut bed = Authority::new(&["--certificate-lifetime", "30s"]);
-    let _running = serving(&bed, &["--bundle-poll", "1"]);
+    let _running = serving(&bed, &["--bundle-poll", "1s"]);
     let before = bed.bundle();
     bed.process.signal(Signal::SIGKILL);
     bed.process.ended();

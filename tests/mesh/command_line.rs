@@ -69,6 +69,20 @@ fn validate_accepts_a_right_file_and_points_at_each_mistake_of_a_wrong_one() {
 }
 
 #[test]
+fn a_switch_takes_1_for_true_and_0_for_false_from_its_variable() {
+    let with = |value: &str| {
+        let mut command = Command::new(crate::support::mesh::binary());
+        command.arg("validate").env("OUTRIGGER_SCHEMA", value).output().expect("run outrigger")
+    };
+    for value in ["1", "true", "yes", "on"] {
+        assert!(text(&with(value).stdout).contains("\"$defs\""), "{value}");
+    }
+    let output = with("0");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no file to check"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn every_flag_can_come_from_the_environment() {
     let mesh = Mesh::new();
     let (web, api) = (mesh.pod("web"), mesh.pod("api"));
@@ -83,7 +97,10 @@ fn every_flag_can_come_from_the_environment() {
         .env("OUTRIGGER_KEY", file("tls.key"))
         .env("OUTRIGGER_TRUST_BUNDLE", mesh.bundle())
         .env("OUTRIGGER_MTLS", "permissive")
-        .env("OUTRIGGER_HEALTH_PORT", "15031");
+        .env("OUTRIGGER_HEALTH_PORT", "15031")
+        // As Kubernetes sets them where services are called so.
+        .env("OUTRIGGER_METRICS_PORT", "tcp://10.96.0.7:15020")
+        .env("OUTRIGGER_ADMIN_PORT", "tcp://10.96.0.8:80");
     if !by_user {
         command.env("OUTRIGGER_MARK", "1337");
     }
@@ -93,4 +110,10 @@ fn every_flag_can_come_from_the_environment() {
         api.try_connect(([127, 0, 0, 1], 15031)).is_ok() && api.ask_own(15031, "/readyz").status() == 200
     });
     assert_eq!(api.admin("/config")["config"]["mtls"], "permissive", "{}", api.admin("/config"));
+    assert_eq!(api.ask_own(15020, "/metrics").status(), 200);
+    assert!(
+        sidecar.output().contains("OUTRIGGER_METRICS_PORT=tcp://10.96.0.7:15020"),
+        "{}",
+        sidecar.output()
+    );
 }

@@ -41,6 +41,63 @@ fn a_peer_without_a_sidecar_that_refuses_gives_502_connection_refused() {
 }
 
 #[test]
+fn a_peer_that_no_way_leads_to_gives_502_destination_ip_unroutable() {
+    let mesh = Mesh::new();
+    let (web, fake) = (mesh.pod("web"), mesh.pod("fake"));
+    web.add_hosts(&format!("{} {API}", fake.address));
+    let reject = ["REJECT", "--reject-with", "icmp-host-unreachable"];
+    fake.run(&[&["iptables", "-w", "-A", "INPUT", "-p", "tcp", "-j"][..], &reject].concat());
+    let _sidecar = mesh.sidecar(&web).config(web_config()).start();
+    assert_told(&web.connect(fake.at(8080)).get(API, "/"), 502, "destination_ip_unroutable");
+    web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("code", "502")], 1.0);
+}
+
+#[test]
+fn a_peer_of_the_mesh_without_a_sidecar_gives_502_tls_protocol_error() {
+    let mesh = Mesh::new();
+    let (web, fake) = (mesh.pod("web"), mesh.pod("fake"));
+    web.add_hosts(&format!("{} {API}", fake.address));
+    let _sidecar = mesh.sidecar(&web).config(web_config()).start();
+    let _plain = fake.serve(8080, |mut connection| {
+        connection.take(1);
+        connection.send("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        let _ = connection.take_all();
+    });
+    let config = tls::server_config(&mesh.pki.identity(&shop("api")), &[], true);
+    let _tls_of_its_own = fake.serve(8443, move |connection| drop(tls::server(&config, connection)));
+    for (port, reason) in [(8080, "protocol"), (8443, "not_mesh")] {
+        assert_told(&web.connect(fake.at(port)).get(API, "/"), 502, "tls_protocol_error");
+        let labels = [("direction", "outbound"), ("result", "failure"), ("reason", reason)];
+        web.wait_for_metric("outrigger_tls_handshakes_total", &labels, 1.0);
+    }
+}
+
+#[test]
+fn a_proxy_without_a_certificate_says_that_the_fault_is_its_own() {
+    let mesh = Mesh::new();
+    let (web, api) = (mesh.pod("web"), mesh.pod("api"));
+    web.add_hosts(&format!("{} {API}", api.address));
+    let _api_sidecar = mesh.sidecar(&api).start();
+    let _web_sidecar = mesh
+        .sidecar(&web)
+        .config(web_config())
+        .without_certificate_files()
+        .arguments(["--certificate", "/nowhere/tls.crt", "--key", "/nowhere/tls.key"])
+        .without_waiting()
+        .start();
+    wait::until("the sidecar listens", || web.try_connect(([127, 0, 0, 1], 15021)).is_ok());
+    let workload = api.serve_echo(8080);
+    let answer = web.connect(api.at(8080)).get(API, "/");
+    assert_told(&answer, 503, "proxy_configuration_error");
+    assert!(answer.text().contains("this proxy has no certificate yet"), "{}", answer.text());
+    assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    assert_eq!(workload.accepted(), 0);
+    web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("code", "503")], 1.0);
+    let labels = [("direction", "outbound"), ("result", "failure"), ("reason", "not_certified")];
+    web.wait_for_metric("outrigger_tls_handshakes_total", &labels, 1.0);
+}
+
+#[test]
 fn a_peer_killed_before_its_response_gives_502_connection_terminated() {
     let pair = Pair::new();
     let (sender, arrived) = mpsc::channel();

@@ -161,3 +161,18 @@ fn a_strict_client_sends_no_plaintext_to_a_peer_of_the_mesh_that_has_no_sidecar(
     let answer = web.connect(plain.at(8080)).get(&plain.address.to_string(), "/");
     assert_eq!((answer.status(), answer.proxy_error().as_deref()), (502, Some("destination_ip_prohibited")));
 }
+
+#[test]
+fn a_permissive_client_without_a_certificate_source_speaks_plaintext_but_never_to_the_mesh() {
+    let mesh = Mesh::new();
+    let (web, plain) = (mesh.pod("web"), mesh.pod("plain"));
+    web.add_hosts(&format!("{} {API} plain.example", plain.address));
+    let config = "mtls: permissive\noutbound: {meshDomains: [svc.cluster.local]}";
+    let _sidecar = mesh.sidecar(&web).without_certificate_files().trust_bundle(None).config(config).start();
+    let server = plain.serve_echo(8080);
+    assert_eq!(web.connect(plain.at(8080)).get("plain.example", "/").status(), 200);
+    let accepted = server.accepted();
+    let answer = web.connect(plain.at(8080)).get(API, "/");
+    assert_eq!((answer.status(), answer.proxy_error().as_deref()), (503, Some("proxy_configuration_error")));
+    assert_eq!(server.accepted(), accepted);
+}

@@ -112,6 +112,49 @@ fn a_sidecar_that_has_no_certificate_yet_is_alive_and_not_ready() {
 }
 
 #[test]
+fn certificate_files_that_do_not_exist_are_named_in_the_log_and_in_readiness() {
+    let mesh = Mesh::new();
+    let pod = mesh.pod("api");
+    let mut sidecar = mesh
+        .sidecar(&pod)
+        .without_certificate_files()
+        .arguments(["--certificate", "/nowhere/tls.crt", "--key", "/nowhere/tls.key"])
+        .without_waiting()
+        .start();
+    pod.wait_for_metric("outrigger_certificate_failures_total", &[], 3.0);
+    let answer = pod.ask_own(15021, "/readyz");
+    assert_eq!(answer.status(), 503);
+    let named = "there is no file `/nowhere/tls.crt`, `/nowhere/tls.key`";
+    for said in [answer.text(), sidecar.output()] {
+        assert!(said.contains(named) && said.contains("--certificate, --key and --trust-bundle"), "{said}");
+    }
+    let output = sidecar.output();
+    assert_eq!(output.lines().filter(|line| line.contains("ERROR")).count(), 1, "once: {output}");
+    assert!(sidecar.running(), "it goes on looking");
+}
+
+#[test]
+fn the_log_level_is_shown_and_changed_and_one_that_does_not_exist_is_refused() {
+    let pair = Pair::new();
+    assert_eq!(pair.web.admin("/log")["level"], "info");
+    let set = |level: &str| {
+        let length = level.len();
+        let request =
+            format!("POST /log HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{level}");
+        pair.web.connect(([127, 0, 0, 1], 15000)).ask(request)
+    };
+    let answer = set("foo");
+    assert_eq!(answer.status(), 400);
+    assert!(answer.text().contains("off, error, warn, info, debug, trace"), "{}", answer.text());
+    assert_eq!(pair.web.admin("/log")["level"], "info");
+    assert!(!pair.web_sidecar.output().contains("DEBUG"), "{}", pair.web_sidecar.output());
+    assert_eq!(set("debug").status(), 200);
+    assert_eq!(pair.web.admin("/log")["level"], "debug");
+    pair.get(8080, "/");
+    wait::until("it counts", || pair.web_sidecar.output().contains("DEBUG"));
+}
+
+#[test]
 fn the_admin_port_shows_the_state_and_no_secret() {
     let pair = Pair::new();
     let _server = pair.api.serve_echo(8080);

@@ -23,8 +23,8 @@ fn fingerprints(bundle: &str) -> Vec<String> {
 #[test]
 fn certificates_and_twice_the_root_are_replaced_under_load_without_a_failed_handshake() {
     let bed = Authority::new(&["--certificate-lifetime", "60s"]);
-    let mut api_sidecar = bed.sidecar(&bed.api, 15012, None, &["--bundle-poll", "2"]);
-    let mut web_sidecar = bed.sidecar(&bed.web, 15012, None, &["--bundle-poll", "2"]);
+    let mut api_sidecar = bed.sidecar(&bed.api, 15012, None, &["--bundle-poll", "2s"]);
+    let mut web_sidecar = bed.sidecar(&bed.web, 15012, None, &["--bundle-poll", "2s"]);
     wait_until_ready(&bed.api, &mut api_sidecar);
     wait_until_ready(&bed.web, &mut web_sidecar);
     let _http = bed.api.serve_echo(8080);

@@ -11,7 +11,7 @@ use rustls_pki_types::pem::PemObject as _;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 
-use crate::SpiffeId;
+use crate::{SpiffeId, unix_seconds};
 
 /// Why a signing request is refused.
 #[derive(Debug, thiserror::Error)]
@@ -104,8 +104,7 @@ fn random_serial() -> SerialNumber {
 
 /// Certificates count in whole seconds; rounding up would outlive what must bound them.
 pub(super) fn whole_seconds(time: SystemTime) -> SystemTime {
-    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    SystemTime::UNIX_EPOCH + Duration::from_secs(unix_seconds(time))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::Snapshot;
 use super::signer::{SignError, Signer};
 use super::state::fingerprint;
 use super::storage::{Version, version_of};
-use crate::verify::system_time;
+use crate::unix_time::system_time;
 use crate::{BundleError, CertificateError, TrustBundle};
 
 /// The files, all PEM; read again when they change.

@@ -18,7 +18,7 @@ use super::issue::{authority_params, whole_seconds};
 use super::signer::{SignError, Signer};
 use super::{Lifetimes, RootReport, Snapshot};
 use crate::certificate::hexadecimal;
-use crate::verify::system_time;
+use crate::unix_time::{system_time, unix_seconds};
 use crate::{BundleError, CertificateError, TrustBundle};
 
 const VERSION: u32 = 1;
@@ -106,7 +106,7 @@ pub(super) struct State {
 
 impl State {
     pub fn new(trust_domain: &str, lifetimes: Lifetimes, now: SystemTime) -> Result<Self, StateError> {
-        let first = Generation::new(trust_domain, lifetimes.root, None, now, seconds(now))?;
+        let first = Generation::new(trust_domain, lifetimes.root, None, now, unix_seconds(now))?;
         Ok(Self {
             version: VERSION,
             trust_domain: trust_domain.into(),
@@ -150,10 +150,10 @@ impl State {
     ) -> Result<(), RotateError> {
         self.prune(now);
         let last = self.generations.last_mut().ok_or(StateError::NoSigner)?;
-        if last.signs_from > seconds(now) {
+        if last.signs_from > unix_seconds(now) {
             return Err(RotateError::UnderWay(rfc3339(last.signs_from)));
         }
-        let signs_from = seconds(now + spread);
+        let signs_from = unix_seconds(now + spread);
         let next = Generation::new(&self.trust_domain, root_lifetime, Some(last), now, signs_from)?;
         last.trusted_until = Some(signs_from + self.longest_lifetime);
         self.generations.push(next);
@@ -163,7 +163,7 @@ impl State {
     /// Drops the generations that nothing valid hangs on. Says whether there were any.
     pub fn prune(&mut self, now: SystemTime) -> bool {
         let before = self.generations.len();
-        self.generations.retain(|generation| generation.trusted(seconds(now)));
+        self.generations.retain(|generation| generation.trusted(unix_seconds(now)));
         before != self.generations.len()
     }
 
@@ -175,7 +175,7 @@ impl State {
         let roots = self
             .generations
             .iter()
-            .filter(|generation| generation.trusted(seconds(now)))
+            .filter(|generation| generation.trusted(unix_seconds(now)))
             .map(|generation| certificate(&generation.root))
             .collect::<Result<_, _>>()?;
         Ok(TrustBundle::from_roots(roots)?)
@@ -183,9 +183,11 @@ impl State {
 
     pub fn snapshot(&self, backdate: Duration, now: SystemTime) -> Result<Snapshot, StateError> {
         let bundle = self.bundle(now)?;
-        let index = self.signing(seconds(now)).ok_or(StateError::NoSigner)?;
-        let older_trusted =
-            self.generations[..index].iter().filter(|generation| generation.trusted(seconds(now))).count();
+        let index = self.signing(unix_seconds(now)).ok_or(StateError::NoSigner)?;
+        let older_trusted = self.generations[..index]
+            .iter()
+            .filter(|generation| generation.trusted(unix_seconds(now)))
+            .count();
         let signer = self.generations[index].signer(&self.trust_domain, older_trusted, backdate)?;
         // Nothing that fails at a client may be taken into use here.
         signer
@@ -196,7 +198,7 @@ impl State {
             .iter()
             .flat_map(|generation| [Some(generation.signs_from), generation.trusted_until])
             .flatten()
-            .filter(|&time| time > seconds(now))
+            .filter(|&time| time > unix_seconds(now))
             .min()
             .map(|time| UNIX_EPOCH + Duration::from_secs(time));
         let roots = bundle
@@ -208,9 +210,12 @@ impl State {
     }
 
     pub fn report(&self, now: SystemTime) -> Result<Vec<RootReport>, StateError> {
-        let signing = self.signing(seconds(now));
-        let trusted =
-            self.generations.iter().enumerate().filter(|(_, generation)| generation.trusted(seconds(now)));
+        let signing = self.signing(unix_seconds(now));
+        let trusted = self
+            .generations
+            .iter()
+            .enumerate()
+            .filter(|(_, generation)| generation.trusted(unix_seconds(now)));
         trusted
             .map(|(index, generation)| {
                 let root = certificate(&generation.root)?;
@@ -223,7 +228,7 @@ impl State {
                     },
                     signs_from: rfc3339(generation.signs_from),
                     trusted_until: generation.trusted_until.map(rfc3339),
-                    not_after: rfc3339(seconds(not_after(&root)?)),
+                    not_after: rfc3339(unix_seconds(not_after(&root)?)),
                 })
             })
             .collect()
@@ -316,10 +321,6 @@ fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, StateError>
 
 pub(super) fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     hexadecimal(&Sha256::digest(certificate))
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn rfc3339(seconds: u64) -> String {

@@ -17,9 +17,8 @@ use tonic::body::Body;
 
 use super::error::{ClientError, http_error};
 use super::first_contact;
-use crate::verify::provider;
 use crate::workload::CaOptions;
-use crate::{TrustBundle, server_verifier};
+use crate::{HostPort, TrustBundle, provider, server_verifier};
 
 /// One address of several must not use up the whole attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -37,10 +36,10 @@ pub(super) async fn connect(
     trusted: Option<&TrustBundle>,
 ) -> Result<Connection, ClientError> {
     let address = &options.address;
-    let unusable = |reason: String| ClientError::Address { address: address.clone(), reason };
-    let (host, _) = address.rsplit_once(':').ok_or_else(|| unusable("it must be host:port".into()))?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let server_name = ServerName::try_from(host.to_owned()).map_err(|error| unusable(error.to_string()))?;
+    let unusable = |reason: String| ClientError::Unusable { address: address.clone(), reason };
+    let host_port: HostPort = address.parse().map_err(ClientError::Address)?;
+    let server_name =
+        ServerName::try_from(host_port.host().to_owned()).map_err(|error| unusable(error.to_string()))?;
     let origin: Uri = format!("https://{address}")
         .parse()
         .map_err(|error: http::uri::InvalidUri| unusable(error.to_string()))?;
@@ -120,9 +119,9 @@ mod tests {
     async fn what_is_no_address_or_not_there_says_so() {
         for (address, text) in [
             ("ca.example", "host:port"),
-            ("ca example:1", "can't be used"),
+            ("ca example:1", "host:port"),
             ("127.0.0.1:1", "no connection to the CA at 127.0.0.1:1"),
-            ("[::1", "can't be used"),
+            ("[::1", "host:port"),
         ] {
             let options = CaOptions::new(address, "token");
             let error = connect(&options, None).await.err().expect(address);

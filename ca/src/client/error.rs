@@ -7,13 +7,15 @@ use http::StatusCode;
 
 use super::ATTEMPT_TIMEOUT;
 use crate::protocol::BUNDLE;
-use crate::{BundleError, SpiffeId, VerifyError};
+use crate::{BundleError, HostPortError, SpiffeId, VerifyError};
 
 /// Why the CA gave nothing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
+    #[error("the CA's address can't be used: {0}")]
+    Address(#[from] HostPortError),
     #[error("the CA's address `{address}` can't be used: {reason}")]
-    Address { address: String, reason: String },
+    Unusable { address: String, reason: String },
     #[error("no connection to the CA at {address}: {source}")]
     Connect { address: String, source: io::Error },
     #[error("the CA at {address} did not answer within {ATTEMPT_TIMEOUT:?}")]
@@ -48,7 +50,8 @@ impl ClientError {
     /// Whether the CA was there to answer, so that waiting alone won't help.
     pub(crate) fn reached(&self) -> bool {
         match self {
-            Self::Address { .. }
+            Self::Address(_)
+            | Self::Unusable { .. }
             | Self::Connect { .. }
             | Self::Timeout { .. }
             | Self::Tls { .. }

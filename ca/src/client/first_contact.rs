@@ -11,7 +11,7 @@ pub(super) struct Unverified(WebPkiSupportedAlgorithms);
 
 impl Unverified {
     pub(super) fn new() -> Self {
-        Self(crate::verify::provider().signature_verification_algorithms)
+        Self(crate::provider().signature_verification_algorithms)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::Shared;
 use super::service::plain;
+use crate::since_1970;
 
 pub(super) struct Metrics {
     registry: Registry,
@@ -70,8 +71,7 @@ impl Metrics {
     pub fn roots(&self, roots: &[(String, SystemTime)]) {
         self.root_expiry.reset();
         for (fingerprint, end) in roots {
-            let end = end.duration_since(UNIX_EPOCH).unwrap_or_default();
-            self.root_expiry.with_label_values(&[&fingerprint[..16]]).set(end.as_secs_f64());
+            self.root_expiry.with_label_values(&[&fingerprint[..16]]).set(since_1970(*end).as_secs_f64());
         }
     }
 

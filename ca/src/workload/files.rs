@@ -11,6 +11,8 @@ use crate::{BundleError, Certificate, CertificateError, TrustBundle};
 /// Files that don't fit together yet, or a certificate that is not valid yet, may become good without
 /// a change that could be seen.
 const RETRY: Duration = Duration::from_secs(10);
+/// At the start the files may be written this moment; and who waits for a first certificate is soon told what is wrong.
+const FIRST_RETRIES: Duration = Duration::from_secs(1);
 
 pub(super) struct Files {
     pub certificate: PathBuf,
@@ -21,6 +23,11 @@ pub(super) struct Files {
 
 #[derive(Debug, thiserror::Error)]
 enum FileError {
+    #[error(
+        "there is no file {0}: put the certificate, its key and the trust bundle where --certificate, --key and \
+         --trust-bundle say (`identity` in a config), or correct those"
+    )]
+    Missing(String),
     #[error("`{path}` can't be read: {source}")]
     Read { path: PathBuf, source: std::io::Error },
     #[error("`{path}`: {source}")]
@@ -38,24 +45,24 @@ pub(super) async fn run(files: Files, mut publisher: Publisher) {
         Err(error) => return publisher.failed(error.to_string()),
     };
     loop {
-        let failing = match files.load() {
+        let retry = match files.load() {
             Ok(material) => {
                 if changed(publisher.material(), &material) {
                     publisher.publish(material, None);
                 } else {
                     publisher.succeeded();
                 }
-                false
+                None
             }
             Err(error) => {
                 publisher.failed(error.to_string());
-                true
+                Some(if publisher.may_be_starting() { FIRST_RETRIES } else { RETRY })
             }
         };
         tokio::select! {
             () = publisher.abandoned() => return,
             _ = changes.recv() => {}
-            () = tokio::time::sleep(RETRY), if failing => {}
+            () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
         }
     }
 }
@@ -66,6 +73,15 @@ fn changed(old: Option<&Arc<Material>>, new: &Material) -> bool {
 
 impl Files {
     fn load(&self) -> Result<Material, FileError> {
+        let all = [&self.certificate, &self.key, &self.trust_bundle];
+        let missing: Vec<String> = all
+            .into_iter()
+            .filter(|path| matches!(path.try_exists(), Ok(false)))
+            .map(|path| format!("`{}`", path.display()))
+            .collect();
+        if !missing.is_empty() {
+            return Err(FileError::Missing(missing.join(", ")));
+        }
         let bundle = TrustBundle::from_pem(&read(&self.trust_bundle)?)
             .map_err(|source| FileError::Bundle { path: self.trust_bundle.clone(), source })?;
         let refused = |source: CertificateError| FileError::Certificate {
@@ -122,7 +138,8 @@ mod tests {
             Source::Files { certificate: path("cert"), key: path("key"), trust_bundle: path("roots") };
         let mut receiver = keep(source, "cluster.local");
         let missing = until(&mut receiver, |status| status.last_error.is_some()).await;
-        assert!(missing.last_error.as_ref().unwrap().contains("roots"), "{missing:?}");
+        let error = missing.last_error.as_ref().unwrap();
+        assert!(error.contains(&*path("roots").to_string_lossy()) && !error.contains("/cert"), "{error}");
         fs::write(path("roots"), &root_pem).unwrap();
         let first = until(&mut receiver, |status| status.material.is_some()).await;
         assert_eq!((first.last_error.as_ref(), first.renewals), (None, 0));
@@ -146,6 +163,23 @@ mod tests {
         let both = until(&mut receiver, |status| status.last_error.is_none()).await;
         assert_eq!(both.material.as_ref().unwrap().bundle.roots().len(), 2);
         assert_eq!(both.renewals, 1, "new roots are no new certificate");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_missing_is_named_as_a_whole_and_looked_for_again_soon() {
+        let nowhere = PathBuf::from("/nowhere");
+        let path = |name: &str| nowhere.join(name);
+        let source =
+            Source::Files { certificate: path("cert"), key: path("key"), trust_bundle: path("roots") };
+        let began = tokio::time::Instant::now();
+        let mut receiver = keep(source, "cluster.local");
+        let missing = until(&mut receiver, |status| status.failures == 3).await;
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        let error = missing.last_error.as_ref().unwrap();
+        assert!(error.contains("`/nowhere/cert`, `/nowhere/key`, `/nowhere/roots`"), "{error}");
+        assert!(error.contains("--certificate, --key and --trust-bundle"), "{error}");
+        until(&mut receiver, |status| status.failures == 4).await;
+        assert!(began.elapsed() >= RETRY, "{:?}", began.elapsed());
     }
 
     #[tokio::test]

@@ -14,6 +14,9 @@ use tokio::sync::watch;
 
 use crate::{Certificate, TrustBundle};
 
+/// Failures to get a first certificate that may be a matter of what starts when; the last of them is an error.
+const STARTING: u64 = 3;
+
 /// Where the certificate comes from.
 #[derive(Clone, Debug)]
 pub enum Source {
@@ -156,13 +159,28 @@ impl Publisher {
     }
 
     fn failed(&mut self, error: String) {
-        // Each failure counts, but the same text over and over would drown the log.
-        if self.status.last_error.as_deref() != Some(&error) {
-            tracing::warn!(error, "no fresh certificate; the last good one stays in use");
-        }
         self.status.failures += 1;
+        // Each failure counts, but the same text over and over would drown the log.
+        let is_new = self.status.last_error.as_deref() != Some(&error);
+        if self.material().is_some() {
+            if is_new {
+                tracing::warn!(error, "no fresh certificate; the last good one stays in use");
+            }
+        } else if self.status.failures == STARTING {
+            tracing::error!(
+                error,
+                "there is no certificate, and without one no peer can be called or let in; trying on"
+            );
+        } else if is_new {
+            tracing::warn!(error, "no certificate yet; trying again");
+        }
         self.status.last_error = Some(error);
         self.send();
+    }
+
+    /// Whether a first certificate may still be on its way.
+    fn may_be_starting(&self) -> bool {
+        self.material().is_none() && self.status.failures < STARTING
     }
 
     fn set_reachable(&mut self, reachable: bool) {

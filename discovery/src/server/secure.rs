@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use outrigger_ca::workload::{Material, Status};
-use outrigger_ca::{DISCOVERY_ACCOUNT, ExpectedIdentity, VerifyError, client_verifier, peer_identity};
+use outrigger_ca::{
+    DISCOVERY_ACCOUNT, ExpectedIdentity, VerifyError, client_verifier, peer_identity, provider,
+};
 use rustls::ServerConfig;
 use rustls::sign::SingleCertAndKey;
 use tokio::net::{TcpListener, TcpStream};
@@ -125,9 +127,8 @@ async fn has_material(mut certificate: watch::Receiver<Arc<Status>>) {
 }
 
 fn server_config(material: &Material) -> Result<ServerConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = SingleCertAndKey::from(material.certificate.certified_key());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(client_verifier(&material.bundle)?)
         .with_cert_resolver(Arc::new(key));

@@ -46,10 +46,14 @@ pub(super) fn error(status: StatusCode, what: &str) -> Answer {
     json(status, &json!({ "error": what }))
 }
 
-/// Refuses every method but `allowed`.
-pub(super) fn method_not_allowed(allowed: &Method, what: &str) -> Answer {
-    let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, what);
-    let allow = if *allowed == Method::GET { "GET, HEAD" } else { "POST" };
+/// Refuses every method but `allowed`, GET or POST or both.
+pub(super) fn method_not_allowed(allowed: &[&Method]) -> Answer {
+    let allow = match (allowed.contains(&&Method::GET), allowed.contains(&&Method::POST)) {
+        (true, true) => "GET, HEAD, POST",
+        (true, false) => "GET, HEAD",
+        (false, _) => "POST",
+    };
+    let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, &format!("allowed here: {allow}"));
     answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
     answer
 }

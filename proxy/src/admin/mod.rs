@@ -22,8 +22,17 @@ pub type Json = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 /// Something to do. It must not wait: the answer is sent when it returns.
 pub type Action = Arc<dyn Fn() + Send + Sync>;
 
-/// Takes a log level over, or says what is wrong with it.
+/// Puts a log level in force, or says what is wrong with it and what is allowed.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// The level of the process's own log.
+#[derive(Clone)]
+pub struct LogLevel {
+    /// The level in force.
+    pub show: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Changes it.
+    pub set: SetLogLevel,
+}
 
 /// What the ports show, and what they can change.
 pub struct Sources {
@@ -43,8 +52,8 @@ pub struct Sources {
     pub connections: Json,
     /// `/routes`: the route table.
     pub routes: Json,
-    /// `POST /log`: changes the log level.
-    pub set_log_level: SetLogLevel,
+    /// `/log`: shows the log level; `POST` changes it.
+    pub log_level: LogLevel,
     /// `POST /drain`: stops as SIGTERM does; `None` where it can't be asked for here.
     pub drain: Option<Action>,
     /// `POST /quit`: stops at once; `None` where it can't be asked for here.

@@ -22,7 +22,7 @@ pub(super) struct Page {
 }
 
 /// All of them, in the order in which a person looks.
-pub(super) static PAGES: [Page; 10] = [
+pub(super) static PAGES: [Page; 11] = [
     page("/upstreams", "Upstreams, their endpoints and connections"),
     page("/routes", "The route table"),
     page("/certificates", "The workload's certificate and the trusted roots"),
@@ -30,6 +30,7 @@ pub(super) static PAGES: [Page; 10] = [
     page("/config", "The config in force"),
     page("/metrics", "Metrics, in Prometheus' text format"),
     page("/version", "The version"),
+    page("/log", "The level of the proxy's own log"),
     action(
         "/log",
         "Changes the log level to the one in the body, as: curl -d debug http://localhost:15000/log",
@@ -52,15 +53,16 @@ pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answ
         return answer::error(StatusCode::FORBIDDEN, &reason);
     }
     let path = request.uri().path();
-    let allowed = match PAGES.iter().find(|page| page.path == path) {
-        Some(page) => &page.method,
-        None if path == "/" => &Method::GET,
-        None => {
-            return answer::error(StatusCode::NOT_FOUND, &format!("no page {path}; / lists all"));
-        }
+    let allowed: Vec<&Method> = if path == "/" {
+        vec![&Method::GET]
+    } else {
+        PAGES.iter().filter(|page| page.path == path).map(|page| &page.method).collect()
     };
-    if !is(request.method(), allowed) {
-        return answer::method_not_allowed(allowed, &format!("{path} takes {allowed}"));
+    if allowed.is_empty() {
+        return answer::error(StatusCode::NOT_FOUND, &format!("no page {path}; / lists all"));
+    }
+    if !allowed.iter().any(|method| is(request.method(), method)) {
+        return answer::method_not_allowed(&allowed);
     }
     match path {
         "/upstreams" => answer::json(StatusCode::OK, &(sources.upstreams)()),
@@ -70,7 +72,8 @@ pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answ
         "/config" => answer::json(StatusCode::OK, &(sources.config)()),
         "/metrics" => exposition(sources),
         "/version" => answer::json(StatusCode::OK, &json!({ "version": sources.version })),
-        "/log" => set_log_level(request, sources).await,
+        "/log" if request.method() == Method::POST => set_log_level(request, sources).await,
+        "/log" => log_level(sources),
         "/drain" => act("draining", sources.drain.as_ref()),
         "/quit" => act("stopping", sources.quit.as_ref()),
         _ if wants_html(request.headers()) => answer::html(index::page(sources)),
@@ -108,7 +111,7 @@ fn open_page(request: &Request<Incoming>, paths: &[&str]) -> Option<Answer> {
         return Some(answer::error(StatusCode::NOT_FOUND, &format!("this port has {known} only")));
     }
     let safe = is(request.method(), &Method::GET);
-    (!safe).then(|| answer::method_not_allowed(&Method::GET, "this port is for reading"))
+    (!safe).then(|| answer::method_not_allowed(&[&Method::GET]))
 }
 
 fn is(method: &Method, allowed: &Method) -> bool {
@@ -117,6 +120,10 @@ fn is(method: &Method, allowed: &Method) -> bool {
 
 fn exposition(sources: &Sources) -> Answer {
     answer::content(StatusCode::OK, METRICS_CONTENT_TYPE, sources.metrics.render())
+}
+
+fn log_level(sources: &Sources) -> Answer {
+    answer::json(StatusCode::OK, &json!({ "level": (sources.log_level.show)() }))
 }
 
 async fn set_log_level(request: Request<Incoming>, sources: &Sources) -> Answer {
@@ -131,12 +138,12 @@ async fn set_log_level(request: Request<Incoming>, sources: &Sources) -> Answer 
     let result = if level.is_empty() {
         Err("the body is empty; send a level in it, as `debug`".into())
     } else {
-        (sources.set_log_level)(level)
+        (sources.log_level.set)(level)
     };
     match result {
         Ok(()) => {
             tracing::info!("the log level is {level} now");
-            answer::json(StatusCode::OK, &json!({ "level": level }))
+            log_level(sources)
         }
         Err(reason) => answer::error(StatusCode::BAD_REQUEST, &reason),
     }

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use outrigger_ca::host::without_root;
+
 use super::model::{Config, Dns, Inbound, Mtls, Outbound, Pool, Protocol, Upstream};
-use super::syntax::{Unmeshed, without_root};
+use super::syntax::Unmeshed;
 
 /// The trust domain of a mesh that names none.
 pub const TRUST_DOMAIN: &str = "cluster.local";
@@ -130,6 +132,16 @@ impl Pool {
     /// Requests that wait for a connection.
     pub fn max_pending_requests(&self) -> usize {
         self.max_pending_requests.unwrap_or(MAX_PENDING_REQUESTS)
+    }
+
+    /// Requests under way at once, all workers together.
+    pub fn max_requests(&self) -> usize {
+        self.max_requests.unwrap_or(usize::MAX)
+    }
+
+    /// Requests after which a connection is replaced.
+    pub fn max_requests_per_connection(&self) -> u64 {
+        self.max_requests_per_connection.unwrap_or(u64::MAX)
     }
 
     /// How long a connection may stay unused.

@@ -56,7 +56,9 @@ pub async fn forward(
         strip_mesh_headers(request.headers_mut());
     }
     let content_type = request.headers().get(CONTENT_TYPE).cloned();
-    let body = recording.watch_request(std::mem::take(request.body_mut()));
+    let idle_timeout = way.upstream.policy.stream_idle_timeout;
+    recording.ends_when_idle_for(idle_timeout);
+    let body = recording.watch_request(std::mem::take(request.body_mut())).ending_when_idle_for(idle_timeout);
     *request.body_mut() = body;
     let client_side = (way.wire == Wire::Own).then(|| ClientSide::prepare(request));
     let progress = recording.progress();
@@ -71,7 +73,7 @@ pub async fn forward(
                 Some(side) if side.is_granted(&response) => side.join(&mut response, recording),
                 _ => {
                     strip_hop_by_hop(response.headers_mut());
-                    response = recording.follow(response);
+                    response = recording.follow(response).map(|body| body.ending_when_idle_for(idle_timeout));
                 }
             }
             response

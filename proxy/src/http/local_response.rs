@@ -60,11 +60,12 @@ impl ProxyError {
     pub const TERMINATED: Self = Self::new(StatusCode::BAD_GATEWAY, "connection_terminated", UNAVAILABLE);
     /// The response breaks HTTP.
     pub const BAD_RESPONSE: Self = Self::new(StatusCode::BAD_GATEWAY, "http_protocol_error", UNAVAILABLE);
-    /// The upgrade did not come about.
-    pub const UPGRADE: Self = Self::new(StatusCode::BAD_GATEWAY, "http_upgrade_failed", UNAVAILABLE);
     /// The upstream has no endpoint.
     pub const NO_ENDPOINT: Self =
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", UNAVAILABLE);
+    /// This proxy has no certificate to show. 503 and not the registry's 500: it may get one any moment.
+    pub const NOT_CERTIFIED: Self =
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "proxy_configuration_error", UNAVAILABLE);
     /// A limit is reached.
     pub const OVERLOAD: Self =
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", UNAVAILABLE);
@@ -80,10 +81,6 @@ impl ProxyError {
     /// The request's transfer coding is unknown.
     pub const UNKNOWN_CODING: Self =
         Self::new(StatusCode::NOT_IMPLEMENTED, "http_request_error", UNIMPLEMENTED);
-    /// Not for this listener.
-    pub const MISDIRECTED: Self = Self::new(StatusCode::MISDIRECTED_REQUEST, "http_request_error", INTERNAL);
-    /// The request would come back here.
-    pub const LOOP: Self = Self::new(StatusCode::BAD_GATEWAY, "proxy_loop_detected", UNAVAILABLE);
     /// Our own fault.
     pub const INTERNAL: Self = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error", INTERNAL);
 }
@@ -149,7 +146,7 @@ impl LocalResponse {
             HandshakeError::Timeout(_) => ProxyError::CONNECT_TIMEOUT,
             HandshakeError::Lost(_) => ProxyError::TERMINATED,
             HandshakeError::NotOfTheMesh(_) | HandshakeError::Protocol(_) => ProxyError::TLS,
-            HandshakeError::NotCertified => ProxyError::NO_ENDPOINT,
+            HandshakeError::NotCertified => ProxyError::NOT_CERTIFIED,
         }
     }
 

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
@@ -70,6 +70,7 @@ pub struct Recording {
     pump: Option<PumpGuard>,
     recorded: bool,
     tunnel_ends: Option<Instant>,
+    idle_timeout: Option<Duration>,
     /// The connections on both sides of a tunnel, in their counts.
     tunnel_holds: (Option<Rc<Held>>, Option<ConnectionPlace>),
 }
@@ -119,6 +120,7 @@ impl Recording {
             pump: None,
             recorded: false,
             tunnel_ends: None,
+            idle_timeout: None,
             tunnel_holds: (None, None),
         })
     }
@@ -188,6 +190,16 @@ impl Recording {
     /// When a tunnel that comes of this exchange must end.
     pub(super) fn tunnel_ends(&self) -> Option<Instant> {
         self.tunnel_ends
+    }
+
+    /// A body or tunnel that stands still for this long ends.
+    pub(super) fn ends_when_idle_for(&mut self, limit: Option<Duration>) {
+        self.idle_timeout = limit;
+    }
+
+    /// How long a tunnel may stand still.
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        self.idle_timeout
     }
 
     /// The response's headers are there.

@@ -97,7 +97,7 @@ impl ClientSide {
             let mut copied = Copied::default();
             tokio::select! {
                 biased;
-                _ = copy_both_ways(&mut client, &mut server, &mut copied) => {}
+                _ = copy_both_ways(&mut client, &mut server, &mut copied, recording.idle_timeout()) => {}
                 () = at(recording.tunnel_ends()) => {}
             }
             recording.tunnel_ended(copied);

@@ -53,7 +53,7 @@ pub enum HandshakeError {
     #[error("no TLS handshake within {0:?}")]
     Timeout(Duration),
     /// We have no certificate yet.
-    #[error("this proxy has no certificate yet")]
+    #[error("this proxy has no certificate yet; its /readyz says why")]
     NotCertified,
 }
 

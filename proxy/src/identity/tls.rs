@@ -6,9 +6,9 @@ use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use outrigger_ca::workload::{Material, Status};
-use outrigger_ca::{TrustBundle, client_verifier, server_verifier};
+use outrigger_ca::{TrustBundle, client_verifier, provider, server_verifier};
 use rustls::client::Resumption;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::aws_lc_rs;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
 use thiserror::Error;
@@ -164,8 +164,4 @@ pub fn server_tls(roots: &Path) -> Result<Arc<ClientConfig>, TlsError> {
         .with_root_certificates(bundle.root_store())
         .with_no_client_auth();
     Ok(Arc::new(config))
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
 }

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -11,6 +12,7 @@ use hyper::body::Incoming;
 use thiserror::Error;
 
 use super::fields::strip_trailers;
+use super::standstill::Standstill;
 
 /// Is told what passes through a body.
 pub trait BodyWatch {
@@ -44,6 +46,9 @@ pub enum BodyError {
     /// On an HTTP/2 stream.
     #[error("body broke off: {0}")]
     Http2(#[from] h2::Error),
+    /// Nothing came for too long.
+    #[error("nothing of the body came within {0:?}")]
+    Standstill(Duration),
 }
 
 impl BodyError {
@@ -51,7 +56,7 @@ impl BodyError {
     pub fn reason(&self) -> h2::Reason {
         match self {
             Self::Http2(error) => error.reason().unwrap_or(h2::Reason::CANCEL),
-            Self::Http1(_) => h2::Reason::CANCEL,
+            Self::Http1(_) | Self::Standstill(_) => h2::Reason::CANCEL,
         }
     }
 }
@@ -63,6 +68,7 @@ pub struct Body {
     ended: bool,
     watch: Option<Box<dyn BodyWatch>>,
     held: Option<Arc<()>>,
+    standstill: Option<Box<Standstill>>,
 }
 
 #[derive(Default)]
@@ -90,7 +96,7 @@ impl Body {
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind, ended: false, watch: None, held: None }
+        Self { kind, ended: false, watch: None, held: None, standstill: None }
     }
 
     /// Has `watch` told what passes, in place of any earlier one.
@@ -104,6 +110,17 @@ impl Body {
     #[must_use]
     pub fn holding(mut self, token: Arc<()>) -> Self {
         self.held = Some(token);
+        self
+    }
+
+    /// Breaks off when nothing comes for `limit` while its reader waits.
+    #[must_use]
+    pub fn ending_when_idle_for(mut self, limit: Option<Duration>) -> Self {
+        if let Some(limit) = limit
+            && !self.is_end()
+        {
+            self.standstill = Some(Box::new(Standstill::new(limit)));
+        }
         self
     }
 
@@ -181,12 +198,20 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Poll::Ready(mut frame) = self.poll_kind(cx) else {
-            if let Some(watch) = &mut self.watch {
-                watch.waiting();
+        let mut frame = match self.poll_kind(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                if let Some(watch) = &mut self.watch {
+                    watch.waiting();
+                }
+                let Some(standstill) = &mut self.standstill else { return Poll::Pending };
+                ready!(standstill.poll(cx));
+                Some(Err(BodyError::Standstill(standstill.limit())))
             }
-            return Poll::Pending;
         };
+        if let Some(standstill) = &mut self.standstill {
+            standstill.moved();
+        }
         match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {

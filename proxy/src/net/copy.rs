@@ -5,9 +5,12 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::standstill::Standstill;
 
 /// Bytes read at once. One buffer serves all connections of a thread: an idle connection holds none.
 const BUFFER: usize = 64 << 10;
@@ -123,20 +126,34 @@ impl Direction {
 /// `copied` counts along, and holds what was copied also when this fails or is dropped.
 ///
 /// # Errors
-/// Those of either side.
-pub async fn copy_both_ways<A, B>(client: &mut A, server: &mut B, copied: &mut Copied) -> io::Result<()>
+/// Those of either side; [`io::ErrorKind::TimedOut`] when nothing moved for `idle_timeout`.
+pub async fn copy_both_ways<A, B>(
+    client: &mut A,
+    server: &mut B,
+    copied: &mut Copied,
+    idle_timeout: Option<Duration>,
+) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let mut up = Direction::new();
     let mut down = Direction::new();
+    let mut standstill = idle_timeout.map(Standstill::new);
     poll_fn(|cx| {
         let first = up.poll(cx, client, server);
         let second = down.poll(cx, server, client);
-        *copied = Copied { received: up.total, sent: down.total };
+        let now = Copied { received: up.total, sent: down.total };
+        let before = std::mem::replace(copied, now);
         let (first, second) = (first?, second?);
-        if first.is_ready() && second.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if first.is_ready() && second.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let Some(standstill) = &mut standstill else { return Poll::Pending };
+        if now != before {
+            standstill.moved();
+        }
+        standstill.poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     })
     .await
 }
@@ -153,7 +170,7 @@ mod tests {
         let (mut server, mut proxy_server) = duplex(64);
         let copying = tokio::spawn(async move {
             let mut copied = Copied::default();
-            copy_both_ways(&mut proxy_client, &mut proxy_server, &mut copied).await.map(|()| copied)
+            copy_both_ways(&mut proxy_client, &mut proxy_server, &mut copied, None).await.map(|()| copied)
         });
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
@@ -166,5 +183,27 @@ mod tests {
         client.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer, b"the answer");
         assert_eq!(copying.await.unwrap().unwrap(), Copied { received: 8, sent: 10 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_stands_still_for_too_long_ends_and_what_moves_does_not() {
+        let limit = Duration::from_secs(10);
+        let (mut client, mut proxy_client) = duplex(64);
+        let (mut server, mut proxy_server) = duplex(64);
+        let started = tokio::time::Instant::now();
+        let copying = tokio::spawn(async move {
+            let mut copied = Copied::default();
+            let ended = copy_both_ways(&mut proxy_client, &mut proxy_server, &mut copied, Some(limit)).await;
+            (ended, copied)
+        });
+        for _ in 0..5 {
+            tokio::time::sleep(limit * 9 / 10).await;
+            client.write_all(b"x").await.unwrap();
+            server.read_u8().await.unwrap();
+        }
+        let (ended, copied) = copying.await.unwrap();
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(copied.received, 5);
+        assert_eq!(started.elapsed().as_secs(), 45 + 10);
     }
 }

@@ -12,6 +12,8 @@ mod first_line;
 mod listen;
 mod local;
 mod prefixed;
+mod standstill;
+mod write_through;
 
 pub use address::{ClientAddress, OriginalDestination};
 pub use body::{Body, BodyEnd, BodyError, BodyWatch};

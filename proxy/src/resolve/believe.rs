@@ -5,6 +5,8 @@
 
 use std::net::IpAddr;
 
+use outrigger_discovery::is_local;
+
 use super::answer::ResolvedEndpoint;
 
 /// The rules of one lookup.
@@ -100,28 +102,6 @@ fn families(own: &[IpAddr]) -> Families {
         v4: known.v4 || ip.is_ipv4(),
         v6: known.v6 || ip.is_ipv6(),
     })
-}
-
-/// Addresses that mean this machine, its link, a group, or its cloud's metadata service.
-fn is_local(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => {
-            // 0.0.0.0/8 is "this host" (RFC 1122 3.2.1.3): Linux takes 0.0.0.0 for loopback.
-            ip.octets()[0] == 0
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_multicast()
-                || ip.is_broadcast()
-        }
-        IpAddr::V6(ip) => {
-            ip.is_unspecified()
-                || ip.is_loopback()
-                || ip.is_unicast_link_local()
-                || ip.is_multicast()
-                // fd00:ec2::/32 is what one cloud uses for its metadata service; the redirect rules leave it alone too.
-                || (ip.segments()[0] == 0xfd00 && ip.segments()[1] == 0x0ec2)
-        }
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use outrigger_ca::host::normal;
 use rand::{Rng, RngExt};
 
 use crate::config::{PathMatch, Route, RouteMatch};
@@ -39,8 +40,7 @@ impl RouteTable {
             });
             for alternative in &route.matches {
                 if let Some(host) = &alternative.host {
-                    let host = host.trim_end_matches('.').to_ascii_lowercase();
-                    hosts.entry(host).or_default().push((alternative.clone(), compiled.clone()));
+                    hosts.entry(normal(host)).or_default().push((alternative.clone(), compiled.clone()));
                 }
             }
         }

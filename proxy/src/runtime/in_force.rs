@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use outrigger_ca::unix_seconds;
 use serde_json::{Value, json};
 
 use super::{Overlay, RunError, rules};
@@ -132,7 +133,7 @@ fn read(file: Option<&Path>, overlay: &Overlay) -> Result<Config, RunError> {
 }
 
 fn now() -> i64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+    unix_seconds(SystemTime::now()) as i64
 }
 
 #[cfg(test)]

@@ -13,8 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use outrigger_ca::host::parse_dns_server;
 use outrigger_ca::workload::{self, CaOptions, Source, Status};
-use outrigger_ca::{ExpectedIdentity, SpiffeId};
+use outrigger_ca::{DISCOVERY_ACCOUNT, ExpectedIdentity, SpiffeId};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -31,8 +32,6 @@ use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, Metrics};
 use crate::upstream::{Directory, SecurityRules};
 use crate::worker::{Effective, Shared};
 
-/// The identity that discovery's own certificate must carry.
-const DISCOVERY: (&str, &str) = ("outrigger", "outrigger-discovery");
 /// ALPN of DNS over TLS (RFC 7858, registered as `dot`).
 const ALPN_DNS: &[u8] = b"dot";
 
@@ -86,8 +85,8 @@ pub struct Settings {
     pub bundle_poll: std::time::Duration,
     /// A request for this path panics.
     pub panic_path: Option<String>,
-    /// Changes the level of the proxy's own log.
-    pub set_log_level: admin::SetLogLevel,
+    /// Shows and changes the level of the proxy's own log.
+    pub log_level: admin::LogLevel,
     /// The binary's version.
     pub version: &'static str,
 }
@@ -181,7 +180,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         report::Readiness { shared: shared.clone(), status: status.clone(), draining: draining.clone() };
     let (stop, stopping) = drain::requests();
     let sources =
-        Arc::new(report::sources(&ready, &config, &metrics, &stop, settings.version, settings.set_log_level));
+        Arc::new(report::sources(&ready, &config, &metrics, &stop, settings.version, settings.log_level));
     for role in [Role::Admin, Role::Metrics, Role::Health] {
         for listener in sockets(role, ports, handed_in)? {
             let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -243,7 +242,12 @@ fn certificates(
             trust_bundle: identity.trust_bundle.clone().ok_or(RunError::NoTrustBundle)?,
         },
         (None, None) if config.mtls == Mtls::Strict => return Err(RunError::NoCertificateSource),
-        (None, None) => return Ok(None),
+        (None, None) => {
+            tracing::warn!(
+                "no source of certificates: everybody is called in plaintext but peers of the mesh, who can't be"
+            );
+            return Ok(None);
+        }
     };
     Ok(Some(workload::keep(source, config.trust_domain())))
 }
@@ -255,15 +259,11 @@ fn resolver(
     mark: Option<u32>,
     metrics: &Arc<Metrics>,
 ) -> Result<Resolver, RunError> {
-    let server = |text: &String| {
-        text.parse()
-            .or_else(|_| text.parse().map(|ip: std::net::IpAddr| (ip, 53).into()))
-            .map_err(|_| RunError::DnsServer(text.clone()))
-    };
+    let server = |text: &String| parse_dns_server(text).ok_or_else(|| RunError::DnsServer(text.clone()));
     let mesh = match &config.dns.mesh_server {
         None => None,
         Some(address) => {
-            let expected = SpiffeId::new(config.trust_domain(), DISCOVERY.0, DISCOVERY.1)
+            let expected = SpiffeId::new(config.trust_domain(), DISCOVERY_ACCOUNT.0, DISCOVERY_ACCOUNT.1)
                 .map_err(|_| RunError::TrustDomain(config.trust_domain().into()))?;
             let tls = tls.clone();
             Some(MeshServer {
@@ -293,7 +293,9 @@ fn rules(config: &Config) -> Arc<SecurityRules> {
         trust_domain: config.trust_domain().into(),
         cluster_domain: CLUSTER_DOMAIN.into(),
         outbound: Arc::new(config.outbound.clone()),
-        permissive: config.mtls != Mtls::Strict,
+        // Without a source of certificates there is nothing to try mesh TLS with.
+        tries_tls: config.mtls != Mtls::Strict
+            && (config.identity.ca.is_some() || config.identity.files.is_some()),
         discovery: config.dns.mesh_server.is_some(),
     })
 }

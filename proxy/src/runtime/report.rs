@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
-use outrigger_ca::TrustBundle;
 use outrigger_ca::workload::Status;
+use outrigger_ca::{TrustBundle, unix_seconds};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::drain::Stop;
 use super::in_force::ConfigInForce;
-use crate::admin::{SetLogLevel, Sources};
+use crate::admin::{LogLevel, Sources};
 use crate::resolve::Snapshot;
 use crate::telemetry::{Direction, Metrics};
 use crate::upstream::{Security, Upstream};
@@ -55,7 +55,7 @@ pub(super) fn sources(
     metrics: &Arc<Metrics>,
     stop: &mpsc::Sender<Stop>,
     version: &'static str,
-    set_log_level: SetLogLevel,
+    log_level: LogLevel,
 ) -> Sources {
     let (shared, status) = (ready.shared.clone(), ready.status.clone());
     let upstreams = shared.clone();
@@ -81,7 +81,7 @@ pub(super) fn sources(
             })
         }),
         routes: Arc::new(move || json!(routes.effective.load().config.routes)),
-        set_log_level,
+        log_level,
         drain: Some(stopper(stop.clone(), Stop::Drain)),
         quit: Some(stopper(stop.clone(), Stop::Now)),
     }
@@ -96,8 +96,8 @@ fn certificates(status: Option<&watch::Receiver<Arc<Status>>>) -> Value {
         json!({
             "id": certificate.id().to_string(),
             "serial": certificate.serial(),
-            "notBefore": seconds(certificate.not_before()),
-            "notAfter": seconds(certificate.not_after()),
+            "notBefore": unix_seconds(certificate.not_before()),
+            "notAfter": unix_seconds(certificate.not_after()),
         })
     });
     let roots: Vec<Value> = material
@@ -112,7 +112,7 @@ fn certificates(status: Option<&watch::Receiver<Arc<Status>>>) -> Value {
         "renewals": status.renewals,
         "failures": status.failures,
         "caReachable": status.ca_reachable,
-        "nextRenewal": status.next_renewal.map(seconds),
+        "nextRenewal": status.next_renewal.map(unix_seconds),
         "lastError": status.last_error,
     })
 }
@@ -125,10 +125,6 @@ fn roots(bundle: &TrustBundle) -> Vec<(String, i64)> {
         .filter_map(|root| X509Certificate::from_der(root).ok())
         .map(|(_, root)| (root.subject().to_string(), root.validity().not_after.timestamp()))
         .collect()
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn all_upstreams(shared: &Shared) -> Value {
@@ -188,7 +184,9 @@ pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Recei
         if let Some(status) = &status {
             let status = status.borrow().clone();
             if let Some(material) = &status.material {
-                metrics.certificate_expiry_workload.set(seconds(material.certificate.not_after()) as i64);
+                metrics
+                    .certificate_expiry_workload
+                    .set(unix_seconds(material.certificate.not_after()) as i64);
                 if let Some(first) = roots(&material.bundle).into_iter().map(|(_, end)| end).min() {
                     metrics.certificate_expiry_root.set(first);
                 }

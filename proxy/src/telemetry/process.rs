@@ -1,10 +1,11 @@
 //! What this process uses, read from the kernel when it is asked for.
 
 use std::fs;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
 use nix::sys::time::TimeVal;
+use outrigger_ca::since_1970;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{MetricFamily, MetricType};
 
@@ -65,7 +66,6 @@ impl Collector for ProcessCollector {
     fn collect(&self) -> Vec<MetricFamily> {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let bytes = |name| field(&status, name).map(|kibibytes| (kibibytes * 1024) as f64);
-        let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
         let values = [
             (&self.cpu, cpu_seconds()),
             (&self.resident_memory, bytes("VmRSS:")),
@@ -73,7 +73,7 @@ impl Collector for ProcessCollector {
             (&self.threads, field(&status, "Threads:").map(|threads| threads as f64)),
             (&self.open_descriptors, open_descriptors()),
             (&self.most_descriptors, most_descriptors()),
-            (&self.start_time, Some(started.as_secs_f64())),
+            (&self.start_time, Some(since_1970(self.started).as_secs_f64())),
         ];
         let readable = values.into_iter().filter_map(|(family, value)| Some((family, value?)));
         readable.map(|(family, value)| family.with(vec![family.sample(&[], value)])).collect()
@@ -105,6 +105,8 @@ fn field(status: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     #[test]

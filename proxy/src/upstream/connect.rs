@@ -123,8 +123,7 @@ impl EndpointPool {
             }
             Security::Mesh(expected) | Security::Try(expected) => {
                 let config = self.sessions.borrow_mut().config(&self.settings.tls, protocol.alpn());
-                let config =
-                    config.ok_or(ConnectError::Handshake { address, error: HandshakeError::NotCertified })?;
+                let config = self.counted_handshake(config.ok_or(HandshakeError::NotCertified))?;
                 let stream = dial.await?;
                 let name = endpoint.server_name.clone();
                 let made = identity::connect(config, name, stream, protocol, expected, limit).await;

@@ -3,19 +3,24 @@
 //! Runs on the control thread; workers ask through a channel and keep the answers they got for as long
 //! as [`Directory::generation`] stays the same.
 
+mod configured;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
+use outrigger_ca::host::normal;
 use rand::Rng;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
+
+use configured::Configured;
 
 use super::recipe::{Recipe, RecipeError, Source};
 use super::{Endpoint, SecurityRules, Upstream};
@@ -29,8 +34,14 @@ const MAX_ON_DEMAND: usize = 1024;
 const MADE_ROOM: usize = MAX_ON_DEMAND / 8;
 /// How long the first traffic without a name waits, after a new config, for the first addresses of the upstreams in it.
 const FIRST_ADDRESSES: Duration = Duration::from_secs(1);
-/// Questions that may wait for the control thread.
+/// Questions that are being answered or wait for that.
 const QUESTIONS: usize = 4096;
+/// Upstreams made on demand that wait for their first answer. Many new names at once, as of a workload that calls
+/// names which nobody answers for, must not push out those in use.
+const NEW_AT_ONCE: usize = 256;
+/// How long a new one waits for a place among them: behind lookups that nobody answers (5 s each), trying again later
+/// serves its caller better.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// Where a connection or request goes.
 #[derive(Clone, Debug)]
@@ -70,7 +81,7 @@ pub enum DestinationError {
     /// The config names it and it can't be made.
     #[error("{0}")]
     Config(Arc<str>),
-    /// The control thread takes no more questions.
+    /// Too many questions at once, or too many about what was never asked for before.
     #[error("too many names are being looked up")]
     Overload,
     /// The proxy is stopping.
@@ -84,7 +95,8 @@ pub type InUse = (Arc<Upstream>, Arc<Snapshot>);
 /// Asks the directory; one for all workers.
 #[derive(Clone, Debug)]
 pub struct Directory {
-    questions: mpsc::Sender<Question>,
+    /// Bounded by the places of [`Shared::questions`].
+    questions: mpsc::UnboundedSender<Question>,
     shared: Arc<Shared>,
 }
 
@@ -92,6 +104,7 @@ pub struct Directory {
 struct Question {
     about: About,
     reply: oneshot::Sender<Result<Destination, DestinationError>>,
+    _place: OwnedSemaphorePermit,
 }
 
 #[derive(Clone, Debug)]
@@ -104,21 +117,12 @@ struct Shared {
     resolver: Resolver,
     configured: ArcSwap<Configured>,
     made: Mutex<HashMap<Key, Made>>,
+    /// Places for questions.
+    questions: Arc<Semaphore>,
+    /// Places for what waits for its first answer.
+    new: Semaphore,
     /// Moves when what was answered may be answered otherwise now.
     generation: AtomicU64,
-}
-
-/// What the config in force says about destinations.
-#[derive(Debug)]
-struct Configured {
-    config: Arc<Config>,
-    rules: Arc<SecurityRules>,
-    /// Upstream by host name.
-    hosts: HashMap<String, Arc<str>>,
-    /// Upstreams of the routes of a host name.
-    routes: HashMap<String, Vec<Arc<str>>>,
-    /// When its upstreams were made whose addresses don't depend on what is dialled.
-    made: OnceLock<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -185,11 +189,13 @@ impl std::fmt::Debug for Shared {
 impl Directory {
     /// Starts answering, on the current runtime.
     pub fn start(resolver: Resolver, config: Arc<Config>, rules: Arc<SecurityRules>) -> Self {
-        let (questions, mut asked) = mpsc::channel::<Question>(QUESTIONS);
+        let (questions, mut asked) = mpsc::unbounded_channel::<Question>();
         let shared = Arc::new(Shared {
             resolver,
             configured: ArcSwap::from_pointee(Configured::new(config, rules)),
             made: Mutex::default(),
+            questions: Arc::new(Semaphore::new(QUESTIONS)),
+            new: Semaphore::new(NEW_AT_ONCE),
             generation: AtomicU64::new(0),
         });
         let answering = shared.clone();
@@ -247,11 +253,11 @@ impl Directory {
     }
 
     async fn ask(&self, about: About) -> Result<Destination, DestinationError> {
+        let place =
+            self.shared.questions.clone().try_acquire_owned().map_err(|_| DestinationError::Overload)?;
         let (reply, answer) = oneshot::channel();
-        self.questions.try_send(Question { about, reply }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => DestinationError::Overload,
-            mpsc::error::TrySendError::Closed(_) => DestinationError::Stopping,
-        })?;
+        let question = Question { about, reply, _place: place };
+        self.questions.send(question).map_err(|_| DestinationError::Stopping)?;
         answer.await.unwrap_or(Err(DestinationError::Stopping))
     }
 
@@ -263,33 +269,6 @@ impl Directory {
             .map(|made| (made.upstream.name.clone(), (made.upstream.clone(), made.followed.current())))
             .collect()
     }
-}
-
-impl Configured {
-    fn new(config: Arc<Config>, rules: Arc<SecurityRules>) -> Self {
-        let mut hosts = HashMap::new();
-        for (name, upstream) in &config.upstreams {
-            for host in &upstream.hosts {
-                hosts.insert(normal(host), Arc::from(name.as_str()));
-            }
-        }
-        let mut routes: HashMap<String, Vec<Arc<str>>> = HashMap::new();
-        for route in &config.routes {
-            for host in route.matches.iter().filter_map(|m| m.host.as_deref()) {
-                let upstreams = routes.entry(normal(host)).or_default();
-                upstreams.extend(route.upstreams.iter().map(|upstream| Arc::from(upstream.name.as_str())));
-            }
-        }
-        Self { config, rules, hosts, routes, made: OnceLock::new() }
-    }
-
-    fn upstream(&self, name: &str) -> Option<&config::Upstream> {
-        self.config.upstreams.get(name)
-    }
-}
-
-fn normal(host: &str) -> String {
-    host.trim_end_matches('.').to_ascii_lowercase()
 }
 
 impl Shared {
@@ -328,7 +307,7 @@ impl Shared {
             // Without an answer a name of the mesh can't be told from a forged one, and its address from
             // one outside the mesh.
             Err(error) if candidates().any(|name| configured.rules.is_of_the_mesh_by_name(name)) => {
-                return Err(DestinationError::Lookup(error));
+                return Err(error);
             }
             Err(_) => None,
         };
@@ -375,8 +354,8 @@ impl Shared {
         let (upstream, snapshot) = self.make(key, recipe).await?;
         match (&snapshot.answer, &snapshot.error) {
             (Some(answer), _) if answer.vips.contains(&dialled.ip()) => {
-                let named = self.named(answer.name.clone(), dialled.port()).await;
-                let upstream = named.map_err(DestinationError::Lookup)?.unwrap_or(upstream);
+                let named = self.named(answer.name.clone(), dialled.port()).await?;
+                let upstream = named.unwrap_or(upstream);
                 Ok(Destination::whole(upstream))
             }
             (None, Some(error)) if !matches!(**error, LookupError::NotFound(_)) => {
@@ -441,13 +420,11 @@ impl Shared {
         self: &Arc<Self>,
         host: Arc<str>,
         port: u16,
-    ) -> Result<Option<Arc<Upstream>>, Arc<LookupError>> {
+    ) -> Result<Option<Arc<Upstream>>, DestinationError> {
         let target = Target::Name { host: host.clone(), port };
         let key = Key::Name(host.clone(), port);
         let recipe = || Ok(Recipe::on_demand(format!("{host}:{port}"), Source::Name(target)));
-        let made = self.make(key, recipe).await;
-        // An on-demand upstream has no config that could be wrong.
-        let Ok((upstream, snapshot)) = made else { return Ok(None) };
+        let (upstream, snapshot) = self.make(key, recipe).await?;
         let rules = self.configured.load().rules.clone();
         match (&snapshot.answer, &snapshot.error) {
             // Ordinary DNS answered what only discovery can: who the peers must be.
@@ -456,10 +433,12 @@ impl Shared {
                     && matches!(**error, LookupError::Failed { .. })
                     && rules.is_discoverys(&answer.name) =>
             {
-                Err(error.clone())
+                Err(DestinationError::Lookup(error.clone()))
             }
             (Some(_), _) => Ok(Some(upstream)),
-            (None, Some(error)) if matches!(**error, LookupError::Failed { .. }) => Err(error.clone()),
+            (None, Some(error)) if matches!(**error, LookupError::Failed { .. }) => {
+                Err(DestinationError::Lookup(error.clone()))
+            }
             (None, _) => Ok(None),
         }
     }
@@ -502,6 +481,9 @@ impl Shared {
         key: Key,
         recipe: impl FnOnce() -> Result<Recipe, RecipeError>,
     ) -> Result<(Arc<Upstream>, Arc<Snapshot>), DestinationError> {
+        let is_new = !key.is_bounded() && !self.made().contains_key(&key);
+        let _place = if is_new { Some(self.place_for_new().await?) } else { None };
+        // Looked for again: somebody may have made it in the meantime.
         let known = self.made().get(&key).map(Made::parts);
         let (upstream, recipe, followed) = match known {
             Some(known) => known,
@@ -511,6 +493,13 @@ impl Shared {
         let snapshot = followed.first().await;
         self.take_in(&key, &upstream, &recipe, &snapshot);
         Ok((upstream, snapshot))
+    }
+
+    async fn place_for_new(&self) -> Result<SemaphorePermit<'_>, DestinationError> {
+        match timeout(LONGEST_WAIT, self.new.acquire()).await {
+            Ok(place) => place.map_err(|_| DestinationError::Stopping),
+            Err(_) => Err(DestinationError::Overload),
+        }
     }
 
     fn add(self: &Arc<Self>, key: Key, recipe: Arc<Recipe>) -> Parts {
@@ -561,7 +550,7 @@ impl Shared {
             set.name.is_some() || set.error.is_some()
         };
         let rules = self.configured.load().rules.clone();
-        let changed = upstream.update(recipe.endpoint_set(&rules, Some(snapshot)));
+        let changed = upstream.update(recipe.endpoint_set(&rules, snapshot));
         if changed && is_decided_by {
             self.generation.fetch_add(1, Relaxed);
         }

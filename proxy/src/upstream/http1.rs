@@ -22,7 +22,14 @@ pub(crate) const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Connections nobody uses, the one used last on top.
 #[derive(Default)]
 pub(super) struct Http1Idle {
-    idle: RefCell<Vec<(SendRequest<Body>, Instant)>>,
+    idle: RefCell<Vec<(Reusable, Instant)>>,
+}
+
+/// A connection, and what it may still be used for.
+struct Reusable {
+    sender: SendRequest<Body>,
+    opened: Instant,
+    requests: u64,
 }
 
 /// A connection for one request.
@@ -33,6 +40,8 @@ pub struct Http1Lease {
     upstream: Arc<Upstream>,
     /// It served a request before, so that it may have been closed just now.
     pub reused: bool,
+    opened: Instant,
+    requests: u64,
     /// The verified peer; `None` outside the mesh.
     pub peer: Option<Peer>,
     /// The place in the upstream's count of a connection that may become a tunnel; others keep theirs
@@ -43,8 +52,11 @@ pub struct Http1Lease {
 impl Http1Lease {
     /// Keeps the connection for the next request; for after the end of the response.
     pub fn give_back(self) {
-        if !self.sender.is_closed() {
-            self.pool.http1.idle.borrow_mut().push((self.sender, Instant::now()));
+        let now = Instant::now();
+        let requests = self.requests + 1;
+        if !self.sender.is_closed() && self.upstream.policy.keeps_connection(self.opened, requests, now) {
+            let reusable = Reusable { sender: self.sender, opened: self.opened, requests };
+            self.pool.http1.idle.borrow_mut().push((reusable, now));
         }
         if self.upstream.pending_requests() > 0 {
             self.upstream.connection_freed.notify_waiters();
@@ -55,12 +67,12 @@ impl Http1Lease {
 impl EndpointPool {
     /// A connection that no other request uses.
     pub async fn http1(self: &Rc<Self>, upstream: &Arc<Upstream>) -> Result<Http1Lease, ConnectError> {
-        while let Some((sender, _)) = self.pop_idle() {
-            if sender.is_ready() {
-                return Ok(self.http1_lease(upstream, sender, None, true));
+        while let Some(reusable) = self.pop_idle() {
+            if reusable.sender.is_ready() {
+                return Ok(self.http1_reused(upstream, reusable));
             }
-            if let Some(sender) = Box::pin(after_a_turn(sender)).await {
-                return Ok(self.http1_lease(upstream, sender, None, true));
+            if let Some(reusable) = Box::pin(after_a_turn(reusable)).await {
+                return Ok(self.http1_reused(upstream, reusable));
             }
         }
         // Boxed: rare, and the future of every request would be as large as this one.
@@ -72,15 +84,15 @@ impl EndpointPool {
         loop {
             if let Some(counted) = Counted::take(upstream) {
                 let (sender, peer, _) = self.open_http1(upstream, counted, false).await?;
-                return Ok(self.http1_lease(upstream, sender, peer, false));
+                return Ok(self.http1_new(upstream, sender, peer));
             }
             if pending.is_none() {
                 pending = Some(Pending::enter(upstream)?);
             }
             Pending::connection_freed(upstream).await?;
-            while let Some((sender, _)) = self.pop_idle() {
-                if sender.is_ready() {
-                    return Ok(self.http1_lease(upstream, sender, None, true));
+            while let Some(reusable) = self.pop_idle() {
+                if reusable.sender.is_ready() {
+                    return Ok(self.http1_reused(upstream, reusable));
                 }
             }
         }
@@ -93,21 +105,35 @@ impl EndpointPool {
     ) -> Result<Http1Lease, ConnectError> {
         let counted = Counted::take(upstream).ok_or_else(|| Pending::no_connection(upstream))?;
         let (sender, peer, place) = self.open_http1(upstream, counted, true).await?;
-        Ok(Http1Lease { place, ..self.http1_lease(upstream, sender, peer, false) })
+        Ok(Http1Lease { place, ..self.http1_new(upstream, sender, peer) })
     }
 
-    fn http1_lease(
+    fn http1_new(
         self: &Rc<Self>,
         upstream: &Arc<Upstream>,
         sender: SendRequest<Body>,
         peer: Option<Peer>,
-        reused: bool,
     ) -> Http1Lease {
-        Http1Lease { sender, pool: self.clone(), upstream: upstream.clone(), reused, peer, place: None }
+        let reusable = Reusable { sender, opened: Instant::now(), requests: 0 };
+        Http1Lease { peer, reused: false, ..self.http1_reused(upstream, reusable) }
     }
 
-    fn pop_idle(&self) -> Option<(SendRequest<Body>, Instant)> {
-        self.http1.idle.borrow_mut().pop()
+    fn http1_reused(self: &Rc<Self>, upstream: &Arc<Upstream>, reusable: Reusable) -> Http1Lease {
+        let Reusable { sender, opened, requests } = reusable;
+        Http1Lease {
+            sender,
+            pool: self.clone(),
+            upstream: upstream.clone(),
+            reused: true,
+            opened,
+            requests,
+            peer: None,
+            place: None,
+        }
+    }
+
+    fn pop_idle(&self) -> Option<Reusable> {
+        self.http1.idle.borrow_mut().pop().map(|(reusable, _)| reusable)
     }
 
     async fn open_http1(
@@ -144,15 +170,15 @@ impl EndpointPool {
 }
 
 /// The end of its last response may not be taken in yet: one turn of the runtime is enough for that.
-async fn after_a_turn(sender: SendRequest<Body>) -> Option<SendRequest<Body>> {
+async fn after_a_turn(reusable: Reusable) -> Option<Reusable> {
     tokio::task::yield_now().await;
-    sender.is_ready().then_some(sender)
+    reusable.sender.is_ready().then_some(reusable)
 }
 
 impl Http1Idle {
     /// Closes connections that were unused since `before`.
     pub(super) fn sweep(&self, before: Instant) {
-        self.idle.borrow_mut().retain(|(sender, since)| *since >= before && !sender.is_closed());
+        self.idle.borrow_mut().retain(|(reusable, since)| *since >= before && !reusable.sender.is_closed());
     }
 
     pub(super) fn len(&self) -> usize {

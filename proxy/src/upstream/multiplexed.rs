@@ -50,6 +50,7 @@ pub(super) struct Multiplexed {
 struct Connection {
     sender: SendRequest<Bytes>,
     streams: Cell<usize>,
+    requests: Cell<u64>,
     slow_readers: Cell<usize>,
     idle_since: Cell<Instant>,
     peer: Option<SpiffeId>,
@@ -187,16 +188,19 @@ impl EndpointPool {
         let connection = Rc::new(Connection {
             sender,
             streams: Cell::new(0),
+            requests: Cell::new(0),
             slow_readers: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             peer: peer.as_ref().map(|peer| peer.id.clone()),
         });
         self.multiplexed.connections.borrow_mut().push(connection.clone());
+        let peer_expires = peer.as_ref().map(|peer| peer.expires);
         tokio::task::spawn_local(drive(Driver {
             driver,
             connection: Rc::downgrade(&connection),
             pool: Rc::downgrade(self),
-            expires: peer.map(|peer| peer.expires),
+            expires: peer_expires,
+            retire_at: retirement(peer_expires, upstream.policy.max_connection_age),
             idle_timeout: upstream.policy.idle_timeout,
             _counted: counted,
         }));
@@ -249,7 +253,16 @@ impl Multiplexed {
             let mut sender = connection.sender.clone();
             // Of a fresh handle this only says whether the connection has ended or said GOAWAY; it waits for nothing.
             match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(Ok(())) => return Some(StreamLease::new(connection.clone(), sender, upstream)),
+                Poll::Ready(Ok(())) => {
+                    let lease = StreamLease::new(connection.clone(), sender, upstream);
+                    let requests = connection.requests.get() + 1;
+                    connection.requests.set(requests);
+                    if requests >= upstream.policy.max_requests_per_connection {
+                        // It closes when its requests are done.
+                        connections.swap_remove(index);
+                    }
+                    return Some(lease);
+                }
                 _ => drop(connections.swap_remove(index)),
             }
         }
@@ -277,6 +290,7 @@ struct Driver {
     connection: Weak<Connection>,
     pool: Weak<EndpointPool>,
     expires: Option<Instant>,
+    retire_at: Option<Instant>,
     idle_timeout: Duration,
     _counted: Counted,
 }
@@ -290,7 +304,6 @@ async fn drive(mut this: Driver) {
     let mut awaiting_pong = false;
     let mut ping_due = false;
     let mut expired = pin!(expiry(this.expires));
-    let retire_at = this.expires.map(|expires| expires - margin(expires));
     loop {
         tokio::select! {
             biased;
@@ -314,7 +327,7 @@ async fn drive(mut this: Driver) {
                     tracing::debug!("peer did not answer a PING within {TICK:?}");
                     break;
                 }
-                if retire_at.is_some_and(|at| at <= now) || this.is_idle(now) {
+                if this.retire_at.is_some_and(|at| at <= now) || this.is_idle(now) {
                     // Requests on it go on; with the last one the connection closes.
                     this.retire();
                 }
@@ -334,6 +347,13 @@ async fn drive(mut this: Driver) {
 fn margin(expires: Instant) -> Duration {
     let left = expires.saturating_duration_since(Instant::now());
     (left / 4).clamp(4 * TICK, Duration::from_secs(90)).min(left / 2)
+}
+
+/// When a connection takes no new request any longer.
+fn retirement(expires: Option<Instant>, max_age: Option<Duration>) -> Option<Instant> {
+    let by_certificate = expires.map(|expires| expires - margin(expires));
+    let by_age = max_age.map(|age| Instant::now() + age);
+    by_certificate.into_iter().chain(by_age).min()
 }
 
 async fn expiry(moment: Option<Instant>) {

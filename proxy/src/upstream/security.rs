@@ -81,8 +81,8 @@ pub struct SecurityRules {
     pub cluster_domain: Arc<str>,
     /// What the config says of outbound traffic.
     pub outbound: Arc<Outbound>,
-    /// Permissive or audit mode.
-    pub permissive: bool,
+    /// Peers not known to be of the mesh are tried with mesh TLS first: permissive and audit mode.
+    pub tries_tls: bool,
     /// There is a discovery that knows the services under the cluster domain.
     pub discovery: bool,
 }
@@ -123,7 +123,7 @@ impl SecurityRules {
             (true, None) => Security::Refused(
                 "no identity is known for this peer of the mesh: pin one on the upstream or let discovery name it",
             ),
-            (false, expected) if self.permissive && endpoint.mesh.is_none() => {
+            (false, expected) if self.tries_tls && endpoint.mesh.is_none() => {
                 let any = || ExpectedIdentity::TrustDomain(self.trust_domain.clone());
                 Security::Try(expected.unwrap_or_else(any))
             }
@@ -164,7 +164,7 @@ impl SecurityRules {
 mod tests {
     use super::*;
 
-    fn rules(permissive: bool) -> SecurityRules {
+    fn rules(tries_tls: bool) -> SecurityRules {
         SecurityRules {
             trust_domain: "cluster.local".into(),
             cluster_domain: "cluster.local".into(),
@@ -174,7 +174,7 @@ mod tests {
                 unmeshed: vec!["legacy.shop.svc.cluster.local:80".into(), "10.77.0.9/32".into()],
                 ..Default::default()
             }),
-            permissive,
+            tries_tls,
             discovery: true,
         }
     }

@@ -5,6 +5,7 @@ use crate::config::defaults::MAX_DRAIN_TIMEOUT;
 use crate::config::model::{Config, Dns, Identity, Tracing};
 use crate::config::syntax::{self, Unmeshed, host_and_port};
 use outrigger_ca::SpiffeId;
+use outrigger_ca::host::parse_dns_server;
 
 /// No machine has more cores to give, and each worker keeps its own connections.
 const MAX_WORKERS: usize = 256;
@@ -75,9 +76,7 @@ fn identity(identity: &Identity, report: &mut Report) {
 fn dns(dns: &Dns, report: &mut Report) {
     let at = root().field("dns");
     for (index, server) in dns.servers.iter().enumerate() {
-        let is_address = server.parse::<std::net::IpAddr>().is_ok()
-            || server.parse::<std::net::SocketAddr>().is_ok_and(|address| address.port() != 0);
-        if !is_address {
+        if parse_dns_server(server).is_none() {
             report.error(
                 &at.field("servers").item(index),
                 format!("`{server}` is not the address of a DNS server"),

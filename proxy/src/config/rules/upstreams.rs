@@ -13,10 +13,15 @@ use crate::config::model::{
     UpstreamTls, UpstreamTlsMode,
 };
 use crate::config::problem::{Path, listed, nearest};
-use crate::config::syntax::{DnsName, dns_name, normal};
+use crate::config::syntax::{DnsName, dns_name};
+use outrigger_ca::host::normal;
 
 /// A peer that takes longer to connect to is as good as away, and its callers pile up meanwhile.
 const LONG_CONNECT: Duration = Duration::from_secs(10);
+
+/// Fields that are read and checked, and do nothing yet.
+const LATER: [&str; 8] =
+    ["preferZone", "slowStart", "concurrency", "healthCheck", "outlier", "breaker", "retry", "fallback"];
 
 pub(super) fn check(config: &Config, report: &mut Report) {
     hosts(config, report);
@@ -36,6 +41,11 @@ pub(super) fn check(config: &Config, report: &mut Report) {
         limits(&at, upstream, report);
         if let Some(check) = &upstream.health_check {
             health_check(&at.field("healthCheck"), check, report);
+        }
+        for name in LATER {
+            if report.states(&at.field(name)) {
+                report.later(&at.field(name));
+            }
         }
         outlier(&at.field("outlier"), &upstream.outlier, report);
         breaker(&at.field("breaker"), &upstream.breaker, report);
@@ -75,6 +85,11 @@ fn discovery(at: &Path, upstream: &Upstream, report: &mut Report) {
         None => {}
         Some(Discovery::Dns(dns)) => by_dns(&at_discovery.field("dns"), dns, report),
         Some(Discovery::File(_) | Discovery::Consul(_) | Discovery::Eureka(_) | Discovery::Kubernetes(_)) => {
+            report.error(
+                &at_discovery,
+                "only `dns` and `static` are there yet; the others come with the next release",
+                "use `dns`: it asks Consul and Kubernetes too, by their DNS",
+            )
         }
         Some(Discovery::Static(addresses)) => fixed(&at_discovery.field("static"), addresses, report),
     }
@@ -187,6 +202,16 @@ fn limits(at: &Path, upstream: &Upstream, report: &mut Report) {
         );
     }
     let pool = at.field("pool");
+    report.above_zero(&at.field("timeout"), upstream.timeout);
+    report.above_zero(&at.field("streamIdleTimeout"), upstream.stream_idle_timeout);
+    report.above_zero(&pool.field("maxConnectionAge"), upstream.pool.max_connection_age);
+    if upstream.pool.max_requests_per_connection == Some(0) {
+        report.error(
+            &pool.field("maxRequestsPerConnection"),
+            "a connection that carries no request is of no use",
+            "write 1 or more",
+        );
+    }
     report.above_zero(&pool.field("idleTimeout"), upstream.pool.idle_timeout);
     if upstream.pool.max_connections == Some(0) {
         report.error(

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use outrigger_ca::{ExpectedIdentity, peer_identity};
+use outrigger_ca::host::normal;
+use outrigger_ca::{ExpectedIdentity, HostPort, peer_identity};
 use rustls::ProtocolVersion;
 use rustls::client::Resumption;
 use rustls_pki_types::ServerName;
@@ -16,7 +17,6 @@ use tokio_rustls::client::TlsStream;
 
 use super::super::outcome::Miss;
 use super::super::plain::Plain;
-use super::super::search;
 use super::super::settings::{MeshServer, ResolveError};
 use crate::net::Dialler;
 
@@ -71,9 +71,9 @@ impl Server {
         mark: Option<u32>,
         plain: Arc<Plain>,
     ) -> Result<Self, ResolveError> {
-        let (host, port) = host_and_port(&settings.address)
-            .ok_or_else(|| ResolveError::MeshServer(settings.address.clone()))?;
-        Ok(Self { settings, host, port, mark, plain })
+        let address: HostPort =
+            settings.address.parse().map_err(|_| ResolveError::MeshServer(settings.address.clone()))?;
+        Ok(Self { settings, host: normal(address.host()), port: address.port(), mark, plain })
     }
 
     pub(super) fn expected(&self) -> &ExpectedIdentity {
@@ -159,39 +159,5 @@ impl Server {
             .map_err(|_| refused("its certificate has expired".to_owned()))?;
         // A tenth of what is left is kept for questions under way.
         Ok(Instant::now() + (left - left / 10).min(LONGEST_LIFE))
-    }
-}
-
-/// Divides `host:port`, with brackets around an IPv6 address.
-fn host_and_port(text: &str) -> Option<(String, u16)> {
-    let (host, port) = text.rsplit_once(':')?;
-    let port = port.parse().ok().filter(|port| *port != 0)?;
-    let host = match host.strip_prefix('[') {
-        Some(inner) => inner.strip_suffix(']')?.parse::<std::net::Ipv6Addr>().ok()?.to_string(),
-        None => search::name(host)?,
-    };
-    Some((host, port))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_servers_address_is_a_host_and_a_port() {
-        for (text, expected) in [
-            ("discovery.outrigger.svc:15053", Some(("discovery.outrigger.svc", 15053))),
-            ("10.0.0.1:53", Some(("10.0.0.1", 53))),
-            ("[fd00::1]:53", Some(("fd00::1", 53))),
-            ("fd00::1:53", None),
-            ("discovery", None),
-            (":53", None),
-            ("discovery:0", None),
-            ("discovery:x", None),
-            ("a b:53", None),
-        ] {
-            let expected = expected.map(|(host, port)| (host.to_owned(), port));
-            assert_eq!(host_and_port(text), expected, "{text}");
-        }
     }
 }

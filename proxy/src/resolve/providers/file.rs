@@ -33,9 +33,12 @@ impl File {
 
     async fn changed_within(&mut self, limit: Duration) {
         let changed = async {
-            match &mut self.changes {
-                Some(changes) if changes.recv().await.is_some() => {}
-                _ => std::future::pending().await,
+            let news = match &mut self.changes {
+                Some(changes) => changes.recv().await,
+                None => None,
+            };
+            if news.is_none() {
+                std::future::pending().await
             }
         };
         tokio::select! {

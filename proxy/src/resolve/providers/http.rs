@@ -85,7 +85,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// How servers are reached.
 #[derive(Clone)]
-pub(super) enum Network {
+pub(in crate::resolve) enum Network {
     /// Names by the hosts file and ordinary DNS, whose lies TLS finds out.
     Sockets { names: Arc<Plain>, dialler: Dialler },
     /// A stand-in in the test's own memory, so that a paused clock is everybody's.

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use http::StatusCode;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
-use rand::RngExt;
 use serde::Deserialize;
 
 use self::slice::{EndpointSlice, Metadata, Status};

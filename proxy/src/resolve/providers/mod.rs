@@ -19,7 +19,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt;
 use tokio::time::{Instant, sleep};
 
 use super::answer::{LookupError, ResolvedEndpoint, Snapshot, Source};
@@ -32,6 +31,7 @@ use consul::Consul;
 use eureka::{Eureka, Registries};
 use file::File;
 pub(super) use http::Network;
+use http::HttpError;
 use keep::{About, Trust, keep};
 use kubernetes::Kubernetes;
 
@@ -94,7 +94,7 @@ impl Providers {
                 let path = file.path.display().to_string();
                 let about =
                     self.about(&format!("the file {path}"), &path, Source::File, Trust::Operator);
-                self.start(about, Ok(File::new(file.path.clone())))
+                self.start(about, Ok::<_, HttpError>(File::new(file.path.clone())))
             }
             ProviderSettings::Consul(settings) => {
                 let consul = Consul::new(network, settings);

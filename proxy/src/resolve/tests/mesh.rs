@@ -33,6 +33,17 @@ fn mesh(root: &Root, address: SocketAddr) -> MeshServer {
     }
 }
 
+/// The same, and how often its TLS configuration was taken.
+fn counted_mesh(root: &Root, address: SocketAddr) -> (MeshServer, Arc<AtomicUsize>) {
+    let (client, taken) = (root.client(PROXY), Arc::new(AtomicUsize::new(0)));
+    let counter = taken.clone();
+    let tls = move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Some(client.clone())
+    };
+    (MeshServer { tls: Arc::new(tls), ..mesh(root, address) }, taken)
+}
+
 /// A discovery that is what it says, ordinary DNS, and a resolver that asks both.
 async fn honest() -> (FakeDns, FakeDns, Resolver) {
     let root = Root::new();
@@ -202,15 +213,7 @@ async fn a_connection_that_ends_costs_no_answer_and_the_next_one_has_the_certifi
     let root = Root::new();
     let dns = FakeDns::start().await;
     let discovery = FakeDns::start_tls(root.server(DISCOVERY)).await;
-    let (client, taken) = (root.client(PROXY), Arc::new(AtomicUsize::new(0)));
-    let mut server = mesh(&root, discovery.address);
-    server.tls = {
-        let taken = taken.clone();
-        Arc::new(move || {
-            taken.fetch_add(1, Ordering::SeqCst);
-            Some(client.clone())
-        })
-    };
+    let (server, taken) = counted_mesh(&root, discovery.address);
     let resolver = resolver(&dns, Some(server));
     discovery.zone.strings("3.0.77.10.in-addr.arpa", 5, &[MESHED]);
     discovery.zone.strings("4.0.77.10.in-addr.arpa", 5, &[BARE]);
@@ -341,15 +344,7 @@ async fn many_questions_share_one_connection() {
     let root = Root::new();
     let dns = FakeDns::start().await;
     let discovery = FakeDns::start_tls(root.server(DISCOVERY)).await;
-    let (client, taken) = (root.client(PROXY), Arc::new(AtomicUsize::new(0)));
-    let mut server = mesh(&root, discovery.address);
-    server.tls = {
-        let taken = taken.clone();
-        Arc::new(move || {
-            taken.fetch_add(1, Ordering::SeqCst);
-            Some(client.clone())
-        })
-    };
+    let (server, taken) = counted_mesh(&root, discovery.address);
     let resolver = resolver(&dns, Some(server));
     let mut followed = Vec::new();
     for last in 3..=250 {

@@ -1,10 +1,12 @@
 //! How a line of the access log is written.
 
 use std::fmt::{Display, Write as _};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
+
+use http::Version;
+use outrigger_ca::since_1970;
 
 use crate::telemetry::recorder::{RequestRecord, TcpRecord};
-use http::Version;
 
 /// Bytes of a path or an authority that are logged. A path may have 64 KiB, and the queue is bounded in lines.
 const LONGEST_TEXT: usize = 1024;
@@ -137,8 +139,7 @@ struct Rfc3339(SystemTime);
 
 impl Display for Rfc3339 {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A clock before 1970 is not set yet.
-        let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = since_1970(self.0);
         let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
         let (year, month, day) = civil_from_days(days);
         let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
@@ -166,7 +167,7 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use http::Method;
     use outrigger_ca::SpiffeId;

@@ -10,7 +10,7 @@ fn rules() -> Arc<SecurityRules> {
         trust_domain: "cluster.local".into(),
         cluster_domain: "cluster.local".into(),
         outbound: Arc::default(),
-        permissive: false,
+        tries_tls: false,
         discovery: false,
     })
 }
@@ -36,8 +36,18 @@ fn config<const N: usize>(upstreams: [(&str, config::Upstream); N]) -> Arc<Confi
 
 /// A directory whose names are those of a hosts file.
 fn directory(hosts: &Path, config: Arc<Config>) -> Directory {
+    directory_asking("127.0.0.1:9".parse().unwrap(), hosts, config, rules())
+}
+
+/// A directory that asks `server` for what is not in a hosts file.
+fn directory_asking(
+    server: SocketAddr,
+    hosts: &Path,
+    config: Arc<Config>,
+    rules: Arc<SecurityRules>,
+) -> Directory {
     let settings = ResolveSettings {
-        servers: vec!["127.0.0.1:9".parse().unwrap()],
+        servers: vec![server],
         hosts_file: hosts.into(),
         search: Some(Vec::new()),
         ndots: Some(1),
@@ -46,7 +56,7 @@ fn directory(hosts: &Path, config: Arc<Config>) -> Directory {
         mesh: None,
         mark: None,
     };
-    Directory::start(Resolver::new(settings, None).unwrap(), config, rules())
+    Directory::start(Resolver::new(settings, None).unwrap(), config, rules)
 }
 
 async fn located(directory: &Directory, host: Option<&str>, dialled: &str) -> Destination {
@@ -157,4 +167,58 @@ async fn what_is_kept_on_demand_is_bounded_and_what_is_in_use_stays() {
     assert_eq!(made.len(), MAX_ON_DEMAND - MADE_ROOM + 2);
     assert!(made.contains_key(&Key::Dialled("10.0.0.1:7".parse().unwrap())));
     assert!(made.contains_key(&Key::Configured("db".into(), None)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_nobody_answers_for_take_their_places_only_and_known_ones_are_found_at_once() {
+    let files = tempfile::tempdir().unwrap();
+    let hosts = files.path().join("hosts");
+    std::fs::write(&hosts, "10.0.0.1 api.example\n").unwrap();
+    // It takes questions and says nothing.
+    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let outbound = config::Outbound { mesh_domains: vec!["gone.example".into()], ..Default::default() };
+    let rules = SecurityRules { outbound: Arc::new(outbound), ..(*rules()).clone() };
+    let directory = directory_asking(silent.local_addr().unwrap(), &hosts, config([]), Arc::new(rules));
+    let dialled: SocketAddr = "10.0.0.1:80".parse().unwrap();
+    located(&directory, Some("api.example"), "10.0.0.1:80").await;
+
+    let began = tokio::time::Instant::now();
+    let ask = |number: usize| {
+        let directory = directory.clone();
+        tokio::spawn(async move {
+            let answer = directory.locate(Some(format!("n{number}.gone.example").into()), dialled).await;
+            (answer.unwrap_err(), began.elapsed())
+        })
+    };
+    let asked: Vec<_> = (0..NEW_AT_ONCE + 44).map(ask).collect();
+    tokio::task::yield_now().await;
+    located(&directory, Some("api.example"), "10.0.0.1:80").await;
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let (mut looked_up, mut refused) = (0, 0);
+    for asked in asked {
+        match asked.await.unwrap() {
+            (DestinationError::Lookup(_), _) => looked_up += 1,
+            (DestinationError::Overload, after) => {
+                assert!((LONGEST_WAIT..LONGEST_WAIT * 2).contains(&after), "{after:?}");
+                refused += 1;
+            }
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((looked_up, refused), (NEW_AT_ONCE, 44));
+}
+
+#[tokio::test]
+async fn questions_beyond_their_places_are_refused_at_once() {
+    let files = tempfile::tempdir().unwrap();
+    let hosts = files.path().join("hosts");
+    std::fs::write(&hosts, "10.0.0.1 api.example\n").unwrap();
+    let directory = directory(&hosts, config([]));
+    let dialled = "10.0.0.1:80".parse().unwrap();
+    let all = directory.shared.questions.clone().acquire_many_owned(QUESTIONS as u32).await.unwrap();
+    let refused = directory.locate(Some("api.example".into()), dialled).await;
+    assert!(matches!(refused, Err(DestinationError::Overload)), "{refused:?}");
+    drop(all);
+    located(&directory, Some("api.example"), "10.0.0.1:80").await;
+    assert_eq!(directory.shared.questions.available_permits(), QUESTIONS);
 }

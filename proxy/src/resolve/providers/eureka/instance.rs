@@ -75,18 +75,18 @@ enum BooleanOrText {
     Text(String),
 }
 
-/// In the order of the names, in which they are counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+/// Whether an instance wants traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(super) enum Status {
     Down,
     OutOfService,
     Starting,
+    Up,
     /// Also whatever else there is: as Eureka's own client counts it.
     #[default]
     #[serde(other)]
     Unknown,
-    Up,
 }
 
 impl Status {

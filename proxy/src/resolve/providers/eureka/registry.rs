@@ -164,13 +164,13 @@ impl Registry {
         }
     }
 
-    /// How many instances there are of each status, as Eureka writes it: `DOWN_1_UP_3_`.
+    /// How many instances there are of each status, in the order of their names, as Eureka writes it: `DOWN_1_UP_3_`.
     fn hashcode(&self) -> String {
-        let mut counts: BTreeMap<Status, usize> = BTreeMap::new();
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for known in self.applications.values().flat_map(BTreeMap::values) {
-            *counts.entry(known.status).or_default() += 1;
+            *counts.entry(known.status.as_str()).or_default() += 1;
         }
-        counts.iter().map(|(status, count)| format!("{}_{count}_", status.as_str())).collect()
+        counts.iter().map(|(status, count)| format!("{status}_{count}_")).collect()
     }
 }
 
