@@ -3,6 +3,7 @@
 //! Run by `tests/run`, which installs what is needed. Each test makes its own pods, so that tests
 //! run side by side and a failed one leaves nothing behind.
 
+mod stand_ins;
 mod support;
 
 mod authority;
@@ -20,6 +21,7 @@ mod modes;
 mod observation;
 mod opaque;
 mod pods;
+mod providers;
 mod rotation;
 mod streams;
 mod verification;

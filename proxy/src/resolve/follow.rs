@@ -73,8 +73,7 @@ impl Resolver {
                 Ok::<_, ResolveError>(Directory::new(server, cluster_domain.clone()))
             })
             .transpose()?;
-        let network =
-            Network::Sockets { names: plain.clone(), dialler: Dialler::to_peers(settings.mark) };
+        let network = Network::Sockets { names: plain.clone(), dialler: Dialler::to_peers(settings.mark) };
         let own_addresses = settings.own_addresses;
         let providers = Providers::new(network, own_addresses.clone(), cluster_domain.clone());
         let lookup = Lookup { plain, directory, own_addresses, cluster_domain };
@@ -137,10 +136,7 @@ pub struct Followed {
 
 impl Followed {
     /// What `start` begins to refresh.
-    pub(super) fn kept(
-        known: Snapshot,
-        start: impl FnOnce(watch::Sender<Arc<Snapshot>>),
-    ) -> Self {
+    pub(super) fn kept(known: Snapshot, start: impl FnOnce(watch::Sender<Arc<Snapshot>>)) -> Self {
         let (sender, snapshot) = watch::channel(Arc::new(known));
         start(sender);
         Self { snapshot }

@@ -133,9 +133,7 @@ fn all_upstreams(shared: &Shared) -> Value {
         .directory
         .upstreams()
         .iter()
-        .map(|(name, (upstream, snapshot))| {
-            (name.to_string(), one_upstream(upstream, snapshot, now))
-        })
+        .map(|(name, (upstream, snapshot))| (name.to_string(), one_upstream(upstream, snapshot, now)))
         .collect::<serde_json::Map<_, _>>()
         .into()
 }

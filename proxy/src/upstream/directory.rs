@@ -402,10 +402,7 @@ impl Shared {
     /// What is followed for upstreams of the config, whichever port is dialled.
     fn followed(&self) -> Vec<Followed> {
         let made = self.made();
-        made.iter()
-            .filter(|(key, _)| key.is_bounded())
-            .map(|(_, made)| made.followed.clone())
-            .collect()
+        made.iter().filter(|(key, _)| key.is_bounded()).map(|(_, made)| made.followed.clone()).collect()
     }
 
     /// The upstream of `key` if it is made, with what is known now.

@@ -12,9 +12,7 @@ use super::security::{Claims, Pinned};
 use super::{Endpoint, EndpointSet, Policy, Security, SecurityRules};
 use crate::config::{self, Discovery, UpstreamTls, UpstreamTlsMode};
 use crate::identity::{TlsError, server_tls};
-use crate::resolve::{
-    Followed, LookupError, ProviderSettings, ResolvedEndpoint, Resolver, Snapshot, Target,
-};
+use crate::resolve::{Followed, LookupError, ProviderSettings, ResolvedEndpoint, Resolver, Snapshot, Target};
 
 /// Why a configured upstream can't be made.
 #[derive(Debug, Error)]
@@ -172,8 +170,7 @@ impl Recipe {
         };
         let service = answer.and_then(|answer| answer.service.as_ref());
         let by_name = !matches!(self.source, Source::Provided(..));
-        let failed =
-            by_name && matches!(snapshot.error.as_deref(), Some(LookupError::Failed { .. }));
+        let failed = by_name && matches!(snapshot.error.as_deref(), Some(LookupError::Failed { .. }));
         let claims = Claims {
             undiscovered: failed && name.as_deref().is_some_and(|name| rules.is_discoverys(name)),
             tls: self.tls.as_ref(),
@@ -266,7 +263,11 @@ mod tests {
         let stated = |settings, host: &str| Source::Provided(settings, Some(host.into()));
         let file = config::FileDiscovery { path: "/api.yaml".into() };
         let cases = [
-            (hosts(), Some(Discovery::Static(one.clone())), stated(ProviderSettings::Static(one), "api.shop")),
+            (
+                hosts(),
+                Some(Discovery::Static(one.clone())),
+                stated(ProviderSettings::Static(one), "api.shop"),
+            ),
             (hosts(), Some(Discovery::File(file.clone())), stated(ProviderSettings::File(file), "api.shop")),
             (hosts(), None, name("api.shop", 8080)),
             (Vec::new(), None, Source::Provided(ProviderSettings::Static(Vec::new()), None)),

@@ -179,7 +179,9 @@ impl State {
             .instances
             .iter()
             .filter(|instance| instance.service == service && (!passing || instance.check == "passing"))
-            .filter(|instance| request.query("tag").is_none_or(|tag| instance.tags.iter().any(|own| own == tag)))
+            .filter(|instance| {
+                request.query("tag").is_none_or(|tag| instance.tags.iter().any(|own| own == tag))
+            })
             .map(Instance::entry)
             .collect();
         let filtered = !may_read && !token.is_empty() && !found.is_empty();
@@ -224,6 +226,7 @@ impl Instance {
 
 /// A duration as Go writes it, as far as anybody here does.
 fn duration(text: &str) -> Option<Duration> {
-    let (number, seconds) = text.strip_suffix('s').map(|n| (n, 1)).or(text.strip_suffix('m').map(|n| (n, 60)))?;
+    let (number, seconds) =
+        text.strip_suffix('s').map(|n| (n, 1)).or(text.strip_suffix('m').map(|n| (n, 60)))?;
     number.parse::<u64>().ok().map(|number| Duration::from_secs(number * seconds))
 }

@@ -139,7 +139,8 @@ impl State {
         if self.not_ready || (path == "/delta" && self.without_deltas) {
             return refused(403);
         }
-        let of = |app: &str| self.instances.values().filter(|one| one.app == app).cloned().collect::<Vec<_>>();
+        let of =
+            |app: &str| self.instances.values().filter(|one| one.app == app).cloned().collect::<Vec<_>>();
         let json = match path.trim_start_matches('/') {
             "" => self.applications(self.instances.values().map(|one| (one, "ADDED")), self.hashcode()),
             "delta" => {
@@ -156,7 +157,11 @@ impl State {
         if request.header("Accept").is_some_and(|accept| accept.contains("json")) {
             (200, "application/json", json.to_string())
         } else {
-            (200, "application/xml", "<applications><versions__delta>1</versions__delta></applications>".into())
+            (
+                200,
+                "application/xml",
+                "<applications><versions__delta>1</versions__delta></applications>".into(),
+            )
         }
     }
 

@@ -98,9 +98,7 @@ impl Kubernetes {
         state.version += 1;
         let ports: Vec<_> =
             ports.iter().map(|(name, port)| json!({"name": name, "port": port, "protocol": "TCP"})).collect();
-        let one = |endpoint: &Endpoint| {
-            json!({"addresses": [endpoint.address], "conditions": endpoint.conditions, "zone": endpoint.zone})
-        };
+        let one = |endpoint: &Endpoint| json!({"addresses": [endpoint.address], "conditions": endpoint.conditions, "zone": endpoint.zone});
         let is_v6 = endpoints.first().is_some_and(|endpoint| endpoint.address.contains(':'));
         let slice = json!({
             "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustls::ServerConfig;
+
 use super::http::{Fault, LOOK, Request, StandIn, Step, step};
 use crate::support::pod::Pod;
 use crate::support::serve::Server;
+use crate::support::tls;
 
 /// A stand-in that listens; it is killed when this is dropped.
 pub struct Serving<S: StandIn> {
@@ -16,9 +19,22 @@ pub struct Serving<S: StandIn> {
 impl<S: StandIn> Serving<S> {
     /// Serves one request a connection at `port` of `pod`.
     pub fn start(pod: &Pod, port: u16, stand_in: &Arc<S>) -> Self {
+        Self::serve(pod, port, stand_in, None)
+    }
+
+    /// The same over TLS.
+    pub fn start_tls(pod: &Pod, port: u16, stand_in: &Arc<S>, config: Arc<ServerConfig>) -> Self {
+        Self::serve(pod, port, stand_in, Some(config))
+    }
+
+    fn serve(pod: &Pod, port: u16, stand_in: &Arc<S>, config: Option<Arc<ServerConfig>>) -> Self {
         stand_in.faults().set(Fault::None);
         let serving = Arc::clone(stand_in);
         let server = pod.serve(port, move |mut connection| {
+            if let Some(config) = &config {
+                let Ok((secured, _)) = tls::server(config, connection) else { return };
+                connection = secured;
+            }
             let Some(request) = connection.request() else { return };
             let request = Request::new(request.method(), request.target(), request.headers.clone());
             let mut exchange = serving.faults().begin(request);

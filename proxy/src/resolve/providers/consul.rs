@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::super::answer::ResolvedEndpoint;
 use super::super::outcome::Miss;
 use super::http::{Client, HttpError, Network, escaped, token};
-use super::{Pace, PATIENCE, PassedOver, Provider};
+use super::{PATIENCE, Pace, PassedOver, Provider};
 use crate::config::ConsulDiscovery;
 
 const URL: &str = "http://127.0.0.1:8500";
@@ -88,7 +88,6 @@ impl Consul {
         let mut passed_over = Vec::new();
         let endpoints = entries
             .iter()
-            .filter(|entry| entry.is_passing())
             .filter_map(|entry| entry.endpoint().map_err(|reason| passed_over.push(reason)).ok())
             .collect();
         self.passed_over.tell("Consul", passed_over);
@@ -120,7 +119,6 @@ fn index(head: &HeaderMap) -> Option<u64> {
 struct Entry {
     node: Node,
     service: Service,
-    checks: Option<Vec<Check>>,
 }
 
 #[derive(Deserialize)]
@@ -136,7 +134,8 @@ struct Service {
     id: String,
     #[serde(default)]
     address: String,
-    port: u16,
+    /// Whoever registers may state any number.
+    port: i64,
     tags: Option<Vec<String>>,
     meta: Option<BTreeMap<String, String>>,
     weights: Option<Weights>,
@@ -148,27 +147,15 @@ struct Weights {
     passing: u32,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Check {
-    status: String,
-}
-
 impl Entry {
-    /// Asked for, and looked at nevertheless: an agent too old for `passing` gives all.
-    fn is_passing(&self) -> bool {
-        self.checks.iter().flatten().all(|check| check.status == "passing")
-    }
-
     /// What is to be dialled; a service without an address of its own is at its node's.
     fn endpoint(&self) -> Result<ResolvedEndpoint, String> {
         let Service { id, address, port, tags, meta, weights } = &self.service;
         let address = if address.is_empty() { &self.node.address } else { address };
         let ip: IpAddr =
             address.parse().map_err(|_| format!("{id}: its address `{address}` is no IP address"))?;
-        if *port == 0 {
-            return Err(format!("{id}: it has no port"));
-        }
+        let port = u16::try_from(*port).ok().filter(|port| *port != 0);
+        let port = port.ok_or_else(|| format!("{id}: it has no port that can be dialled"))?;
         let mut all: BTreeMap<String, String> =
             tags.iter().flatten().map(|tag| (tag.clone(), String::new())).collect();
         all.extend(meta.iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
@@ -176,7 +163,7 @@ impl Entry {
             weight: weights.as_ref().map_or(1, |weights| weights.passing),
             zone: all.get("zone").filter(|zone| !zone.is_empty()).map(|zone| Arc::from(zone.as_str())),
             tags: Arc::new(all),
-            ..ResolvedEndpoint::at(SocketAddr::new(ip, *port))
+            ..ResolvedEndpoint::at(SocketAddr::new(ip, port))
         })
     }
 }
@@ -205,6 +192,16 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_can_not_be_dialled_is_this_instances_trouble_only() {
+        for port in [0, -1, 65_536] {
+            let entry = serde_json::json!({
+                "Node": {"Address": "10.0.0.9"}, "Service": {"ID": "api-1", "Address": "", "Port": port},
+            });
+            assert!(endpoint(entry).unwrap_err().contains("no port"), "{port}");
+        }
+    }
+
+    #[test]
     fn tags_meta_weight_and_zone_are_read_and_may_be_null() {
         let full = endpoint(serde_json::json!({
             "Node": {"Address": "10.0.0.9"},
@@ -212,7 +209,6 @@ mod tests {
                 "ID": "api-1", "Address": "", "Port": 80, "Tags": ["primary", "zone"],
                 "Meta": {"version": "2", "zone": "a"}, "Weights": {"Passing": 10, "Warning": 1},
             },
-            "Checks": [],
         }))
         .unwrap();
         assert_eq!((full.weight, full.zone.as_deref()), (10, Some("a")));
@@ -221,7 +217,6 @@ mod tests {
         let bare = endpoint(serde_json::json!({
             "Node": {"Address": "10.0.0.9"},
             "Service": {"ID": "x", "Address": "", "Port": 80, "Tags": null, "Meta": null, "Weights": null},
-            "Checks": null,
         }))
         .unwrap();
         assert_eq!((bare.weight, bare.zone, bare.tags.len()), (1, None, 0));

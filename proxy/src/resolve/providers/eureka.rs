@@ -22,6 +22,8 @@ use crate::config::{self, EurekaDiscovery};
 
 /// Time between two fetches, as that of Eureka's own clients.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// A registry is no place to ask without a pause, whatever is configured.
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What makes two registries the same one.
 type Key = (Vec<String>, Option<PathBuf>, Duration);
@@ -112,7 +114,7 @@ impl Provider for Eureka {
 }
 
 fn interval(settings: &EurekaDiscovery) -> Duration {
-    settings.interval.map_or(INTERVAL, config::Duration::as_std)
+    settings.interval.map_or(INTERVAL, config::Duration::as_std).max(SHORTEST_INTERVAL)
 }
 
 /// Nothing panics while holding one; what is in a poisoned one is whole.

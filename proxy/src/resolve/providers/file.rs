@@ -83,8 +83,10 @@ fn read(path: &Path) -> Result<Vec<ResolvedEndpoint>, String> {
 /// A list as under `static`, in YAML or JSON. What can't be dialled makes the whole of it wrong: half a list would send
 /// everything to the other half.
 fn parse(text: &str) -> Result<Vec<ResolvedEndpoint>, String> {
-    let stated: Vec<StaticEndpoint> = serde_saphyr::from_str(text)
+    let stated: Option<Vec<StaticEndpoint>> = serde_saphyr::from_str(text)
         .map_err(|error| format!("it is no list of endpoints: {}", error.without_snippet()))?;
+    // So is a file whose writer has only just begun.
+    let stated = stated.ok_or("it is empty: write [] where there is no endpoint")?;
     for StaticEndpoint { address, .. } in &stated {
         let ip = address.ip();
         if address.port() == 0 || ip.is_unspecified() || ip.is_multicast() {

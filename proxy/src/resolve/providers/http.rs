@@ -17,6 +17,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -33,7 +34,8 @@ const WHOLE_BODY: Duration = Duration::from_secs(20);
 const MOST_BODY_BYTES: usize = 16 * 1024 * 1024;
 /// Of what a server says in place of an answer, for the log.
 const MOST_EXPLANATION_BYTES: usize = 4096;
-const MOST_EXPLANATION_SHOWN: usize = 160;
+/// The Kubernetes API names a missing right in 270 characters.
+const MOST_EXPLANATION_SHOWN: usize = 320;
 const EXPLANATION: Duration = Duration::from_secs(2);
 
 /// Why there is no answer.
@@ -91,6 +93,14 @@ pub(in crate::resolve) enum Network {
     /// A stand-in in the test's own memory, so that a paused clock is everybody's.
     #[cfg(test)]
     Memory(Arc<dyn Fn(&str) -> io::Result<tokio::io::DuplexStream> + Send + Sync>),
+}
+
+/// A response whose body is not read yet.
+pub(super) struct Answer {
+    head: HeaderMap,
+    body: Incoming,
+    /// Ends with this: hyper waits for a silent server even when nobody waits for the body any longer.
+    _connection: JoinSet<()>,
 }
 
 /// Asks one server.
@@ -158,7 +168,7 @@ impl Client {
         fields: &[(HeaderName, HeaderValue)],
         patience: Duration,
     ) -> Result<(HeaderMap, Bytes), HttpError> {
-        let (head, body) = self.open(path, fields, patience).await?.into_parts();
+        let Answer { head, body, _connection } = self.open(path, fields, patience).await?;
         let whole = timeout(WHOLE_BODY, Limited::new(body, MOST_BODY_BYTES).collect());
         let body = whole.await.map_err(|_| self.silent(WHOLE_BODY))?.map_err(|error| {
             if error.is::<http_body_util::LengthLimitError>() {
@@ -167,7 +177,7 @@ impl Client {
                 self.lost(&error)
             }
         })?;
-        Ok((head.headers, body.to_bytes()))
+        Ok((head, body.to_bytes()))
     }
 
     /// Asks for JSON at `path` and gives the response as soon as its head is there.
@@ -179,14 +189,15 @@ impl Client {
         path: &str,
         fields: &[(HeaderName, HeaderValue)],
         patience: Duration,
-    ) -> Result<Response<Incoming>, HttpError> {
-        let response =
-            timeout(patience, self.exchange(path, fields)).await.map_err(|_| self.silent(patience))??;
-        if response.status().is_success() {
-            return Ok(response);
-        }
+    ) -> Result<Answer, HttpError> {
+        let exchange = timeout(patience, self.exchange(path, fields));
+        let (response, _connection) = exchange.await.map_err(|_| self.silent(patience))??;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MOST_EXPLANATION_BYTES).collect();
+        let (head, body) = response.into_parts();
+        if status.is_success() {
+            return Ok(Answer { head: head.headers, body, _connection });
+        }
+        let body = Limited::new(body, MOST_EXPLANATION_BYTES).collect();
         let said = match timeout(EXPLANATION, body).await {
             Ok(Ok(body)) => shown(&body.to_bytes()),
             _ => String::new(),
@@ -203,7 +214,7 @@ impl Client {
         &self,
         path: &str,
         fields: &[(HeaderName, HeaderValue)],
-    ) -> Result<Response<Incoming>, HttpError> {
+    ) -> Result<(Response<Incoming>, JoinSet<()>), HttpError> {
         let unusable =
             |_| HttpError::Url { url: format!("{}{path}", self.prefix), reason: "it is no path of a URL" };
         let mut request = Request::get(format!("{}{path}", self.prefix))
@@ -215,13 +226,15 @@ impl Client {
             .map_err(unusable)?;
         request.headers_mut().extend(fields.iter().cloned());
         let stream = self.connect().await?;
-        let (mut sender, connection) =
+        let (mut sender, exchange) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.lost(&error))?;
-        tokio::spawn(async move {
-            // The exchange on it reports the failure.
-            let _ = connection.await;
+        let mut connection = JoinSet::new();
+        connection.spawn(async move {
+            // Whoever reads the response is told of the failure.
+            let _ = exchange.await;
         });
-        sender.send_request(request).await.map_err(|error| self.lost(&error))
+        let response = sender.send_request(request).await.map_err(|error| self.lost(&error))?;
+        Ok((response, connection))
     }
 
     async fn connect(&self) -> Result<Box<dyn Stream>, HttpError> {
@@ -278,15 +291,15 @@ impl Client {
 /// The lines of a body, as they come.
 pub(super) struct Lines {
     client: Client,
-    body: Incoming,
+    answer: Answer,
     pending: BytesMut,
     /// Up to here there is no end of a line.
     searched: usize,
 }
 
 impl Lines {
-    pub(super) fn new(client: Client, response: Response<Incoming>) -> Self {
-        Self { client, body: response.into_body(), pending: BytesMut::new(), searched: 0 }
+    pub(super) fn new(client: Client, answer: Answer) -> Self {
+        Self { client, answer, pending: BytesMut::new(), searched: 0 }
     }
 
     /// The next line without its end; `None` when the body has ended in order.
@@ -303,7 +316,7 @@ impl Lines {
                 return Ok(Some(line.freeze()));
             }
             self.searched = self.pending.len();
-            let frame = timeout(patience, self.body.frame());
+            let frame = timeout(patience, self.answer.body.frame());
             match frame.await.map_err(|_| self.client.silent(patience))? {
                 None => return Ok(None),
                 Some(Err(error)) => return Err(self.client.lost(&error)),

@@ -43,11 +43,7 @@ pub(super) enum Trust {
 }
 
 /// Publishes what `provider` says for as long as anybody looks.
-pub(super) async fn keep<P: Provider>(
-    mut provider: P,
-    about: About,
-    sender: watch::Sender<Arc<Snapshot>>,
-) {
+pub(super) async fn keep<P: Provider>(mut provider: P, about: About, sender: watch::Sender<Arc<Snapshot>>) {
     let mut state = State::default();
     let mut has_said = false;
     loop {

@@ -143,9 +143,9 @@ impl Kubernetes {
             self.path,
             escaped(version)
         );
-        let response = self.client.open(&path, &self.token.fields()?, PATIENCE).await?;
+        let answer = self.client.open(&path, &self.token.fields()?, PATIENCE).await?;
         let patience = Duration::from_secs(seconds) + PATIENCE;
-        self.watch = Some((Lines::new(self.client.clone(), response), patience));
+        self.watch = Some((Lines::new(self.client.clone(), answer), patience));
         Ok(())
     }
 

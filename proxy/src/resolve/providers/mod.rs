@@ -24,14 +24,12 @@ use tokio::time::{Instant, sleep};
 use super::answer::{LookupError, ResolvedEndpoint, Snapshot, Source};
 use super::follow::Followed;
 use super::outcome::Miss;
-use crate::config::{
-    ConsulDiscovery, EurekaDiscovery, FileDiscovery, KubernetesDiscovery, StaticEndpoint,
-};
+use crate::config::{ConsulDiscovery, EurekaDiscovery, FileDiscovery, KubernetesDiscovery, StaticEndpoint};
 use consul::Consul;
 use eureka::{Eureka, Registries};
 use file::File;
-pub(super) use http::Network;
 use http::HttpError;
+pub(super) use http::Network;
 use keep::{About, Trust, keep};
 use kubernetes::Kubernetes;
 
@@ -92,8 +90,7 @@ impl Providers {
             }
             ProviderSettings::File(file) => {
                 let path = file.path.display().to_string();
-                let about =
-                    self.about(&format!("the file {path}"), &path, Source::File, Trust::Operator);
+                let about = self.about(&format!("the file {path}"), &path, Source::File, Trust::Operator);
                 self.start(about, Ok::<_, HttpError>(File::new(file.path.clone())))
             }
             ProviderSettings::Consul(settings) => {

@@ -64,7 +64,7 @@ struct Port {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum NumberOrText {
-    Number(u16),
+    Number(i64),
     Text(String),
 }
 
@@ -117,7 +117,7 @@ impl Port {
             BooleanOrText::Text(text) => text.eq_ignore_ascii_case("true"),
         };
         let number = match &self.number {
-            NumberOrText::Number(number) => *number,
+            NumberOrText::Number(number) => u16::try_from(*number).ok()?,
             NumberOrText::Text(text) => text.parse().ok()?,
         };
         (enabled && number != 0).then_some(number)
@@ -219,12 +219,14 @@ mod tests {
         assert_eq!(port(port_json(json!(80), off.clone()), port_json(json!(443), on.clone())), Ok(443));
         assert_eq!(port(port_json(json!("80"), json!(true)), Value::Null), Ok(80));
         assert!(port(port_json(json!(80), off.clone()), port_json(json!(443), off)).is_err());
+        assert!(port(port_json(json!(65_536), on.clone()), Value::Null).is_err());
         assert!(port(Value::Null, Value::Null).unwrap_err().contains("no enabled port"));
     }
 
     #[test]
     fn metadata_are_tags_and_name_the_zone() {
-        let full = instance(json!({"hostName": "h", "ipAddr": "10.0.0.1", "port": {"$": 1, "@enabled": "true"},
+        let full =
+            instance(json!({"hostName": "h", "ipAddr": "10.0.0.1", "port": {"$": 1, "@enabled": "true"},
             "metadata": {"@class": "java.util.Collections$EmptyMap", "zone": "a", "version": "2", "n": 3}}));
         assert_eq!(full.id(), "h");
         let endpoint = full.endpoint().unwrap();

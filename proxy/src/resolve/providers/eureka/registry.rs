@@ -135,7 +135,8 @@ impl Registry {
                     tracing::debug!(?hashcode, "the changes do not lead to what Eureka counts");
                 }
                 // Switched off at the server, or an implementation without.
-                Err(error) if matches!(error.status(), Some(StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)) => {}
+                Err(error)
+                    if matches!(error.status(), Some(StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -154,7 +155,9 @@ impl Registry {
             for instance in instance {
                 let id = instance.id().into();
                 match instance.action_type {
-                    Action::Added | Action::Modified => _ = instances.insert(id, known(&instance, is_followed)),
+                    Action::Added | Action::Modified => {
+                        _ = instances.insert(id, known(&instance, is_followed))
+                    }
                     Action::Deleted => _ = instances.remove(&id),
                 }
             }

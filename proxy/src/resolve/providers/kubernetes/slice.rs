@@ -121,8 +121,10 @@ impl EndpointSlice {
     /// The port of its endpoints; `None` if it has not the one that is wanted.
     fn port(&self, wanted: Option<&ServicePort>) -> Result<Option<u16>, String> {
         let all = self.ports.as_deref().unwrap_or_default();
-        let tcp: Vec<&Port> =
-            all.iter().filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")).collect();
+        let tcp: Vec<&Port> = all
+            .iter()
+            .filter(|port| port.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))
+            .collect();
         match (wanted, &tcp[..]) {
             (Some(ServicePort::Name(name)), tcp) => {
                 let named = tcp.iter().find(|port| port.name.as_deref().unwrap_or_default() == name);
@@ -171,9 +173,7 @@ mod tests {
 
     #[test]
     fn those_that_are_ready_are_used_and_those_that_leave_only_if_nobody_is_ready() {
-        let endpoint = |address: &str, ready: Value, serving: Value, terminating: Value| {
-            json!({"addresses": [address], "conditions": {"ready": ready, "serving": serving, "terminating": terminating}})
-        };
+        let endpoint = |address: &str, ready: Value, serving: Value, terminating: Value| json!({"addresses": [address], "conditions": {"ready": ready, "serving": serving, "terminating": terminating}});
         let (yes, no, unsaid) = (json!(true), json!(false), Value::Null);
         let leaving = endpoint("10.0.0.3", no.clone(), yes.clone(), yes.clone());
         let broken = endpoint("10.0.0.4", no.clone(), no.clone(), no.clone());
@@ -225,7 +225,8 @@ mod tests {
             slice("odd", "IPv4", http(), json!([{"addresses": []}])),
         ];
         let (endpoints, passed_over) = endpoints(slices.iter(), None).unwrap();
-        let found: Vec<_> = endpoints.iter().map(|one| (one.address.to_string(), one.zone.as_deref())).collect();
+        let found: Vec<_> =
+            endpoints.iter().map(|one| (one.address.to_string(), one.zone.as_deref())).collect();
         assert_eq!(found, [("10.0.0.1:8080".into(), Some("a")), ("[fd00::1]:8080".into(), None)]);
         assert_eq!(passed_over.len(), 2);
     }
