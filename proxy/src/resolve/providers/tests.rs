@@ -632,3 +632,18 @@ async fn an_address_that_can_not_be_asked_is_named_at_once() {
         assert!(followed.is_fixed());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_ends_with_whoever_asked_by_it_however_silent_the_server_is() {
+    let cluster = Cluster::new();
+    cluster.put("api-1", &["10.0.0.1"]);
+    let followed = cluster.follow();
+    until_at(&followed, &["10.0.0.1:80"]).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(cluster.stand_in.faults().asked().len(), 2, "the watch is under way");
+    cluster.stand_in.faults().set(Fault::Stalls);
+    drop(followed);
+    sleep(LONG).await;
+    // Each connection that is served holds the server.
+    assert_eq!(Arc::strong_count(&cluster.stand_in), 1);
+}
