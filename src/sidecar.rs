@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use outrigger_ca::HostPort;
-use outrigger_proxy::config::{CaSource, Config, FileSource, Mtls, Network};
+use outrigger_proxy::config::{CaSource, Config, FileSource, HEALTH_PORT, METRICS_PORT, Mtls, Network};
 use outrigger_proxy::net::handed_in_sockets;
 use outrigger_proxy::runtime::{self, Ended, Ports, Settings};
 
@@ -76,10 +76,10 @@ pub struct Args {
     #[arg(long, env = "OUTRIGGER_ADMIN_PORT", value_name = "PORT", default_value_t = 15000, value_parser = Port)]
     admin_port: u16,
     /// Port of /metrics.
-    #[arg(long, env = "OUTRIGGER_METRICS_PORT", value_name = "PORT", default_value_t = 15020, value_parser = Port)]
+    #[arg(long, env = "OUTRIGGER_METRICS_PORT", value_name = "PORT", default_value_t = METRICS_PORT, value_parser = Port)]
     metrics_port: u16,
     /// Port of /readyz and /livez.
-    #[arg(long, env = "OUTRIGGER_HEALTH_PORT", value_name = "PORT", default_value_t = 15021, value_parser = Port)]
+    #[arg(long, env = "OUTRIGGER_HEALTH_PORT", value_name = "PORT", default_value_t = HEALTH_PORT, value_parser = Port)]
     health_port: u16,
     /// Exempt the proxy's own connections from the redirect by packet marks, this one and the next, instead of by uid;
     /// needs CAP_NET_ADMIN. For places without uids to spare. Without a value: 1337.

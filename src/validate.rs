@@ -1,21 +1,29 @@
 //! `outrigger validate`: checks a config file, and prints its schema and reference.
 
+mod fetch;
+
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::builder::BoolishValueParser;
-use outrigger_proxy::config::{self, ConfigError, Problem};
+use outrigger_proxy::config::{self, ConfigError, Measured, Problem};
 use serde_json::{Value, json};
 
 use crate::Failure;
 
+/// With `--strict`: valid, and something is unwise.
+const ONLY_WARNINGS: u8 = 2;
+
 const EXAMPLE: &str = "\
-Exit codes: 0 the file is valid, 1 it is not (or has warnings, with --strict), 2 wrong usage.
+Exit codes: 0 the file is valid, 1 it is not or can't be read, 2 it is valid and has warnings (with --strict only).
+Wrong usage is 2 as well.
 
 Examples:
   outrigger validate sidecar.yaml
+  outrigger validate --strict --output json sidecar.yaml    # in CI
+  outrigger validate --metrics http://127.0.0.1:15020/metrics sidecar.yaml    # timeouts beside what was measured
   kubectl get configmap sidecar -o jsonpath='{.data.sidecar\\.yaml}' | outrigger validate -
   outrigger validate --schema > outrigger.schema.json    # for editors";
 
@@ -35,9 +43,14 @@ pub struct Args {
     /// How the findings are written.
     #[arg(long, env = "OUTRIGGER_OUTPUT", value_enum, default_value_t)]
     output: Output,
-    /// Fail on warnings too.
+    /// Fail on warnings too, with exit code 2.
     #[arg(long, env = "OUTRIGGER_STRICT", value_parser = BoolishValueParser::new())]
     strict: bool,
+    /// Compare timeouts with what a running proxy has measured: a warning where one is below the 99th percentile of
+    /// its requests, or over 20 times as long. The URL (http) of its /metrics, or a file with the answer; `-` reads
+    /// standard input.
+    #[arg(long, env = "OUTRIGGER_METRICS", value_name = "URL|FILE")]
+    metrics: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
@@ -72,13 +85,20 @@ impl Args {
             return Ok(ExitCode::SUCCESS);
         }
         let file = self.file.ok_or("no file to check: name one, or `-` for standard input")?;
-        let findings = Findings::of(&file)?;
+        if file == Path::new("-") && self.metrics.as_deref() == Some("-") {
+            return Err("standard input can be the file or the metrics, not both".into());
+        }
+        let measured = self.metrics.as_deref().map(fetch::measured).transpose()?;
+        let findings = Findings::of(&file, measured.as_ref())?;
         print(&match self.output {
             Output::Text => findings.to_text(&Colors::of_terminal()),
             Output::Json => format!("{:#}\n", findings.to_json()),
         })?;
-        let failed = !findings.errors.is_empty() || self.strict && !findings.warnings.is_empty();
-        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        Ok(match (findings.errors.is_empty(), findings.warnings.is_empty()) {
+            (false, _) => ExitCode::FAILURE,
+            (true, false) if self.strict => ONLY_WARNINGS.into(),
+            _ => ExitCode::SUCCESS,
+        })
     }
 }
 
@@ -91,7 +111,7 @@ fn print(text: &str) -> Result<(), Failure> {
 }
 
 impl Findings {
-    fn of(file: &Path) -> Result<Self, Failure> {
+    fn of(file: &Path, measured: Option<&Measured>) -> Result<Self, Failure> {
         let (origin, text) = if file == Path::new("-") {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text)?;
@@ -99,7 +119,7 @@ impl Findings {
         } else {
             (file.display().to_string(), config::read_text(file)?)
         };
-        let (errors, warnings) = match config::parse(&text, &origin) {
+        let (errors, warnings) = match config::parse_beside(&text, &origin, measured) {
             Ok(loaded) => (Vec::new(), loaded.warnings),
             Err(ConfigError::Invalid { problems, .. }) => (problems, Vec::new()),
             Err(other) => return Err(other.into()),
@@ -208,7 +228,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("sidecar.yaml");
         std::fs::write(&file, text).unwrap();
-        Findings { origin: "sidecar.yaml".into(), ..Findings::of(&file).unwrap() }
+        Findings { origin: "sidecar.yaml".into(), ..Findings::of(&file, None).unwrap() }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::tls_fault::words;
 use crate::unix_time::system_time;
 use crate::verify::{VerifyError, provider, spiffe_id};
 use crate::{SpiffeId, TrustBundle};
@@ -35,13 +36,13 @@ pub enum CertificateError {
     Empty,
     #[error("the certificate can't be read: {0}")]
     Unreadable(String),
-    #[error("the certificate names no identity: {0}")]
+    #[error("the certificate can't be used: {0}")]
     Identity(#[from] VerifyError),
-    #[error("the key can't be used: {0}")]
+    #[error("the key can't be used: {}", words(.0))]
     Key(rustls::Error),
     #[error("the key does not belong to the certificate of {0}: give the pair that was made together")]
     KeyMismatch(SpiffeId),
-    #[error("the certificate of {id} does not chain to the trust bundle: {reason}")]
+    #[error("peers would refuse the certificate of {id}: {}", words(reason))]
     Untrusted { id: SpiffeId, reason: rustls::Error },
 }
 

@@ -14,6 +14,7 @@ pub mod host;
 mod protocol;
 pub mod server;
 mod spiffe;
+pub mod tls_fault;
 pub mod tokens;
 mod unix_time;
 mod verify;

@@ -21,6 +21,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::X509Certificate;
 
+use crate::tls_fault::note_refused;
 use crate::unix_time::{since_1970, system_time};
 use crate::{SpiffeError, SpiffeId, TrustBundle};
 
@@ -31,18 +32,18 @@ pub struct PeerIdentity {
     pub not_after: SystemTime,
 }
 
-/// Why a peer's certificate gives no identity.
+/// Why a certificate gives no identity; the texts speak of it as "it".
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum VerifyError {
-    #[error("the peer sent no certificate")]
+    #[error("it sent none")]
     NoCertificate,
-    #[error("the peer's certificate can't be read: {0}")]
+    #[error("it can't be read: {0}")]
     Unreadable(String),
-    #[error(
-        "the peer's certificate carries {0} URI names; a mesh certificate carries exactly one, its SPIFFE ID"
-    )]
-    UriNames(usize),
-    #[error("the peer's certificate carries no usable identity: {0}")]
+    #[error("it names no SPIFFE ID; a mesh certificate names exactly one")]
+    NoName,
+    #[error("it names {0} URIs; a mesh certificate names exactly one, its SPIFFE ID")]
+    ManyNames(usize),
+    #[error(transparent)]
     NotSpiffe(#[from] SpiffeError),
     #[error("certificates of clients can't be verified with this trust bundle: {0}")]
     Verifier(String),
@@ -74,7 +75,8 @@ pub(crate) fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<SpiffeId, V
     });
     match (uris.next(), uris.count()) {
         (Some(uri), 0) => Ok(uri.parse()?),
-        (first, others) => Err(VerifyError::UriNames(usize::from(first.is_some()) + others)),
+        (None, _) => Err(VerifyError::NoName),
+        (Some(_), others) => Err(VerifyError::ManyNames(1 + others)),
     }
 }
 
@@ -147,15 +149,13 @@ impl ServerCertVerifier for MeshServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let parsed = rustls::server::ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
-        require_spiffe_id(end_entity)?;
+        let verify = || {
+            let parsed = rustls::server::ParsedCertificate::try_from(end_entity)?;
+            let algorithms = self.algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+            require_spiffe_id(end_entity)
+        };
+        verify().inspect_err(|_| note_refused(end_entity))?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -198,7 +198,10 @@ impl ClientCertVerifier for MeshClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now)
+            .inspect_err(|_| note_refused(end_entity))?;
         require_spiffe_id(end_entity)?;
         Ok(verified)
     }
@@ -299,7 +302,7 @@ mod tests {
     #[test]
     fn the_error_says_how_many_names_there_are() {
         let (root, key, _) = testing::root_with_key("root");
-        for (count, text) in [(0, "carries 0 URI names"), (2, "carries 2 URI names")] {
+        for (count, text) in [(0, "names no SPIFFE ID"), (2, "names 2 URIs")] {
             let (leaf, _) = testing::leaf(&root, &key, |params| {
                 params.subject_alt_names = vec![uri("spiffe://cluster.local/ns/shop/sa/web"); count];
             });

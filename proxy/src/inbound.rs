@@ -9,20 +9,22 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use http::header::HeaderValue;
 use http::{Request, Response, Version};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::config::{Mtls, Protocol};
 use crate::http::{
     CLIENT_ID, Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Recording, Served, Wire,
-    forward, serve_http1, serve_http2, to_origin_form, version_from_mesh, wants_own_connection,
+    forward, refuse, serve_http1, serve_http2, to_origin_form, version_from_mesh, wants_own_connection,
 };
 use crate::identity::{self, HandshakeError, Peer};
 use crate::net::{
     Body, ClientAddress, Detected, FirstLine, MeshProtocol, OriginalDestination, Prefixed, detect, readable,
     resume_detection, strip_mesh_headers, would_be_http,
 };
-use crate::opaque::{Carrying, ClientStream, Way};
+use crate::opaque::{Carrying, ClientStream, WAIT_FOR_REQUEST, Way};
 use crate::telemetry::{Direction, Held, Tls};
+use crate::upstream::HeaderLimits;
 use crate::worker::{Effective, Worker, reset};
 
 const SIDE: Direction = Direction::Inbound;
@@ -50,14 +52,14 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
     if detected == (Detected::Tls { mesh: true }) {
         return Box::pin(connection.mesh(first_bytes, stream, &effective)).await;
     }
-    if detected == Detected::Closed {
-        return;
-    }
-    if mtls == Mtls::Strict {
-        return Box::pin(connection.refuse_plaintext(detected, first_bytes, stream)).await;
-    }
-    if mtls == Mtls::Audit {
-        connection.audit(detected);
+    match mtls {
+        // Health checks open connections and close them without a word: nobody who would be refused.
+        Mtls::Strict if detected == Detected::Closed => return,
+        Mtls::Strict => {
+            return Box::pin(connection.refuse_plaintext(detected, first_bytes, stream)).await;
+        }
+        Mtls::Audit if detected != Detected::Closed => connection.audit(detected),
+        Mtls::Audit | Mtls::Permissive => {}
     }
     Box::pin(connection.plaintext(detected, first_bytes, stream, &effective)).await;
 }
@@ -69,7 +71,8 @@ async fn first(stream: &mut TcpStream, first_bytes: &mut BytesMut, mtls: Mtls) -
     match detect(stream, first_bytes).await {
         Ok(Detected::Silent) if mtls == Mtls::Strict => {
             match tokio::time::timeout(HANDSHAKE, readable(stream)).await {
-                Ok(()) => resume_detection(stream, first_bytes).await.map_err(|_| Reset),
+                Ok(Ok(())) => resume_detection(stream, first_bytes).await.map_err(|_| Reset),
+                Ok(Err(_)) => Ok(Detected::Closed),
                 Err(_) => Err(Reset),
             }
         }
@@ -120,8 +123,8 @@ impl Connection {
                 }
             };
         worker.recorder.tls_handshake(SIDE, Ok(()));
-        let limits = Limits { draining: worker.shared.inbound_draining.clone(), expires: Some(peer.expires) };
         self.peer = Some(peer);
+        let limits = self.limits();
         let handler = Rc::new(Inbound::new(self.clone(), protocol));
         let served = match protocol {
             MeshProtocol::H2 => Box::pin(serve_http2(stream, handler, limits)).await,
@@ -143,12 +146,15 @@ impl Connection {
         let port = self.destination.port();
         let opaque_port = effective.config.inbound.is_opaque(port) || self.protocol == Protocol::Tcp;
         let mut detected = if opaque_port { Detected::Opaque } else { detected };
+        let mut way = None;
         if detected == Detected::Silent {
             let (upstream, endpoint) = worker.workload_at(self.destination.0);
             if effective.authorization.demands_http(port) {
                 // Such a port takes no opaque bytes, so the client must speak first.
-                if tokio::time::timeout(HANDSHAKE, readable(&stream)).await.is_err() {
-                    return worker.refuse(stream, SIDE, "silent");
+                match tokio::time::timeout(HANDSHAKE, readable(&stream)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return,
+                    Err(_) => return worker.refuse(stream, SIDE, "silent"),
                 }
             } else if !effective.authorization.allows_opaque(None, port) {
                 return worker.refuse(stream, SIDE, "denied");
@@ -158,11 +164,13 @@ impl Connection {
                         self.carrying().refused(&upstream.name, &error);
                         return reset(&stream);
                     }
-                    Ok(mut way) => {
-                        if way.server_speaks_first(&stream).await {
-                            return way.carry(&self.carrying(), Prefixed::new(first_bytes, stream)).await;
+                    Ok(mut opened) => match opened.server_speaks_first(&stream).await {
+                        Some(true) => {
+                            return opened.carry(&self.carrying(), Prefixed::new(first_bytes, stream)).await;
                         }
-                    }
+                        Some(false) => way = Some(opened),
+                        None => return,
+                    },
                 }
             }
             detected = match resume_detection(&mut stream, &mut first_bytes).await {
@@ -170,17 +178,20 @@ impl Connection {
                 Err(_) => return,
             };
         }
-        let limits = Limits { draining: worker.shared.inbound_draining.clone(), expires: None };
         let stream = Prefixed::new(first_bytes, stream);
-        let handler = Rc::new(Inbound::new(self.clone(), MeshProtocol::H1));
-        match detected {
-            Detected::Http1 => self.count(serve_http1(stream, handler, limits).await),
-            Detected::Http2 => self.count(serve_http2(stream, handler, limits).await),
-            Detected::Closed => {}
-            Detected::Opaque | Detected::Tls { .. } | Detected::Silent => {
-                self.opaque(stream, effective).await
-            }
+        if !matches!(detected, Detected::Http1 | Detected::Http2) {
+            return match way {
+                Some(way) => self.carry(way, stream, effective).await,
+                None => self.opaque(stream, effective).await,
+            };
         }
+        drop(way);
+        let limits = self.limits();
+        let handler = Rc::new(Inbound::new(self.clone(), MeshProtocol::H1));
+        self.count(match detected {
+            Detected::Http2 => serve_http2(stream, handler, limits).await,
+            _ => serve_http1(stream, handler, limits).await,
+        });
     }
 
     /// Strict mode lets mesh TLS in and nothing else. HTTP is told so; the rest gets a reset.
@@ -197,7 +208,7 @@ impl Connection {
             Detected::Http1 => once,
             _ => worker.shared.inbound_draining.clone(),
         };
-        let limits = Limits { draining, expires: None };
+        let limits = Limits { draining, ..self.limits() };
         let handler = Rc::new(Denied(self.clone()));
         match detected {
             Detected::Http1 | Detected::Http2 => {
@@ -226,25 +237,54 @@ impl Connection {
         tracing::warn!("audit: strict mode would refuse {what} from {} to {}", self.client, self.destination);
     }
 
-    async fn opaque<C: ClientStream + Send + 'static>(&self, mut stream: C, effective: &Effective) {
+    async fn opaque<C: ClientStream + Send + 'static>(&self, stream: C, effective: &Effective) {
         let worker = &self.worker;
         let port = self.destination.port();
         let id = self.peer.as_ref().map(|peer| &peer.id);
+        if effective.authorization.demands_http(port) {
+            return self.refuse_opaque(stream).await;
+        }
         if !effective.authorization.allows_opaque(id, port) {
             worker.shared.metrics.connections_refused.inc([SIDE.as_str(), "denied"]);
             return reset(stream.socket());
         }
         let (upstream, endpoint) = worker.workload_at(self.destination.0);
-        let mut way = match Way::open(&worker.workload, &upstream, &endpoint).await {
-            Ok(way) => way,
+        match Way::open(&worker.workload, &upstream, &endpoint).await {
+            Ok(way) => self.carry(way, stream, effective).await,
             Err(error) => {
                 self.carrying().refused(&upstream.name, &error);
-                return reset(stream.socket());
+                reset(stream.socket());
             }
+        }
+    }
+
+    /// A port that takes requests only refuses bytes. A silent client has sent none: its sidecar opened this
+    /// connection for what the workload may say first, and sends the client's requests by another.
+    async fn refuse_opaque<C: ClientStream>(&self, mut stream: C) {
+        let reason = match tokio::time::timeout(WAIT_FOR_REQUEST, stream.read(&mut [0])).await {
+            Ok(Ok(0)) => {
+                // To fail is all that is left to it.
+                let _ = stream.shutdown().await;
+                return;
+            }
+            Ok(Ok(_)) => "denied",
+            Ok(Err(_)) => return,
+            Err(_) => "silent",
         };
+        self.worker.shared.metrics.connections_refused.inc([SIDE.as_str(), reason]);
+        reset(stream.socket());
+    }
+
+    /// Carries opaque bytes, unless they prove to be requests.
+    async fn carry<C: ClientStream + Send + 'static>(
+        &self,
+        mut way: Way,
+        mut stream: C,
+        effective: &Effective,
+    ) {
         let mut first_bytes = BytesMut::new();
         let mut undecided = false;
-        if !effective.config.inbound.is_opaque(port) {
+        if !effective.config.inbound.is_opaque(self.destination.port()) {
             // Requests that come as opaque bytes are read as requests all the same: nobody may write to the
             // workload in the mesh's name.
             let spoken = way.server_speaks_before(&mut stream, &mut first_bytes);
@@ -273,10 +313,7 @@ impl Connection {
 
     /// Serves requests that came as opaque bytes.
     async fn requests<C: ClientStream + Send + 'static>(&self, first_bytes: BytesMut, stream: C) {
-        let limits = Limits {
-            draining: self.worker.shared.inbound_draining.clone(),
-            expires: self.peer.as_ref().map(|peer| peer.expires),
-        };
+        let limits = self.limits();
         let handler = Rc::new(Inbound::new(self.clone(), MeshProtocol::H1));
         let http2 = first_bytes.starts_with(b"PRI * HTTP/2.0\r\n");
         let stream = Prefixed::new(first_bytes, stream);
@@ -285,6 +322,14 @@ impl Connection {
         } else {
             serve_http1(stream, handler, limits).await
         });
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            headers: HeaderLimits::of(self.peer.is_some()),
+            draining: self.worker.shared.inbound_draining.clone(),
+            expires: self.peer.as_ref().map(|peer| peer.expires),
+        }
     }
 
     fn carrying(&self) -> Carrying<'_> {
@@ -339,6 +384,15 @@ impl Handler for Inbound {
             let connection = &self.connection;
             let worker = &connection.worker;
             let mut recording = connection.recording(&request);
+            let meshed = connection.peer.is_some();
+            let version = if meshed && self.carried_by == MeshProtocol::H2 {
+                version_from_mesh(request.headers())
+            } else {
+                request.version()
+            };
+            if let Some(response) = refuse(&mut request, version, HeaderLimits::of(meshed)) {
+                return recording.answer_locally(&response, request.headers());
+            }
             worker.panic_if_told(request.uri().path());
             let id = connection.peer.as_ref().map(|peer| &peer.id);
             let port = connection.destination.port();
@@ -356,16 +410,10 @@ impl Handler for Inbound {
                 let response = LocalResponse::new(ProxyError::DENIED, detail);
                 return recording.answer_locally(&response, request.headers());
             }
-            let meshed = connection.peer.is_some();
             if !meshed && worker.effective().config.inbound_mtls(port) == Mtls::Strict {
                 // Let in before a reload made the port strict.
                 return recording.answer_locally(&strict_port(port), request.headers());
             }
-            let version = if meshed && self.carried_by == MeshProtocol::H2 {
-                version_from_mesh(request.headers())
-            } else {
-                request.version()
-            };
             strip_mesh_headers(request.headers_mut());
             if let Some(client_id) = &self.client_id {
                 request.headers_mut().insert(CLIENT_ID, client_id.clone());

@@ -14,6 +14,7 @@ pub mod upstream;
 
 pub mod http;
 
+pub mod filters;
 pub mod route;
 
 pub mod inbound;

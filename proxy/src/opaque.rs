@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use outrigger_ca::SpiffeId;
+use outrigger_ca::tls_fault::Worded;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
@@ -17,6 +18,9 @@ use crate::telemetry::{Direction, Recorder, TcpLabels, TcpRecord, Tls};
 use crate::upstream::{
     ConnectError, ConnectionPlace, DestinationError, Endpoint, Pools, Transport, Upstream,
 };
+
+/// Time for the first request on a connection that nothing but requests can go by.
+pub const WAIT_FOR_REQUEST: Duration = Duration::from_secs(60);
 
 /// Why opaque bytes are not carried.
 #[derive(Debug, Error)]
@@ -61,6 +65,8 @@ pub struct Way {
     tls: Tls,
     /// What the server said before the client spoke.
     first_bytes: BytesMut,
+    /// The server was reset before the client spoke. Its socket tells that once, so it is kept.
+    broken: bool,
     _place: ConnectionPlace,
 }
 
@@ -88,9 +94,9 @@ impl<S: ClientStream> ClientStream for FirstLine<S> {
     }
 }
 
-impl<S: ClientStream> ClientStream for tokio_rustls::server::TlsStream<S> {
+impl<S: ClientStream> ClientStream for Worded<tokio_rustls::server::TlsStream<S>> {
     fn socket(&self) -> &TcpStream {
-        self.get_ref().0.socket()
+        self.0.get_ref().0.socket()
     }
 }
 
@@ -139,28 +145,24 @@ impl Way {
             peer: peer.map(|peer| peer.id),
             transport,
             first_bytes: BytesMut::new(),
+            broken: false,
             _place: place,
         })
     }
 
-    /// Waits until one side speaks or ends; whether that was the server.
-    pub async fn server_speaks_first(&mut self, client: &TcpStream) -> bool {
+    /// Waits until one side speaks or ends; whether that was the server. `None` when the client is gone.
+    pub async fn server_speaks_first(&mut self, client: &TcpStream) -> Option<bool> {
         tokio::select! {
             biased;
-            () = readable(client) => false,
-            read = self.transport.read_buf(&mut self.first_bytes) => match read {
-                Ok(_) => true,
-                // An error is not speech: the peer may refuse opaque bytes and take requests.
-                Err(_) => {
-                    readable(client).await;
-                    false
-                }
-            },
+            found = readable(client) => found.ok().map(|()| false),
+            read = self.transport.read_buf(&mut self.first_bytes) => {
+                self.broken = read.is_err();
+                Some(true)
+            }
         }
     }
 
-    /// As [`Self::server_speaks_first`], for a client whose first bytes are read into `first_bytes`. `None`
-    /// when the client is gone.
+    /// As [`Self::server_speaks_first`], for a client whose first bytes are read into `first_bytes`.
     pub async fn server_speaks_before<C: ClientStream>(
         &mut self,
         client: &mut C,
@@ -169,7 +171,10 @@ impl Way {
         tokio::select! {
             biased;
             read = client.read_buf(first_bytes) => read.ok().map(|_| false),
-            _ = self.transport.read_buf(&mut self.first_bytes) => Some(true),
+            read = self.transport.read_buf(&mut self.first_bytes) => {
+                self.broken = read.is_err();
+                Some(true)
+            }
         }
     }
 
@@ -196,6 +201,7 @@ impl Way {
         let mut copied = Copied::default();
         let reason = tokio::select! {
             biased;
+            () = std::future::ready(()), if self.broken => "reset",
             result = copy_both_ways(&mut client, &mut server, &mut copied, idle_timeout) => match result {
                 Ok(()) => "end",
                 Err(error) if error.kind() == std::io::ErrorKind::TimedOut => "idle_timeout",

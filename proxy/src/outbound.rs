@@ -10,26 +10,25 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use http::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, Version};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::http::{
-    Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Served, Wire, forward, host_of,
+    Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Served, Wire, forward, host_of, refuse,
     serve_http1, serve_http2, to_origin_form, wants_own_connection,
 };
 use crate::net::{
     Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, readable, resume_detection,
 };
-use crate::opaque::{Carrying, OpaqueError, Way};
+use crate::opaque::{Carrying, OpaqueError, WAIT_FOR_REQUEST, Way};
+use crate::route::{Asked, Matched};
 use crate::telemetry::{Direction, Held};
-use crate::upstream::{Destination, Endpoint, Upstream};
+use crate::upstream::{Choice, Destination, Endpoint, HeaderLimits, Upstream};
 use crate::worker::{Worker, reset};
 
 const SIDE: Direction = Direction::Outbound;
-/// Time for the first request on a connection that nothing but requests can go by.
-const WAIT_FOR_REQUEST: Duration = Duration::from_secs(60);
 
 /// Carries one connection of the workload.
 pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress, open: Rc<Held>) {
@@ -48,22 +47,34 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
             Err(_) => return,
         }
     };
+    let mut way = None;
     if detected == Detected::Silent {
         // The client may wait for the server to speak: whoever speaks first decides.
         match Box::pin(way_to(&worker, destination)).await {
-            Ok(mut way) => {
-                if way.server_speaks_first(&stream).await {
-                    if way.server_spoke_opaquely() {
+            Ok(mut opened) => match opened.server_speaks_first(&stream).await {
+                Some(true) => {
+                    if opened.server_spoke_opaquely() {
                         worker.remember_opaque(destination.0);
                     }
-                    return Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
+                    return Box::pin(opened.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
                 }
-            }
+                Some(false) => way = Some(opened),
+                None => return,
+            },
             // Nobody is there to speak first, or the client would speak requests that have a name to go by.
             Err((upstream, error)) => {
-                if error.is_final() || Box::pin(timeout(WAIT_FOR_REQUEST, readable(&stream))).await.is_err() {
-                    carrying.refused(&upstream, &error);
-                    return reset(&stream);
+                let found = if error.is_final() {
+                    None
+                } else {
+                    Box::pin(timeout(WAIT_FOR_REQUEST, readable(&stream))).await.ok()
+                };
+                match found {
+                    Some(Ok(())) => {}
+                    Some(Err(_)) => return,
+                    None => {
+                        carrying.refused(&upstream, &error);
+                        return reset(&stream);
+                    }
                 }
             }
         }
@@ -72,23 +83,33 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
             Err(_) => return,
         };
     }
-    let limits = Limits { draining: worker.shared.outbound_draining.clone(), expires: None };
+    // Each way is boxed: what a silent connection holds is this future, and theirs are large.
+    if !matches!(detected, Detected::Http1 | Detected::Http2) {
+        // Also for a client that ended without a byte: the server may speak first, or answer at the end.
+        let way = match way {
+            Some(way) => Ok(way),
+            None => Box::pin(way_to(&worker, destination)).await,
+        };
+        return match way {
+            Ok(way) => Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await,
+            Err((upstream, error)) => {
+                carrying.refused(&upstream, &error);
+                reset(&stream);
+            }
+        };
+    }
+    drop(way);
+    let limits = Limits {
+        headers: HeaderLimits::WORKLOAD,
+        draining: worker.shared.outbound_draining.clone(),
+        expires: None,
+    };
     let handler =
         Rc::new(Outbound { worker: worker.clone(), client, destination, open, last: RefCell::default() });
-    // Each way is boxed: what a silent connection holds is this future, and theirs are large.
+    let stream = Prefixed::new(first_bytes, stream);
     let served = match detected {
-        Detected::Http1 => Box::pin(serve_http1(Prefixed::new(first_bytes, stream), handler, limits)).await,
-        Detected::Http2 => Box::pin(serve_http2(Prefixed::new(first_bytes, stream), handler, limits)).await,
-        Detected::Closed => return,
-        Detected::Opaque | Detected::Tls { .. } | Detected::Silent => {
-            return match Box::pin(way_to(&worker, destination)).await {
-                Ok(way) => Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await,
-                Err((upstream, error)) => {
-                    carrying.refused(&upstream, &error);
-                    reset(&stream);
-                }
-            };
-        }
+        Detected::Http2 => Box::pin(serve_http2(stream, handler, limits)).await,
+        _ => Box::pin(serve_http1(stream, handler, limits)).await,
     };
     if let Served::Refused(reason) = served {
         worker.shared.metrics.connections_refused.inc([SIDE.as_str(), reason]);
@@ -113,7 +134,7 @@ async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
     effective.config.dns.mesh_server.is_some()
         && worker.locate(None, destination.0).await.is_ok_and(|located| {
             let set = located.upstream.set();
-            !set.endpoints.is_empty() && set.endpoints.iter().all(|endpoint| endpoint.opaque)
+            !set.members.is_empty() && set.endpoints().all(|endpoint| endpoint.opaque)
         })
 }
 
@@ -121,18 +142,21 @@ async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
 async fn way_to(
     worker: &Rc<Worker>,
     destination: OriginalDestination,
-) -> Result<Way, (Arc<str>, OpaqueError)> {
+) -> Result<Box<Way>, (Arc<str>, OpaqueError)> {
     let located = worker
         .locate(None, destination.0)
         .await
         .map_err(|error| (Arc::from(destination.to_string()), error.into()))?;
-    let endpoint = worker.random(|rng| located.choose(Instant::now(), rng));
+    let endpoint = worker.random(|rng| located.choose(&Choice::at(Instant::now()), rng));
     let upstream = located.upstream;
     let Some(endpoint) = endpoint else {
         let name = upstream.name.clone();
         return Err((name.clone(), OpaqueError::NoEndpoint(name)));
     };
-    Way::open(&worker.peers, &upstream, &endpoint).await.map_err(|error| (upstream.name.clone(), error))
+    match Way::open(&worker.peers, &upstream, &endpoint).await {
+        Ok(way) => Ok(Box::new(way)),
+        Err(error) => Err((upstream.name.clone(), error)),
+    }
 }
 
 /// Answers the requests of one connection.
@@ -163,11 +187,8 @@ impl Handler for Outbound {
             let mut recording =
                 Exchange::begin(&worker.recorder, SIDE, self.client, &request, &worker.unnamed);
             recording.holds_open(self.open.clone());
-            if let Some(response) = unknown_coding(&request) {
-                return recording.answer_locally(&response, request.headers());
-            }
-            if let Some(wrong) = wrong_host(&request) {
-                let response = LocalResponse::new(ProxyError::BAD_REQUEST, wrong);
+            let version = request.version();
+            if let Some(response) = refuse(&mut request, version, HeaderLimits::WORKLOAD) {
                 return recording.answer_locally(&response, request.headers());
             }
             worker.panic_if_told(request.uri().path());
@@ -219,22 +240,21 @@ impl Outbound {
     ) -> Result<Decision, LocalResponse> {
         let destination =
             self.locate(host_of(request)).await.map_err(|error| LocalResponse::destination(&error))?;
-        let mut endpoint = self.worker.random(|rng| destination.choose(Instant::now(), rng));
+        let mut endpoint = self.worker.random(|rng| destination.choose(&Choice::at(Instant::now()), rng));
         let mut upstream = destination.upstream;
         let mut timeout = upstream.policy.request_timeout.or(upstream.set().request_timeout);
         if let Some(host) = &destination.routed_host {
             let effective = self.worker.effective().clone();
-            let path = request.uri().path();
-            if let Some(route) = effective.routes.find(host, request.method(), path) {
+            if let Some(Matched { route, .. }) = effective.routes.find(host, &Asked::of(request)) {
                 exchange.route = route.name.clone();
                 timeout = route.timeout.or(timeout);
-                if let Some(name) = self.worker.random(|rng| route.choose(rng).cloned()) {
+                if let Some(target) = self.worker.random(|rng| route.choose(rng).cloned()) {
                     upstream = self
                         .worker
-                        .configured(&name, self.destination.port())
+                        .configured(&target.upstream, self.destination.port())
                         .await
                         .map_err(|error| LocalResponse::destination(&error))?;
-                    endpoint = self.worker.random(|rng| upstream.choose(Instant::now(), rng));
+                    endpoint = self.worker.random(|rng| upstream.choose(&Choice::at(Instant::now()), rng));
                 }
             }
         }
@@ -254,26 +274,6 @@ impl Outbound {
         self.last.replace(Some((key.into(), generation, destination.clone())));
         Ok(destination)
     }
-}
-
-/// What RFC 9112 3.2 has every server refuse: parties that disagree on the host disagree on the policy.
-fn wrong_host(request: &Request<Body>) -> Option<&'static str> {
-    let mut hosts = request.headers().get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(_), Some(_)) => Some("more than one Host"),
-        (None, _) if request.version() == Version::HTTP_11 && request.uri().authority().is_none() => {
-            Some("HTTP/1.1 without Host")
-        }
-        _ => None,
-    }
-}
-
-/// A transfer coding that this hop would take off without knowing it: the workload would read coded bytes
-/// as content (RFC 9112 6.1).
-fn unknown_coding(request: &Request<Body>) -> Option<LocalResponse> {
-    let codings = request.headers().get(TRANSFER_ENCODING)?;
-    let known = codings.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    (!known).then(|| LocalResponse::new(ProxyError::UNKNOWN_CODING, "transfer coding other than chunked"))
 }
 
 fn no_endpoint(upstream: &Upstream) -> LocalResponse {

@@ -22,14 +22,17 @@ use crate::net::{Dialler, LocalAddresses};
 use crate::route::RouteTable;
 use crate::telemetry::{Direction, Metrics, Recorder};
 use crate::upstream::{
-    Destination, DestinationError, Directory, Endpoint, EndpointSet, Policy, Pools, PoolsSettings, SWEEP,
-    Security, Upstream,
+    Destination, DestinationError, Directory, Endpoint, EndpointSet, Member, Policy, Pools, PoolsSettings,
+    SWEEP, Security, Upstream,
 };
 
 /// Answers of the directory that a worker keeps; a full cache is emptied.
 const MAX_KNOWN: usize = 4096;
 /// How long a destination whose server spoke first is believed to be opaque: addresses get new owners.
 const OPAQUE_FOR: Duration = Duration::from_secs(600);
+/// Limit for connecting to the workload. Only a full accept queue keeps it silent, and the kernel knocks again
+/// after 1 s and 3 s: a burst then waits as it would without a sidecar.
+const WORKLOAD_CONNECT: Duration = Duration::from_secs(5);
 /// Packet mark of what the inbound side dials, where marks exempt from the redirect.
 const WORKLOAD_MARK_AFTER: u32 = 1;
 
@@ -223,15 +226,16 @@ impl Worker {
             .or_insert_with(|| {
                 // The workload had no such limits without a sidecar.
                 let policy = Policy {
+                    connect_timeout: WORKLOAD_CONNECT,
                     max_connections: usize::MAX,
                     max_pending_requests: usize::MAX,
                     ..Policy::default()
                 };
                 let upstream = Upstream::new(format!("workload:{}", address.port()), policy, false);
                 let name = ServerName::IpAddress(address.ip().into());
-                let endpoint = Endpoint::new(address, 1, false, Security::Plain, name);
+                let endpoint = Endpoint::new(address, false, Security::Plain, name);
                 upstream.update(EndpointSet {
-                    endpoints: vec![endpoint.clone()],
+                    members: vec![Member::new(endpoint.clone())],
                     source: "workload",
                     ..EndpointSet::default()
                 });

@@ -4,7 +4,7 @@ use crate::support::pki::shop;
 use crate::support::pod::Pod;
 use crate::support::process::Process;
 use crate::support::wire::Ending;
-use crate::support::{API, Connection, Mesh, tls};
+use crate::support::{API, Connection, Mesh, Pair, tls, web_config};
 
 const RULES: &str = r#"
 inbound:
@@ -95,6 +95,18 @@ fn a_port_with_rules_on_methods_or_paths_refuses_opaque_bytes() {
     let _ = denied.try_send("abc");
     assert!(denied.take_all().0.is_empty());
     assert_eq!(open.accepted(), 1, "who is not allowed does not reach the workload");
+}
+
+#[test]
+fn a_method_that_nobody_knows_is_told_403_where_rules_forbid_it() {
+    let pair = Pair::with(&web_config(), RULES);
+    let server = pair.api.serve_echo(8080);
+    for method in ["get", "BREW", "x-y"] {
+        let answer = pair.connect(8080).ask(format!("{method} /orders HTTP/1.1\r\nHost: {API}\r\n\r\n"));
+        assert_eq!(answer.status(), 403, "{method}: {answer:?}");
+        assert_eq!(answer.proxy_error().as_deref(), Some("http_request_denied"), "{answer:?}");
+    }
+    assert_eq!(server.accepted(), 0);
 }
 
 #[test]

@@ -69,6 +69,27 @@ fn validate_accepts_a_right_file_and_points_at_each_mistake_of_a_wrong_one() {
 }
 
 #[test]
+fn validate_tells_a_pipeline_by_its_exit_code_whether_a_file_is_wrong_or_unwise() {
+    let directory = tempfile::tempdir().expect("make a directory");
+    let file = directory.path().join("sidecar.yaml");
+    let path = file.display().to_string();
+    for (config, usual, strict) in [
+        ("mtls: strict\n", 0, 0),
+        ("upstreams: {api: {hosts: [api.shop], breaker: {consecutiveFailures: 1}}}\n", 0, 2),
+        ("upstreams: {api: {hosts: [api.shop], retry: {attempts: 4}}}\n", 1, 1),
+    ] {
+        std::fs::write(&file, config).expect("write a file");
+        for (arguments, code) in
+            [(&["validate", &path][..], usual), (&["validate", "--strict", &path], strict)]
+        {
+            assert_eq!(outrigger(arguments).status.code(), Some(code), "{arguments:?} {config}");
+        }
+    }
+    let output = outrigger(&["validate", "--strict", "/nowhere/sidecar.yaml"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_switch_takes_1_for_true_and_0_for_false_from_its_variable() {
     let with = |value: &str| {
         let mut command = Command::new(crate::support::mesh::binary());

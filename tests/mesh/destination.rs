@@ -318,8 +318,14 @@ struct Discovered {
 
 impl Discovered {
     fn new(services: impl FnOnce(&Pod) -> String) -> Self {
+        Self::with(services, |_| String::new(), "")
+    }
+
+    /// With lines in the hosts file of the client's pod, and a config of its sidecar.
+    fn with(services: impl FnOnce(&Pod) -> String, hosts: impl FnOnce(&Pod) -> String, config: &str) -> Self {
         let mesh = Mesh::new();
         let (web, api, discovery) = (mesh.pod("web"), mesh.pod("api"), mesh.pod("discovery"));
+        web.add_hosts(&hosts(&api));
         mesh.pki
             .identity("spiffe://cluster.local/ns/outrigger/sa/outrigger-discovery")
             .write(&discovery.directory);
@@ -343,8 +349,11 @@ impl Discovered {
         let _api_sidecar = mesh.sidecar(&api).start();
         let address = discovery.at(15053).to_string();
         let dns = discovery.at(53).to_string();
-        let _web_sidecar =
-            mesh.sidecar(&web).arguments(["--discovery", &address, "--dns-server", &dns]).start();
+        let _web_sidecar = mesh
+            .sidecar(&web)
+            .config(config)
+            .arguments(["--discovery", &address, "--dns-server", &dns])
+            .start();
         Self { _web_sidecar, _api_sidecar, _discovery: server, web, api, discovery, mesh }
     }
 }
@@ -381,6 +390,119 @@ fn discovery_leads_a_service_s_address_to_its_endpoints_over_mtls() {
         &[("direction", "outbound"), ("tls", "mesh")],
         2.0,
     );
+}
+
+#[test]
+fn discovery_that_knows_a_pod_does_not_hide_its_metrics_and_its_health() {
+    for ports in ["{port: 8080}", ""] {
+        let services = |api: &Pod| services(&api.address, "api").replace("{port: 8080}, {port: 7000}", ports);
+        let bed = Discovered::new(services);
+        for (port, path) in [(15020, "/metrics"), (15021, "/readyz")] {
+            let answer = bed.web.connect(bed.api.at(port)).get(&bed.api.address.to_string(), path);
+            assert_eq!(answer.status(), 200, "{ports} {port}: {answer:?} {}", answer.text());
+        }
+    }
+}
+
+#[test]
+fn an_address_of_the_mesh_is_called_over_mtls_by_whatever_name_it_is_called() {
+    let bed = Discovered::with(
+        |api| services(&api.address, "api"),
+        |api| format!("{} alias.example\n10.96.0.7 vip.example", api.address),
+        "",
+    );
+    let _http = bed.api.serve_echo(8080);
+    for (host, address) in
+        [("alias.example", bed.api.at(8080)), ("vip.example", ([10, 96, 0, 7], 8080).into())]
+    {
+        let answer = bed.web.connect(address).get(host, "/");
+        assert_eq!(answer.status(), 200, "{host}: {answer:?} {}", answer.text());
+        assert!(
+            answer.text().contains(&format!("outrigger-client-id: {}", shop("web"))),
+            "{host}: {}",
+            answer.text()
+        );
+    }
+    let upstreams = bed.web.admin("/upstreams").to_string();
+    assert!(
+        upstreams.contains("alias.example:8080") && upstreams.contains("vip.example:8080"),
+        "{upstreams}"
+    );
+}
+
+#[test]
+fn an_address_without_a_sidecar_is_called_in_plaintext_by_its_name_as_by_itself() {
+    let bed = Discovered::with(
+        |_| {
+            "services:\n  - name: old\n    namespace: shop\n    ports: [{port: 8080}]\n    endpoints: \
+             [{address: 10.77.0.4, mesh: false}]\n"
+                .to_owned()
+        },
+        |_| "10.77.0.4 old.example".to_owned(),
+        "outbound: {meshNetworks: [10.77.0.0/24]}\n",
+    );
+    let old = bed.mesh.pod("old");
+    assert_eq!(old.address.octets(), [10, 77, 0, 4]);
+    let _server = serve_name(&old, 8080);
+    for host in ["10.77.0.4", "old.example"] {
+        let answer = bed.web.connect(old.at(8080)).get(host, "/");
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "old"), "{host}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_name_outside_the_mesh_is_not_called_in_plaintext_while_nobody_can_say_whose_its_address_is() {
+    let mesh = Mesh::new();
+    let (web, api, resolver) = (mesh.pod("web"), mesh.pod("api"), mesh.pod("resolver"));
+    let dns = Dns::serve(&resolver);
+    dns.set("alias.example", Reply::Addresses(vec![api.address]));
+    let workload = api.serve_echo(8080);
+    // Nobody listens there.
+    let (discovery, server) = (resolver.at(15053).to_string(), dns.address.to_string());
+    let _web_sidecar = mesh
+        .sidecar(&web)
+        .arguments(["--discovery", &discovery, "--dns-server", &server])
+        .without_waiting()
+        .start();
+    wait::until("the sidecar listens", || web.try_connect(([127, 0, 0, 1], 15001)).is_ok());
+    let answer = wait::eventually("the sidecar has its certificate", || {
+        let answer = web.connect(api.at(8080)).get("alias.example", "/");
+        (!answer.text().contains("certificate")).then_some(answer)
+    });
+    assert_eq!((answer.status(), answer.proxy_error().as_deref()), (503, Some("dns_error")), "{answer:?}");
+    assert_eq!(workload.accepted(), 0);
+}
+
+#[test]
+fn with_the_search_domains_of_a_pod_a_name_that_dns_refuses_leaves_the_request_where_it_was_dialled() {
+    let config = "outbound: {meshDomains: [svc.cluster.local]}\ndns: {search: [shop.svc.cluster.local, \
+                  svc.cluster.local, cluster.local], ndots: 5}\n";
+    // Discovery's plain DNS knows its own names only, and refuses all others.
+    let bed = Discovered::with(|api| services(&api.address, "api"), |_| String::new(), config);
+    let plain = bed.mesh.pod("plain");
+    let _server = serve_name(&plain, 8080);
+    for host in ["refused.example", "a", "api_x", "a.b.c.d.example"] {
+        let answer = bed.web.connect(plain.at(8080)).get(host, "/");
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "plain"), "{host}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_port_that_a_service_does_not_have_is_refused_at_once() {
+    let bed = Discovered::new(|api| services(&api.address, "api"));
+    let vip = ([10, 96, 0, 7], 9999);
+    for host in [API, "10.96.0.7"] {
+        let answer = bed.web.connect(vip).get(host, "/");
+        assert_eq!(
+            (answer.status(), answer.proxy_error().as_deref()),
+            (503, Some("destination_unavailable")),
+            "{host}: {answer:?}"
+        );
+    }
+    // Any port of a pod's own address is the pod's.
+    let _server = bed.api.serve_echo(9999);
+    let answer = bed.web.connect(bed.api.at(9999)).get(API, "/");
+    assert_eq!(answer.status(), 200, "{answer:?} {}", answer.text());
 }
 
 #[test]

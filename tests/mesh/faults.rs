@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{Backlog, listen};
 
 use crate::support::pki::shop;
 use crate::support::serve::ok;
@@ -95,6 +96,23 @@ fn a_proxy_without_a_certificate_says_that_the_fault_is_its_own() {
     web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("code", "503")], 1.0);
     let labels = [("direction", "outbound"), ("result", "failure"), ("reason", "not_certified")];
     web.wait_for_metric("outrigger_tls_handshakes_total", &labels, 1.0);
+}
+
+#[test]
+fn a_workload_that_is_behind_with_accepting_gets_its_requests_late() {
+    let pair = Pair::new();
+    let listener = pair.api.listen(([0, 0, 0, 0], 8080));
+    listen(&listener, Backlog::new(0).expect("a length")).expect("shorten the accept queue");
+    let _fills_the_queue = pair.api.try_connect(([127, 0, 0, 1], 8080)).expect("connect");
+    let mut late = pair.connect(8080);
+    late.send(format!("GET / HTTP/1.1\r\nHost: {API}\r\n\r\n"));
+    // The kernel has knocked a second time by then.
+    late.assert_silent_for(Duration::from_millis(1500));
+    std::thread::spawn(move || {
+        let accepted: Vec<_> = listener.incoming().take(2).map(|socket| socket.expect("accept")).collect();
+        Connection::new(accepted[1].try_clone().expect("share a socket")).send(ok("at last"));
+    });
+    assert_eq!(late.response("GET").text(), "at last");
 }
 
 #[test]
@@ -214,6 +232,37 @@ fn a_header_section_over_64_kib_or_over_100_fields_gives_431() {
 }
 
 #[test]
+fn a_hundred_fields_of_the_client_pass_and_one_more_is_told_431() {
+    let pair = Pair::new();
+    let workload = pair.api.serve_echo(8080);
+    let fields = |count| (0..count).map(|number| format!("x-{number}: 1\r\n")).collect::<String>();
+    // `Upgrade` has a connection of its own, on which HTTP/1.1 crosses the mesh.
+    for (more, others) in [("", 1), ("Connection: upgrade\r\nUpgrade: other\r\n", 3)] {
+        let request =
+            |count: usize| format!("GET / HTTP/1.1\r\nHost: {API}\r\n{more}{}\r\n", fields(count - others));
+        let answer = pair.connect(8080).ask(request(100));
+        assert_eq!(answer.status(), 200, "{more:?} {answer:?}");
+        assert!(answer.text().contains(&format!("\nx-{}: 1\n", 99 - others)), "{}", answer.text());
+        assert_told(&pair.connect(8080).ask(request(101)), 431, "http_request_error");
+    }
+    assert_eq!(workload.accepted(), 2);
+}
+
+#[test]
+fn a_response_with_a_hundred_fields_and_no_length_passes() {
+    let pair = Pair::new();
+    let _server = pair.api.serve(8080, |mut connection| {
+        connection.request();
+        let fields: String = (0..100).map(|number| format!("x-{number}: 1\r\n")).collect();
+        connection.send(format!("HTTP/1.1 200 OK\r\n{fields}\r\nbody"));
+    });
+    for more in ["", "Connection: upgrade\r\nUpgrade: other\r\n"] {
+        let answer = pair.connect(8080).ask(format!("GET / HTTP/1.1\r\nHost: {API}\r\n{more}\r\n"));
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "body"), "{more:?} {answer:?}");
+    }
+}
+
+#[test]
 fn a_response_with_a_header_section_over_64_kib_gives_502() {
     let pair = Pair::new();
     let _server = pair.api.serve_http(8080, |request| match request.target() {
@@ -235,6 +284,55 @@ fn a_workload_that_answers_garbage_gives_502() {
         connection.send("\0\x01\x02 this is no response\r\n\r\n");
     });
     assert_told(&pair.get(8080, "/"), 502, "http_protocol_error");
+}
+
+#[test]
+fn a_response_whose_body_breaks_http_at_once_gives_502() {
+    let pair = Pair::new();
+    let _server = pair.api.serve(8080, |mut connection| {
+        connection.request();
+        connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n");
+    });
+    assert_told(&pair.get(8080, "/"), 502, "http_protocol_error");
+}
+
+#[test]
+fn a_response_with_a_transfer_coding_that_is_not_chunked_alone_gives_502() {
+    let pair = Pair::new();
+    let _server = pair.api.serve_http(8080, |request| {
+        let coding = request.target()[1..].replace('+', "\r\nTransfer-Encoding: ").replace('_', " ");
+        let body = if request.method() == "HEAD" { "" } else { "4\r\nbody\r\n0\r\n\r\n" };
+        format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n{body}")
+    });
+    for coding in ["gzip,_chunked", "gzip", "chunked+chunked", "gzip+chunked", "chunked,"] {
+        assert_told(&pair.get(8080, &format!("/{coding}")), 502, "http_protocol_error");
+    }
+    let answer = pair.get(8080, "/Chunked");
+    assert_eq!((answer.status(), answer.text().as_str()), (200, "body"), "{answer:?}");
+    // What has no body has nothing that could be read wrongly.
+    let head = pair.connect(8080).ask(format!("HEAD /gzip,_chunked HTTP/1.1\r\nHost: {API}\r\n\r\n"));
+    assert_eq!(head.status(), 200, "{head:?}");
+}
+
+#[test]
+fn a_request_with_a_transfer_coding_that_is_not_chunked_alone_is_refused() {
+    let pair = Pair::new();
+    let workload = pair.api.serve_echo(8080);
+    for (coding, status) in [
+        ("gzip, chunked", 501),
+        ("gzip\r\nTransfer-Encoding: chunked", 501),
+        ("chunked\r\nTransfer-Encoding: chunked", 501),
+        // Where such a body ends nobody knows (RFC 9112 6.3).
+        ("chunked, identity", 400),
+        ("xchunked", 400),
+        ("gzip", 400),
+    ] {
+        let answer = pair
+            .connect(8080)
+            .ask(format!("POST / HTTP/1.1\r\nHost: {API}\r\nTransfer-Encoding: {coding}\r\n\r\n0\r\n\r\n"));
+        assert_told(&answer, status, "http_request_error");
+    }
+    assert_eq!(workload.accepted(), 0);
 }
 
 #[test]

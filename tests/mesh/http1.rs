@@ -185,8 +185,17 @@ fn responses_204_and_304_have_no_body_and_the_connection_goes_on() {
     );
     let answer = connection.get(API, "/304");
     assert_eq!((answer.status(), answer.header("etag")), (304, Some("\"a\"")));
+    assert_eq!(answer.header("content-length"), Some("77"), "what a 200 would have (RFC 9110 8.6)");
     assert!(answer.header_values("transfer-encoding").is_empty(), "{answer:?}");
+    let answer = connection.ask(format!("HEAD /304 HTTP/1.1\r\nHost: {API}\r\n\r\n"));
+    assert_eq!((answer.status(), answer.header("content-length")), (304, Some("77")));
     assert_eq!(connection.get(API, "/after").text(), "body");
+    let mut connection = pair.connect(8080);
+    connection.send(format!("GET /304 HTTP/1.0\r\nHost: {API}\r\n\r\n"));
+    let (answer, end) = connection.take_all();
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.contains("content-length: 77\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+    assert_eq!(end, Ending::Closed);
 }
 
 #[test]

@@ -135,6 +135,50 @@ fn more_requests_at_once_than_one_connection_has_streams_are_all_carried() {
     assert!((3.0..=20.0).contains(&opened), "{opened} mesh connections for {AT_ONCE} requests at once");
 }
 
+#[test]
+fn a_hundred_fields_pass_over_http_2_and_one_more_is_told_431() {
+    let pair = Pair::new();
+    let _server = nghttpd(&pair, &[]);
+    let url = format!("http://{API}:9000/file");
+    for (count, status) in [(100, "HTTP/2 200"), (101, "HTTP/2 431")] {
+        let fields: Vec<String> = (0..count).map(|number| format!("x-{number}: 1")).collect();
+        let mut command = vec!["curl", "--silent", "--http2-prior-knowledge", "--head", &url];
+        // Nothing that curl would add by itself.
+        for field in fields.iter().map(String::as_str).chain(["user-agent:", "accept:"]) {
+            command.extend(["--header", field]);
+        }
+        let said = pair.web.run(&command);
+        assert!(said.starts_with(status), "{count} fields: {said}");
+        if count == 101 {
+            assert!(said.contains("proxy-status: outrigger; error=http_request_error"), "{said}");
+        }
+    }
+    pair.web.wait_for_metric("outrigger_requests_total", &[("direction", "outbound"), ("code", "431")], 1.0);
+}
+
+#[test]
+fn an_answer_to_head_and_a_304_keep_their_length_over_http_2() {
+    let pair = Pair::new();
+    let _server = nghttpd(&pair, &[]);
+    let head = |port| {
+        let url = format!("http://{API}:{port}/file");
+        pair.web.run(&["curl", "--silent", "--http2-prior-knowledge", "--head", &url])
+    };
+    let said = head(9000);
+    assert!(said.starts_with("HTTP/2 200") && said.contains("content-length: 200000"), "{said}");
+    // nghttpd's 304 has no length.
+    let _server = pair.api.serve(8080, |mut connection| {
+        connection.send(frame(4, 0, 0, &[]));
+        connection.take_until(b"SM\r\n\r\n");
+        next_headers(&mut connection);
+        // `:status: 304`, and `content-length` by its name in the static table.
+        connection.send(frame(1, END_STREAM | END_HEADERS, 1, &[0x8b, 0x0f, 0x0d, 2, b'7', b'7']));
+        let _ = connection.take_all();
+    });
+    let said = head(8080);
+    assert!(said.starts_with("HTTP/2 304") && said.contains("content-length: 77"), "{said}");
+}
+
 /// An HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a small frame").to_be_bytes();
@@ -142,6 +186,18 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame.extend(stream.to_be_bytes());
     frame.extend(payload);
     frame
+}
+
+/// The payload of the next HEADERS.
+fn next_headers(connection: &mut Connection) -> Vec<u8> {
+    loop {
+        let head = connection.take(9);
+        let payload =
+            connection.take(usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]));
+        if head[3] == 1 {
+            return payload;
+        }
+    }
 }
 
 /// A mesh connection over which the test speaks HTTP/2 itself, with the preface and SETTINGS sent.
@@ -159,6 +215,53 @@ fn raw_http2(pair: &Pair, outside: &crate::support::pod::Pod) -> Connection {
 const REQUEST: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+
+/// An HPACK literal with an indexed name of the static table, or a name of its own.
+fn literal(index: u8, name: &str, value: &str) -> Vec<u8> {
+    let mut field = vec![index];
+    for text in [name, value].into_iter().filter(|text| !text.is_empty()) {
+        field.push(u8::try_from(text.len()).expect("a short text"));
+        field.extend(text.bytes());
+    }
+    field
+}
+
+#[test]
+fn host_stands_for_an_authority_that_is_missing_and_must_not_differ_from_one() {
+    let pair = Pair::new();
+    let _server = nghttpd(&pair, &[]);
+    let authority = |value: &str| literal(0x41, "", value);
+    let host = |value: &str| literal(0, "host", value);
+    let with_port = format!("{API}:9000");
+    for (fields, status) in [
+        (vec![authority(API)], "200"),
+        (vec![host(API)], "200"),
+        (vec![host(&with_port)], "200"),
+        (vec![authority(API), host(&API.to_uppercase())], "200"),
+        (vec![authority(API), host("other")], "400"),
+        (vec![authority(API), host(&with_port)], "400"),
+        (vec![host(API), host(API)], "400"),
+        (vec![host("two words")], "400"),
+        (vec![], "400"),
+    ] {
+        // GET http, and the path.
+        let mut block = vec![0x82, 0x86];
+        block.extend(literal(0x04, "", "/file"));
+        block.extend(fields.concat());
+        let mut connection = pair.connect(9000);
+        connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        connection.send(frame(4, 0, 0, &[]));
+        connection.send(frame(1, END_STREAM | END_HEADERS, 1, &block));
+        let answer = next_headers(&mut connection);
+        // The static table's entries for `:status`; the dynamic table is empty yet.
+        let told = match answer[0] {
+            0x88 => "200",
+            0x8c => "400",
+            _ => "another status",
+        };
+        assert_eq!(told, status, "{}", String::from_utf8_lossy(&block));
+    }
+}
 
 #[test]
 fn a_flood_of_resets_ends_the_connection_and_nothing_else() {

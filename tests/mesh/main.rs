@@ -3,6 +3,7 @@
 //! Run by `tests/run`, which installs what is needed. Each test makes its own pods, so that tests
 //! run side by side and a failed one leaves nothing behind.
 
+#[allow(dead_code, reason = "the proxy's unit tests use more of it")]
 mod stand_ins;
 mod support;
 

@@ -198,3 +198,14 @@ fn the_admin_port_answers_only_on_loopback_and_only_to_loopback_names() {
         assert_eq!(outside.connect(pair.web.at(port)).get(&pair.web.address.to_string(), path).status(), 200);
     }
 }
+
+#[test]
+fn a_meshed_pod_reads_the_metrics_and_the_health_of_another() {
+    let pair = Pair::new();
+    for host in [API.to_owned(), pair.api.address.to_string()] {
+        for (port, path) in [(15020, "/metrics"), (15021, "/readyz")] {
+            let answer = pair.web.connect(pair.api.at(port)).get(&host, path);
+            assert_eq!(answer.status(), 200, "{host}:{port}{path}: {answer:?} {}", answer.text());
+        }
+    }
+}

@@ -1,17 +1,19 @@
 //! Bytes that are not HTTP: either side may speak first, either may stop first.
 
 use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::grpc::{peer, python};
 use crate::support::pki::shop;
-use crate::support::serve::respond;
+use crate::support::pod::Pod;
+use crate::support::serve::{Server, respond};
 use crate::support::wire::Ending;
-use crate::support::{API, Pair, bytes, tls, wait};
+use crate::support::{API, Mesh, Pair, bytes, tls, wait, web_config};
 
 /// What a MySQL server says before the client has said anything.
 const BANNER: &[u8] = b"J\0\0\0\n8.0.36\0banner of a server that speaks first";
 
-fn serve_banner(pair: &Pair, port: u16) -> crate::support::serve::Server {
+fn serve_banner(pair: &Pair, port: u16) -> Server {
     pair.api.serve(port, |mut connection| {
         connection.send(BANNER);
         let question = connection.take(5);
@@ -52,7 +54,7 @@ fn a_slow_client_of_an_undeclared_port_is_still_heard_as_http() {
     let _server = pair.api.serve_echo(7000);
     let mut connection = pair.connect(7000);
     // Longer than the 100 ms after which the proxy dials without having heard anything.
-    connection.assert_silent_for(std::time::Duration::from_millis(400));
+    connection.assert_silent_for(Duration::from_millis(400));
     let answer = connection.get(API, "/late");
     assert!(answer.text().contains(&format!("outrigger-client-id: {}", shop("web"))), "{}", answer.text());
 }
@@ -112,6 +114,112 @@ fn an_opaque_connection_to_a_port_where_nobody_listens_is_reset() {
     let mut connection = pair.connect(7000);
     connection.send("\0\x01\x02\x03\x04");
     assert_eq!(connection.take_all(), (Vec::new(), Ending::Reset));
+}
+
+#[test]
+fn a_silent_client_of_a_port_where_nobody_listens_is_reset() {
+    let pair = Pair::new();
+    let mut connection = pair.connect(7000);
+    assert_eq!(connection.take_all(), (Vec::new(), Ending::Reset));
+}
+
+#[test]
+fn a_silent_client_of_a_port_with_rules_on_methods_may_still_send_requests() {
+    let pair = Pair::with(&web_config(), "inbound: {allow: [{methods: [GET]}]}");
+    let server = pair.api.serve_echo(7000);
+    let mut connection = pair.connect(7000);
+    connection.assert_silent_for(Duration::from_millis(500));
+    assert_eq!(server.accepted(), 0, "such a port gets no connection but for requests");
+    assert_eq!(connection.get(API, "/late").status(), 200);
+    // Nothing that was refused is heard of.
+    let refused = [("direction", "inbound"), ("reason", "denied")];
+    assert_eq!(pair.api.metric("outrigger_connections_refused_total", &refused), 0.0);
+}
+
+#[test]
+fn a_reset_of_a_server_that_never_spoke_reaches_a_silent_client_as_a_reset() {
+    let pair = Pair::new();
+    let _at_once = pair.api.serve(7000, |connection| connection.reset());
+    let _later = pair.api.serve(7001, |connection| {
+        std::thread::sleep(Duration::from_millis(300));
+        connection.reset();
+    });
+    for port in [7000, 7001] {
+        let mut connection = pair.connect(port);
+        assert_eq!(connection.take_all(), (Vec::new(), Ending::Reset), "port {port}");
+    }
+}
+
+/// A server that greets, and one that answers at the end of what it is sent.
+fn serve_who_needs_no_question(pod: &Pod) -> [Server; 2] {
+    let greets = pod.serve(7000, |mut connection| connection.send("welcome"));
+    let answers = pod.serve(7001, |mut connection| {
+        let (got, end) = connection.take_all();
+        assert_eq!((got.len(), end), (0, Ending::Closed));
+        connection.send("nothing came");
+    });
+    [greets, answers]
+}
+
+/// Clients that end without a byte, at once and after the silence that has the proxy dial.
+fn hear_without_asking(from: &Pod, to: &Pod) {
+    for (port, said) in [(7000, "welcome"), (7001, "nothing came")] {
+        for pause in [0, 300] {
+            let mut connection = from.connect(to.at(port));
+            std::thread::sleep(Duration::from_millis(pause));
+            connection.finish();
+            let heard = connection.take_all();
+            assert_eq!(heard, (said.into(), Ending::Closed), "port {port} after {pause} ms");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_ends_without_a_byte_hears_what_the_server_says() {
+    let pair = Pair::new();
+    let [greets, answers] = serve_who_needs_no_question(&pair.api);
+    hear_without_asking(&pair.web, &pair.api);
+    assert_eq!(
+        (greets.accepted(), answers.accepted()),
+        (2, 2),
+        "each client is one connection of the server"
+    );
+}
+
+#[test]
+fn a_plaintext_client_that_ends_without_a_byte_hears_what_the_server_says() {
+    let mesh = Mesh::new();
+    let (outside, api) = (mesh.pod("outside"), mesh.pod("api"));
+    let _sidecar = mesh.sidecar(&api).config("mtls: permissive").start();
+    let [greets, answers] = serve_who_needs_no_question(&api);
+    hear_without_asking(&outside, &api);
+    assert_eq!(
+        (greets.accepted(), answers.accepted()),
+        (2, 2),
+        "each client is one connection of the server"
+    );
+}
+
+#[test]
+fn a_client_that_resets_without_a_byte_is_not_carried() {
+    let pair = Pair::new();
+    let server = pair.api.serve(7000, |mut connection| connection.send("welcome"));
+    for _ in 0..5 {
+        pair.connect(7000).reset();
+    }
+    // One that comes later is served, and those before it were not.
+    assert_eq!(pair.connect(7000).take_all(), (b"welcome".to_vec(), Ending::Closed));
+    assert_eq!(server.accepted(), 1);
+}
+
+#[test]
+fn a_client_that_ends_without_a_byte_on_a_port_with_rules_on_methods_gets_its_end() {
+    let pair = Pair::with(&web_config(), "inbound: {allow: [{methods: [GET]}]}");
+    let server = pair.api.serve(7000, |mut connection| connection.send("welcome"));
+    let mut connection = pair.connect(7000);
+    connection.finish();
+    assert_eq!(connection.take_all(), (Vec::new(), Ending::Closed));
+    assert_eq!(server.accepted(), 0);
 }
 
 #[test]

@@ -61,6 +61,16 @@ fn a_server_with_a_wrong_certificate_gets_no_request() {
         let answer = web.connect(fake.at(port)).get(host, "/secret");
         assert_eq!(answer.status(), 502, "{what}: {answer:?}");
         assert_eq!(answer.proxy_error().as_deref(), Some("tls_certificate_error"), "{what}: {answer:?}");
+        let words = match what {
+            "signed by another root" => "both sides need the same roots",
+            "expired" => "/ns/shop/sa/api, is refused: it expired at 20",
+            "not yet valid" => "/ns/shop/sa/api, is refused: it is not valid before 20",
+            "no SPIFFE ID" => "it names no SPIFFE ID",
+            "a URI that is no SPIFFE ID" => "`https://cluster.local/ns/shop/sa/api` is no SPIFFE ID",
+            "two SPIFFE IDs" => "it names 2 URIs",
+            _ => "expected spiffe://cluster.local/ns/shop/",
+        };
+        assert!(answer.text().contains(words), "{what}: {}", answer.text());
         wait::until("the proxy came with mesh TLS", || alpn.lock().expect("not poisoned").is_some());
         // The connection has ended when `received` is filled.
         let received =

@@ -18,7 +18,7 @@ use super::issue::{authority_params, whole_seconds};
 use super::signer::{SignError, Signer};
 use super::{Lifetimes, RootReport, Snapshot};
 use crate::certificate::hexadecimal;
-use crate::unix_time::{system_time, unix_seconds};
+use crate::unix_time::{rfc3339, system_time, unix_seconds};
 use crate::{BundleError, CertificateError, TrustBundle};
 
 const VERSION: u32 = 1;
@@ -321,14 +321,6 @@ fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, StateError>
 
 pub(super) fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     hexadecimal(&Sha256::digest(certificate))
-}
-
-fn rfc3339(seconds: u64) -> String {
-    i64::try_from(seconds)
-        .ok()
-        .and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok())
-        .and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok())
-        .unwrap_or_else(|| format!("{seconds} s after 1970"))
 }
 
 #[cfg(test)]

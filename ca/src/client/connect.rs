@@ -17,6 +17,7 @@ use tonic::body::Body;
 
 use super::error::{ClientError, http_error};
 use super::first_contact;
+use crate::tls_fault::{Worded, handshake};
 use crate::workload::CaOptions;
 use crate::{HostPort, TrustBundle, provider, server_verifier};
 
@@ -57,14 +58,14 @@ pub(super) async fn connect(
     config.resumption = rustls::client::Resumption::disabled();
 
     let tcp = dial(options).await?;
-    let tls = TlsConnector::from(Arc::new(config))
-        .connect(server_name, tcp)
+    let tls = handshake(TlsConnector::from(Arc::new(config)).connect(server_name, tcp))
         .await
         .map_err(|source| ClientError::Tls { address: address.clone(), source })?;
     let presented = tls.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
-    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
-        .await
-        .map_err(|error| http_error(address, &error))?;
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(Worded(tls)))
+            .await
+            .map_err(|error| http_error(address, &error))?;
     tokio::spawn(async move {
         // The request on this connection reports the failure.
         let _ = connection.await;

@@ -7,6 +7,7 @@ use http::StatusCode;
 
 use super::ATTEMPT_TIMEOUT;
 use crate::protocol::BUNDLE;
+use crate::tls_fault::{TlsFault, words};
 use crate::{BundleError, HostPortError, SpiffeId, VerifyError};
 
 /// Why the CA gave nothing.
@@ -23,12 +24,15 @@ pub(crate) enum ClientError {
     #[error(
         "whoever answers at {address} can't be verified as the CA: {source}; check the trust bundle and the address"
     )]
-    Tls { address: String, source: io::Error },
+    Tls { address: String, source: TlsFault },
     #[error("{address} presents {found}, but the CA must be {expected}; check the address")]
     WrongIdentity { address: String, found: SpiffeId, expected: SpiffeId },
-    #[error("the certificate of the CA at {address} names no identity: {source}")]
+    #[error("the certificate of the CA at {address} can't be used: {source}")]
     NoIdentity { address: String, source: VerifyError },
-    #[error("the CA at {address} does not chain to the bundle that it serves: {source}")]
+    #[error(
+        "the bundle that the CA at {address} serves does not verify its own certificate: {}",
+        words(source)
+    )]
     Inconsistent { address: String, source: rustls::Error },
     #[error("the token file `{path}` can't be used: {reason}")]
     Token { path: PathBuf, reason: String },

@@ -26,6 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::Certificate;
 use crate::authority::{Authority, AuthorityError, Lifetimes, Signer, Storage};
+use crate::tls_fault::{Worded, handshake, words};
 use crate::tokens::{TokenOptions, Tokens, TokensError};
 use crate::verify::provider;
 use metrics::Metrics;
@@ -72,7 +73,7 @@ pub enum ServerError {
     Own(String),
     #[error("the address {address} can't be listened on: {source}")]
     Listen { address: SocketAddr, source: io::Error },
-    #[error("TLS can't be set up: {0}")]
+    #[error("TLS can't be set up: {}", words(.0))]
     Tls(#[from] rustls::Error),
     #[error("metrics can't be set up: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -195,7 +196,7 @@ async fn serve_connection(
     let peer = stream.peer_addr().ok();
     // Only a missed latency optimization when it fails.
     let _ = stream.set_nodelay(true);
-    let stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+    let stream = match timeout(HANDSHAKE_TIMEOUT, handshake(tls.accept(stream))).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             shared.metrics.refused("handshake");
@@ -210,7 +211,7 @@ async fn serve_connection(
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT).max_buf_size(64 << 10);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(16).max_header_list_size(64 << 10);
     let service = Service::new(shared, peer);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(Worded(stream)), service));
     let end = Instant::now() + CONNECTION_LIFETIME;
     tokio::select! {
         result = &mut connection => return note_end(peer, result),

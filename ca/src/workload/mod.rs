@@ -90,7 +90,7 @@ pub struct Status {
 /// the certificate is short-lived. A first certificate is tried for without end.
 pub fn keep(source: Source, trust_domain: &str) -> watch::Receiver<Arc<Status>> {
     let (sender, receiver) = watch::channel(Arc::new(Status::default()));
-    let publisher = Publisher { sender, status: Status::default() };
+    let publisher = Publisher { sender, status: Status::default(), meaning: None };
     let trust_domain: Arc<str> = trust_domain.into();
     match source {
         Source::Files { certificate, key, trust_bundle } => {
@@ -125,6 +125,32 @@ fn check_trust_domain(certificate: &Certificate, expected: &Arc<str>) -> Result<
 struct Publisher {
     sender: watch::Sender<Arc<Status>>,
     status: Status,
+    /// What the last failure meant.
+    meaning: Option<Meaning>,
+}
+
+/// What it means that there is nothing fresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    /// There was no certificate yet, and it may still be on its way.
+    Starting,
+    /// There was none yet, and it is no matter of what starts when.
+    Missing,
+    /// What there is goes on.
+    Kept,
+    /// What there is, is of no use any more.
+    Expired,
+}
+
+impl Meaning {
+    fn of(certificate_ends: Option<SystemTime>, now: SystemTime, failures: u64) -> Self {
+        match certificate_ends {
+            None if failures < STARTING => Self::Starting,
+            None => Self::Missing,
+            Some(ends) if ends <= now => Self::Expired,
+            Some(_) => Self::Kept,
+        }
+    }
 }
 
 impl Publisher {
@@ -160,20 +186,25 @@ impl Publisher {
 
     fn failed(&mut self, error: String) {
         self.status.failures += 1;
+        let ends = self.material().map(|material| material.certificate.not_after());
+        let meaning = Meaning::of(ends, SystemTime::now(), self.status.failures);
         // Each failure counts, but the same text over and over would drown the log.
-        let is_new = self.status.last_error.as_deref() != Some(&error);
-        if self.material().is_some() {
-            if is_new {
-                tracing::warn!(error, "no fresh certificate; the last good one stays in use");
-            }
-        } else if self.status.failures == STARTING {
-            tracing::error!(
+        let is_new = self.status.last_error.as_deref() != Some(&error) || self.meaning != Some(meaning);
+        match meaning {
+            _ if !is_new => {}
+            Meaning::Starting => tracing::warn!(error, "no certificate yet; trying again"),
+            Meaning::Missing => tracing::error!(
                 error,
                 "there is no certificate, and without one no peer can be called or let in; trying on"
-            );
-        } else if is_new {
-            tracing::warn!(error, "no certificate yet; trying again");
+            ),
+            Meaning::Kept => {
+                tracing::warn!(error, "no fresh certificate or roots; the last good ones stay in use");
+            }
+            Meaning::Expired => {
+                tracing::error!(error, "the certificate has expired and there is no fresh one; trying on");
+            }
         }
+        self.meaning = Some(meaning);
         self.status.last_error = Some(error);
         self.send();
     }
@@ -196,5 +227,27 @@ impl Publisher {
 
     async fn abandoned(&self) {
         self.sender.closed().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_certificate_that_there_is_and_that_holds_is_said_to_stay_in_use() {
+        let now = SystemTime::now();
+        let (before, after) = (now - Duration::from_secs(1), now + Duration::from_secs(1));
+        for (ends, failures, meaning) in [
+            (None, 1, Meaning::Starting),
+            (None, STARTING, Meaning::Missing),
+            (None, STARTING + 1, Meaning::Missing),
+            (Some(after), 1, Meaning::Kept),
+            (Some(after), STARTING, Meaning::Kept),
+            (Some(now), 1, Meaning::Expired),
+            (Some(before), STARTING, Meaning::Expired),
+        ] {
+            assert_eq!(Meaning::of(ends, now, failures), meaning, "{failures} failures, ends {ends:?}");
+        }
     }
 }

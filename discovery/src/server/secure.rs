@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use outrigger_ca::tls_fault::{Worded, handshake, words};
 use outrigger_ca::workload::{Material, Status};
 use outrigger_ca::{
     DISCOVERY_ACCOUNT, ExpectedIdentity, VerifyError, client_verifier, peer_identity, provider,
@@ -36,7 +37,7 @@ const PACE: Pace = Pace { idle: Duration::from_secs(180) };
 enum TlsError {
     #[error(transparent)]
     Bundle(#[from] VerifyError),
-    #[error("TLS can't be set up: {0}")]
+    #[error("TLS can't be set up: {}", words(.0))]
     Tls(#[from] rustls::Error),
 }
 
@@ -95,7 +96,7 @@ impl Secure {
                         () = stop_of(stopped) => {}
                     }
                 };
-                stream::serve(stream, peer, &shared, PACE, end).await;
+                stream::serve(Worded(stream), peer, &shared, PACE, end).await;
             });
         }
         while tasks.join_next().await.is_some() {}
@@ -153,7 +154,7 @@ async fn shake_hands(
     acceptor: &TlsAcceptor,
     clients: &ExpectedIdentity,
 ) -> Option<(TlsStream<TcpStream>, Duration)> {
-    let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+    let stream = match timeout(HANDSHAKE_TIMEOUT, handshake(acceptor.accept(stream))).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%peer, %error, "a TLS handshake failed");
@@ -167,7 +168,7 @@ async fn shake_hands(
     let identity = match peer_identity(stream.get_ref().1.peer_certificates()) {
         Ok(identity) => identity,
         Err(error) => {
-            tracing::warn!(%peer, %error, "a client is refused");
+            tracing::warn!(%peer, %error, "a client's certificate is refused");
             return None;
         }
     };

@@ -1,27 +1,26 @@
 //! What holds where the config says nothing (the design's "Defaults"), and the questions that the
 //! pipelines ask of a config.
 
+mod route;
+mod survival;
+mod upstream;
+
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use outrigger_ca::host::without_root;
 
-use super::model::{Config, Dns, Inbound, Mtls, Outbound, Pool, Protocol, Upstream};
+use super::model::{AccessLog, Config, Dns, Inbound, Mtls, Outbound, Protocol, Tracing};
 use super::syntax::Unmeshed;
+pub use route::*;
+pub use survival::*;
+pub use upstream::*;
 
 /// The trust domain of a mesh that names none.
 pub const TRUST_DOMAIN: &str = "cluster.local";
 /// The domain of the services' names.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
-/// Limit for TCP connect and TLS handshake together.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a pooled connection may stay unused: less than the 60 s after which common servers close.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
-/// Connections to an upstream.
-pub const MAX_CONNECTIONS: usize = 1024;
-/// Requests that wait for a connection to an upstream.
-pub const MAX_PENDING_REQUESTS: usize = 1024;
 /// How long a stopping proxy lets requests in flight finish: inside the 30 s that Kubernetes gives.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
 /// The longest drain that a config may ask for.
@@ -30,11 +29,25 @@ pub const MAX_DRAIN_TIMEOUT: Duration = Duration::from_secs(3600);
 pub const WORKERS: usize = 1;
 /// The hosts file.
 pub const HOSTS_FILE: &str = "/etc/hosts";
-/// Retries that a config may ask for: more multiply an outage.
-pub const MAX_RETRY_ATTEMPTS: u32 = 3;
+/// How long a connection to a workload that refuses it is tried again: longer than most take from their start to
+/// listening, and shorter than callers wait for a connection.
+pub const CONNECT_RETRY: Duration = Duration::from_secs(1);
+/// Where the access log is written: nowhere.
+pub const ACCESS_LOG_OUTPUT: &str = "none";
+/// Share of the traces started here that are recorded.
+pub const SAMPLE_RATIO: f64 = 0.0;
+/// A sidecar's port of metrics.
+pub const METRICS_PORT: u16 = 15020;
+/// A sidecar's port of readiness and liveness.
+pub const HEALTH_PORT: u16 = 15021;
 /// Ports on which the server speaks first or another protocol than HTTP is certain: SMTP, mail
 /// submission, MySQL, NATS, AMQP, Elasticsearch transport, memcached, MongoDB.
 pub const OPAQUE_PORTS: [u16; 8] = [25, 587, 3306, 4222, 5672, 9300, 11211, 27017];
+
+/// Whether the redirect of every sidecar leaves this port alone, so that it is plaintext.
+pub fn is_not_redirected(port: u16) -> bool {
+    [METRICS_PORT, HEALTH_PORT].contains(&port)
+}
 
 /// Has no sidecar in any cluster, and everybody asks it.
 const KUBERNETES_API: &str = "kubernetes.default.svc";
@@ -69,6 +82,11 @@ impl Dns {
 }
 
 impl Inbound {
+    /// How long a connection to a workload that refuses it is tried again; 0 for not at all.
+    pub fn connect_retry(&self) -> Duration {
+        self.connect_retry.map_or(CONNECT_RETRY, Into::into)
+    }
+
     /// What is spoken on a port.
     pub fn protocol(&self, port: u16) -> Protocol {
         self.ports.get(&port).map_or(Protocol::Auto, |port| port.protocol)
@@ -116,37 +134,17 @@ impl Outbound {
     }
 }
 
-impl Upstream {
-    /// Limit for TCP connect and TLS handshake together.
-    pub fn connect_timeout(&self) -> Duration {
-        self.connect_timeout.map_or(CONNECT_TIMEOUT, Into::into)
+impl AccessLog {
+    /// `none`, `stdout`, or a file's path.
+    pub fn output(&self) -> &str {
+        self.output.as_deref().unwrap_or(ACCESS_LOG_OUTPUT)
     }
 }
 
-impl Pool {
-    /// Connections, all workers together.
-    pub fn max_connections(&self) -> usize {
-        self.max_connections.unwrap_or(MAX_CONNECTIONS)
-    }
-
-    /// Requests that wait for a connection.
-    pub fn max_pending_requests(&self) -> usize {
-        self.max_pending_requests.unwrap_or(MAX_PENDING_REQUESTS)
-    }
-
-    /// Requests under way at once, all workers together.
-    pub fn max_requests(&self) -> usize {
-        self.max_requests.unwrap_or(usize::MAX)
-    }
-
-    /// Requests after which a connection is replaced.
-    pub fn max_requests_per_connection(&self) -> u64 {
-        self.max_requests_per_connection.unwrap_or(u64::MAX)
-    }
-
-    /// How long a connection may stay unused.
-    pub fn idle_timeout(&self) -> Duration {
-        self.idle_timeout.map_or(IDLE_TIMEOUT, Into::into)
+impl Tracing {
+    /// Share of the traces started here that are recorded, 0 to 1.
+    pub fn sample_ratio(&self) -> f64 {
+        self.sample_ratio.unwrap_or(SAMPLE_RATIO)
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::measured::Measured;
 use super::model::Config;
 use super::problem::Problem;
 use super::{read, rules, tree};
@@ -82,9 +83,17 @@ pub fn read_text(file: &Path) -> Result<String, ConfigError> {
 /// # Errors
 /// It breaks rules.
 pub fn parse(text: &str, origin: &str) -> Result<Loaded, ConfigError> {
+    parse_beside(text, origin, None)
+}
+
+/// [`parse`], with warnings of timeouts that are far from what was `measured`.
+///
+/// # Errors
+/// It breaks rules.
+pub fn parse_beside(text: &str, origin: &str, measured: Option<&Measured>) -> Result<Loaded, ConfigError> {
     let invalid = |problems| ConfigError::Invalid { origin: origin.into(), problems };
     let root = tree::parse(text).map_err(|problem| invalid(vec![problem]))?;
     let (config, unread) = read::read(&root);
-    let warnings = rules::check(&config, &root, unread).map_err(invalid)?;
+    let warnings = rules::check(&config, &root, unread, measured).map_err(invalid)?;
     Ok(Loaded { config, warnings })
 }

@@ -2,8 +2,11 @@
 //! means for traffic is decided by the modules above; changes while running are taken over by `runtime`.
 
 mod defaults;
+mod host_patterns;
 mod load;
+mod measured;
 mod model;
+mod pattern;
 mod problem;
 mod read;
 mod reference;
@@ -16,9 +19,13 @@ mod tree;
 mod units;
 
 pub use defaults::*;
-pub use load::{ConfigError, Loaded, load, parse, read_text};
+pub use host_patterns::HostPatterns;
+pub use load::{ConfigError, Loaded, load, parse, parse_beside, read_text};
+pub use measured::{Measured, MeasuredError};
 pub use model::*;
+pub use pattern::{MAX_COMPILED_BYTES, PatternError, whole_match};
 pub use problem::{Position, Problem};
 pub use reference::reference;
 pub use schema::schema;
+pub use syntax::RetryCondition;
 pub use units::{Duration, Network, Size, UnitError};

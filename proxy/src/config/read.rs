@@ -21,7 +21,7 @@ use super::tree::{Node, Value};
 const MAX_PROBLEMS: usize = 50;
 
 /// Alternatives that are fields with a value rather than words; serde does not say which are.
-const WITH_CONTENT: [&str; 2] = ["PathMatch", "Discovery"];
+const WITH_CONTENT: [&str; 4] = ["PathMatch", "Discovery", "ValueMatch", "PathRewrite"];
 
 /// Reads the whole config. A value that does not fit is reported and left out, and the rest read again,
 /// so that all of them are found at once.

@@ -91,14 +91,20 @@ impl<'a> Table<'a> {
         if let Some(title) = target["title"].as_str() {
             return title.into();
         }
-        if self.values(target).next().is_some() {
-            return "one of the values".into();
+        let has_values = self.values(target).next().is_some();
+        let has_choices = alternatives(target).any(|alternative| choice(alternative).is_some());
+        match (has_values, has_choices) {
+            (true, true) => return "one of the values or fields".into(),
+            (true, false) => return "one of the values".into(),
+            (false, true) => return "one of the fields".into(),
+            (false, false) => {}
         }
-        if alternatives(target).any(|alternative| choice(alternative).is_some()) {
-            return "one of the fields".into();
-        }
-        if alternatives(target).next().is_some() {
+        let kinds: Vec<String> = alternatives(target).map(|one| self.kind(self.resolved(one))).collect();
+        if kinds.iter().any(|kind| kind == "fields") {
             return "value or fields".into();
+        }
+        if !kinds.is_empty() {
+            return kinds.join(" or ");
         }
         if let Some(items) = target.get("items") {
             return format!("list of {}", plural(&self.kind(self.resolved(items))));
@@ -136,6 +142,7 @@ fn plural(kind: &str) -> String {
     match kind {
         "text" => "texts".into(),
         "fields" => "objects".into(),
+        "value or fields" => "values or objects".into(),
         "one of the values" => "values".into(),
         "one of the fields" => "objects".into(),
         other => format!("{other}s"),
@@ -186,7 +193,12 @@ mod tests {
             "| `trustDomain` | text | The trust domain of every identity in this mesh. Default: `cluster.local`. |",
             "| `inbound.ports.<port>.mtls` | one of the values | mTLS mode of this port.",
             "| `upstreams.<name>.pool.idleTimeout` | duration | How long a connection may stay unused. Default: 55s. |",
-            "| `upstreams.<name>.discovery.static` | list of texts | Fixed addresses, `ip:port`. |",
+            "| `upstreams.<name>.discovery.static` | list of values or objects | Fixed addresses: `ip:port`, or fields. |",
+            "| `upstreams.<name>.discovery.static[].weight` | whole number | Share",
+            "| `upstreams.<name>.discovery.kubernetes.port` | whole number or text | Name",
+            "| `upstreams.<name>.balance` | one of the values or fields | How",
+            "| `upstreams.<name>.balance.maglev.key.cookie.name` | text |",
+            "| `routes[].match[].headers[].value` | one of the fields | Its value.",
             "| `upstreams.<name>.tls.serverName` | text |",
             "| `routes[].match[].path.prefix` | text |",
             "| `outbound.meshNetworks` | list of networks |",

@@ -1,9 +1,15 @@
 //! How hosts, paths, methods and the like are written.
 
+mod fields;
+mod registries;
+
 use outrigger_ca::HostPort;
 use outrigger_ca::host::{is_host_name, is_label, parse_port};
 
 use super::units::Network;
+pub use fields::RetryCondition;
+pub(super) use fields::{editable, field_name, field_value, is_of_the_mesh, statuses};
+pub(super) use registries::{Scheme, kubernetes_name, registered_name, url};
 
 /// What is wrong, and what is allowed.
 pub(super) type Wrong = (String, String);
@@ -88,6 +94,30 @@ pub(super) fn dns_name(name: &str) -> Result<DnsName, Wrong> {
     }
 }
 
+/// A host name, or `*.` and a host name for all below it.
+pub(super) fn host_pattern(pattern: &str) -> Result<(), Wrong> {
+    if pattern == "*" {
+        return Err(wrong("`*` would take every request", "write a host name, or *.<domain>"));
+    }
+    let name = pattern.strip_prefix("*.").unwrap_or(pattern);
+    if name.contains('*') {
+        return Err(wrong(
+            format!("`{pattern}` holds a wildcard elsewhere than as its first label"),
+            "write *.<domain> for all names below it",
+        ));
+    }
+    host(name)
+}
+
+/// A host name, with a port or without.
+pub(super) fn host_maybe_port(text: &str) -> Result<(), Wrong> {
+    if is_host_name(text) || text.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(());
+    }
+    host_and_port(text)
+        .map_err(|_| wrong(format!("`{text}` is not a host"), "write a host name, or host:port"))
+}
+
 /// A method, as requests carry it.
 pub(super) fn method(method: &str) -> Result<(), Wrong> {
     if http::Method::from_bytes(method.as_bytes()).is_err() {
@@ -99,6 +129,19 @@ pub(super) fn method(method: &str) -> Result<(), Wrong> {
         return Err(wrong(
             format!("`{method}` matches no request, because the case of methods counts"),
             format!("write {upper}"),
+        ));
+    }
+    Ok(())
+}
+
+/// A path with its query if it has one, to ask for.
+pub(super) fn path_and_query(text: &str) -> Result<(), Wrong> {
+    let (only_path, query) = text.split_once('?').unwrap_or((text, ""));
+    path(only_path)?;
+    if query.contains('#') || text.parse::<http::uri::PathAndQuery>().is_err() {
+        return Err(wrong(
+            format!("`{text}` can't be asked for"),
+            "write a path, and its query if it needs one",
         ));
     }
     Ok(())

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use h2::RecvStream;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request, Response, Version};
+use hyper::body::Incoming;
 
 use super::headers::{ORIGINAL_VERSION, version_to_mesh};
 use super::hop::{HopError, PumpGuard, is_unprocessed, send_multiplexed};
 use super::local_response::{LocalResponse, ProxyError};
 use super::record::{Recording, RequestProgress};
 use super::tunnel::{ClientSide, strip_but_upgrade};
-use crate::net::{Body, strip_hop_by_hop, strip_mesh_headers};
+use crate::net::{Body, has_unknown_coding, strip_hop_by_hop, strip_mesh_headers};
 use crate::telemetry::Tls;
 use crate::upstream::{ConnectError, Endpoint, EndpointPool, InFlight, Pools, StreamLease, Upstream};
 
@@ -185,9 +186,8 @@ impl Forward<'_> {
                 },
             }
         };
+        let response = checked(response)?;
         recording.on_connection(lease);
-        let mut response = response.map(Body::from);
-        strip_mesh_headers(response.headers_mut());
         Ok(response)
     }
 
@@ -207,11 +207,20 @@ impl Forward<'_> {
             lease => lease?,
         };
         let response = lease.sender.send_request(std::mem::take(request)).await?;
+        let response = checked(response)?;
         recording.on_own_connection(lease);
-        let mut response = response.map(Body::from);
-        strip_mesh_headers(response.headers_mut());
         Ok(response)
     }
+}
+
+/// What of a response over HTTP/1.1 may go on.
+fn checked(response: Response<Incoming>) -> Result<Response<Body>, HopError> {
+    let mut response = response.map(Body::from);
+    if has_unknown_coding(response.headers()) && !response.body().is_end() {
+        return Err(HopError::UnknownCoding);
+    }
+    strip_mesh_headers(response.headers_mut());
+    Ok(response)
 }
 
 /// The same request once more, without extensions and body.

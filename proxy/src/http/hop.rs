@@ -9,6 +9,7 @@ use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::Body as _;
+use outrigger_ca::tls_fault::TlsFault;
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
@@ -28,6 +29,9 @@ pub enum HopError {
     /// The connection ended before the response's headers, or the response breaks HTTP.
     #[error("lost before the response: {0}")]
     Http1(#[from] hyper::Error),
+    /// The response's content is coded in a way that would be lost on the way.
+    #[error("the response has a transfer coding other than chunked")]
+    UnknownCoding,
     /// The response's headers did not come in time.
     #[error("no response within {0:?}")]
     Timeout(Duration),
@@ -36,6 +40,9 @@ pub enum HopError {
 impl HopError {
     /// What the caller is told; `target` names upstream and endpoint.
     pub fn to_local_response(&self, upstream: &str, endpoint: std::net::SocketAddr) -> LocalResponse {
+        let about = |kind, error: &dyn std::fmt::Display| {
+            LocalResponse::new(kind, format!("upstream {upstream}, endpoint {endpoint}: {error}"))
+        };
         match self {
             Self::Connect(error) => LocalResponse::connect(upstream, error),
             Self::Timeout(limit) => LocalResponse::timeout(upstream, endpoint, *limit),
@@ -43,15 +50,18 @@ impl HopError {
                 let kind = match error.get_io() {
                     // In TLS 1.3 a refused client certificate shows after the handshake; of the error h2 keeps
                     // the text only.
-                    Some(io) if io.to_string().contains("received fatal alert") => ProxyError::TLS_ALERT,
-                    _ if error.is_library() => ProxyError::BAD_RESPONSE,
+                    Some(io) if io.to_string().contains(TlsFault::ALERT) => ProxyError::TLS_ALERT,
+                    _ if error.is_library() || error.reason() == Some(h2::Reason::PROTOCOL_ERROR) => {
+                        ProxyError::BAD_RESPONSE
+                    }
                     _ => ProxyError::TERMINATED,
                 };
-                LocalResponse::new(kind, format!("upstream {upstream}, endpoint {endpoint}: {error}"))
+                about(kind, error)
             }
+            Self::UnknownCoding => about(ProxyError::BAD_RESPONSE, self),
             Self::Http1(error) => {
                 let kind = if error.is_parse() { ProxyError::BAD_RESPONSE } else { ProxyError::TERMINATED };
-                LocalResponse::new(kind, format!("upstream {upstream}, endpoint {endpoint}: {error}"))
+                about(kind, error)
             }
         }
     }

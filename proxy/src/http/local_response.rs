@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Response, StatusCode};
+use outrigger_ca::tls_fault::TlsFault;
 
 use super::headers::is_grpc;
 use crate::identity::HandshakeError;
@@ -15,8 +16,9 @@ use crate::upstream::{ConnectError, DestinationError};
 
 /// RFC 9209's field.
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// The outcome of a gRPC call.
+pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(super) const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// A longer detail is cut: it names things, it does not tell stories.
 const MAX_DETAIL: usize = 240;
 
@@ -34,12 +36,29 @@ pub struct ProxyError {
 const UNAVAILABLE: u16 = 14;
 const DEADLINE_EXCEEDED: u16 = 4;
 const PERMISSION_DENIED: u16 = 7;
+const RESOURCE_EXHAUSTED: u16 = 8;
 const INTERNAL: u16 = 13;
 const UNIMPLEMENTED: u16 = 12;
+const UNKNOWN: u16 = 2;
+const UNAUTHENTICATED: u16 = 16;
 
 impl ProxyError {
     const fn new(status: StatusCode, kind: &'static str, grpc_status: u16) -> Self {
         Self { status, kind, grpc_status }
+    }
+
+    /// An error made on purpose: nothing was asked, and nothing is wrong.
+    pub fn injected(status: StatusCode) -> Self {
+        // What a gRPC client makes of a status without grpc-status (gRPC's http-grpc-status-mapping).
+        let grpc_status = match status.as_u16() {
+            400 => INTERNAL,
+            401 => UNAUTHENTICATED,
+            403 => PERMISSION_DENIED,
+            404 => UNIMPLEMENTED,
+            429 | 502 | 503 | 504 => UNAVAILABLE,
+            _ => UNKNOWN,
+        };
+        Self::new(status, "proxy_internal_response", grpc_status)
     }
 
     /// The peer refused TCP.
@@ -78,6 +97,9 @@ impl ProxyError {
     pub const DENIED: Self = Self::new(StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED);
     /// The request breaks HTTP.
     pub const BAD_REQUEST: Self = Self::new(StatusCode::BAD_REQUEST, "http_request_error", INTERNAL);
+    /// The request's header section is too large.
+    pub const TOO_LARGE: Self =
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", RESOURCE_EXHAUSTED);
     /// The request's transfer coding is unknown.
     pub const UNKNOWN_CODING: Self =
         Self::new(StatusCode::NOT_IMPLEMENTED, "http_request_error", UNIMPLEMENTED);
@@ -141,11 +163,15 @@ impl LocalResponse {
     /// The error type of a failed handshake.
     pub fn handshake_kind(error: &HandshakeError) -> ProxyError {
         match error {
-            HandshakeError::Certificate(_) | HandshakeError::Identity { .. } => ProxyError::CERTIFICATE,
-            HandshakeError::Alert(_) => ProxyError::TLS_ALERT,
+            HandshakeError::Identity { .. } => ProxyError::CERTIFICATE,
             HandshakeError::Timeout(_) => ProxyError::CONNECT_TIMEOUT,
-            HandshakeError::Lost(_) => ProxyError::TERMINATED,
-            HandshakeError::NotOfTheMesh(_) | HandshakeError::Protocol(_) => ProxyError::TLS,
+            HandshakeError::NotOfTheMesh(_) => ProxyError::TLS,
+            HandshakeError::Tls(fault) => match fault {
+                TlsFault::Certificate { .. } => ProxyError::CERTIFICATE,
+                TlsFault::Alert(_) => ProxyError::TLS_ALERT,
+                TlsFault::NoProtocol | TlsFault::Protocol(_) => ProxyError::TLS,
+                TlsFault::Lost(_) => ProxyError::TERMINATED,
+            },
             HandshakeError::NotCertified => ProxyError::NOT_CERTIFIED,
         }
     }
@@ -208,7 +234,7 @@ impl LocalResponse {
 }
 
 /// gRPC's encoding of `grpc-message`: printable ASCII but `%`.
-fn percent_encoded(text: &str) -> String {
+pub(super) fn percent_encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

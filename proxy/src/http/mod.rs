@@ -1,16 +1,25 @@
 //! One hop of one HTTP request: serving it, header hygiene, sending it on, and the responses that the
 //! proxy makes itself. Which upstream it goes to is decided further up.
 
+mod deadline;
+mod fallback;
 mod forward;
+mod head;
 mod headers;
 mod hop;
 mod http1_io;
 mod local_response;
+mod marks;
 mod record;
+mod replay;
+mod response_cache;
 mod serve;
 mod tunnel;
 
+pub use deadline::{Deadline, DeadlinePassed, Passed, TimeLimit};
+pub use fallback::{Failure, Fallback, FixedResponse};
 pub use forward::{Forward, Wire, forward};
+pub use head::refuse;
 pub use headers::{
     CLIENT_ID, ORIGINAL_VERSION, host_of, is_grpc, to_origin_form, version_from_mesh, version_to_mesh,
 };
@@ -19,5 +28,8 @@ pub use local_response::{LocalResponse, ProxyError};
 pub use record::{Exchange, Recording, RequestProgress};
 #[cfg(test)]
 pub(crate) use serve::serve_stream;
+pub use replay::Replay;
+pub use response_cache::{Asked, ResponseCache};
+pub use marks::{RETRIES, UNPROCESSED, mark_exhausted, mark_unprocessed};
 pub use serve::{Handler, Limits, Served, serve_http1, serve_http2};
 pub use tunnel::{Interim, wants_own_connection};

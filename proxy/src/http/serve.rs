@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
+use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -21,9 +22,7 @@ use super::hop::pump;
 use super::http1_io::Http1Io;
 use super::tunnel::{Interim, expects_continue, is_tunnel};
 use crate::net::Body;
-use crate::upstream::{
-    CONNECTION_WINDOW, FRAME_SIZE, HEADER_LIST, MAX_FIELDS, MAX_HEADER_BYTES, SEND_BUFFER, STREAM_WINDOW,
-};
+use crate::upstream::{CONNECTION_WINDOW, FRAME_SIZE, HeaderLimits, SEND_BUFFER, STREAM_WINDOW};
 
 /// Time from a request's first byte to the end of its head; a client that takes longer holds a
 /// connection for nothing (slow loris).
@@ -44,9 +43,11 @@ pub trait Handler: 'static {
     fn handle(self: Rc<Self>, request: Request<Body>) -> impl Future<Output = Response<Body>>;
 }
 
-/// What ends a connection besides its client.
+/// What a client may send, and what ends its connection besides itself.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// How large its header sections may be.
+    pub headers: HeaderLimits,
     /// Turns true when the proxy drains: no new requests, those in flight finish.
     pub draining: watch::Receiver<bool>,
     /// When the peer's certificate ends.
@@ -83,13 +84,16 @@ where
             let request = request.map(|body| body.holding(in_service.clone()));
             let mut response = handler.handle(request).await.map(|body| body.holding(in_service));
             *response.version_mut() = Version::HTTP_11;
+            if let Some(length) = length_left_away(&response) {
+                response = response.map(|body| body.left_away(length));
+            }
             control.answered(is_tunnel(connect, response.status()));
             Ok::<_, std::convert::Infallible>(response)
         }
     });
     let mut connection = http1::Builder::new()
-        .max_headers(MAX_FIELDS)
-        .max_header_size(MAX_HEADER_BYTES)
+        .max_headers(limits.headers.fields)
+        .max_header_size(limits.headers.bytes)
         .auto_date_header(false)
         // A client may end its side after its request and wait for the answer (`nc -N`, HTTP/1.0 clients).
         .half_close(true)
@@ -146,6 +150,18 @@ where
     }
 }
 
+/// The length that a 304 tells of what it leaves away (RFC 9110 8.6).
+fn length_left_away(response: &Response<Body>) -> Option<u64> {
+    if response.status() != StatusCode::NOT_MODIFIED {
+        return None;
+    }
+    let mut lengths = response.headers().get_all(CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (Some(length), None) => length.to_str().ok()?.parse().ok(),
+        _ => None,
+    }
+}
+
 /// The last word to a client that did not get its request's head sent in time; it may be gone.
 async fn say_too_slow<S: AsyncWrite + Unpin>(mut stream: S) {
     let last_word = async {
@@ -181,7 +197,7 @@ where
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_SIZE)
-        .max_header_list_size(HEADER_LIST)
+        .max_header_list_size(limits.headers.list_bytes)
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
@@ -301,14 +317,6 @@ pub(crate) fn serve_stream<H: Handler>(
     async move {
         // hyper drops the content of an answer to HEAD by itself; h2 would send it.
         let head_only = request.method() == Method::HEAD;
-        if request.headers().len() > MAX_FIELDS {
-            let mut response = Response::new(());
-            *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-            if let Err(error) = respond.send_response(response, true) {
-                tracing::debug!("response not sent: {error}");
-            }
-            return;
-        }
         let response = tokio::select! {
             biased;
             response = handler.handle(request) => response,

@@ -3,7 +3,9 @@
 use http::Method;
 use outrigger_ca::{ExpectedIdentity, SpiffeId};
 
-use crate::config::{AllowRule, PathMatch};
+use regex::bytes::Regex;
+
+use crate::config::{AllowRule, PathMatch, whole_match};
 
 /// What of a request the rules look at.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +20,24 @@ pub struct Request<'a> {
 #[derive(Debug)]
 pub struct Authorization {
     trust_domain: ExpectedIdentity,
-    rules: Option<Vec<AllowRule>>,
+    rules: Option<Vec<Rule>>,
+}
+
+/// One rule; an empty list lets all in.
+#[derive(Debug)]
+struct Rule {
+    identities: Vec<String>,
+    ports: Vec<u16>,
+    methods: Vec<String>,
+    paths: Vec<PathRule>,
+}
+
+#[derive(Debug)]
+enum PathRule {
+    Exact(String),
+    Prefix(String),
+    /// `None` matches nothing: it is no regular expression, and a checked config holds none such.
+    Regex(Option<Regex>),
 }
 
 impl Authorization {
@@ -26,7 +45,7 @@ impl Authorization {
     pub fn new(trust_domain: &str, rules: Option<&[AllowRule]>) -> Self {
         Self {
             trust_domain: ExpectedIdentity::TrustDomain(trust_domain.into()),
-            rules: rules.map(<[AllowRule]>::to_vec),
+            rules: rules.map(|rules| rules.iter().map(Rule::new).collect()),
         }
     }
 
@@ -37,7 +56,7 @@ impl Authorization {
             None => true,
             Some(rule) => {
                 (rule.methods.is_empty() || rule.methods.iter().any(|m| m == request.method.as_str()))
-                    && (rule.paths.is_empty() || rule.paths.iter().any(|p| path_matches(p, request.path)))
+                    && (rule.paths.is_empty() || rule.paths.iter().any(|p| p.matches(request.path)))
             }
         })
     }
@@ -60,7 +79,7 @@ impl Authorization {
     }
 
     /// The rules that speak of this peer and port; one `None` when there are no rules at all.
-    fn matching(&self, peer: Option<&SpiffeId>, port: u16) -> impl Iterator<Item = Option<&AllowRule>> {
+    fn matching(&self, peer: Option<&SpiffeId>, port: u16) -> impl Iterator<Item = Option<&Rule>> {
         let in_domain = peer.is_none_or(|peer| self.trust_domain.accepts(peer));
         let unruled = self.rules.is_none().then_some(None);
         let ruled = self.rules.iter().flatten().filter(move |rule| {
@@ -86,19 +105,47 @@ fn identity_matches(pattern: &str, peer: &SpiffeId) -> bool {
     }
 }
 
-/// A path that could be read in two ways matches nothing: what the rule sees and what the workload
-/// makes of it would differ.
-fn path_matches(rule: &PathMatch, path: &str) -> bool {
-    if is_ambiguous(path) {
-        return false;
-    }
-    match rule {
-        PathMatch::Exact(exact) => path == exact,
-        PathMatch::Prefix(prefix) => {
-            let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-            path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+impl Rule {
+    fn new(rule: &AllowRule) -> Self {
+        Self {
+            identities: rule.identities.clone(),
+            ports: rule.ports.clone(),
+            methods: rule.methods.clone(),
+            paths: rule.paths.iter().map(PathRule::new).collect(),
         }
-        PathMatch::Regex(_) => false,
+    }
+}
+
+impl PathRule {
+    fn new(path: &PathMatch) -> Self {
+        match path {
+            PathMatch::Exact(exact) => Self::Exact(exact.clone()),
+            PathMatch::Prefix(prefix) => {
+                Self::Prefix(prefix.strip_suffix('/').unwrap_or(prefix).to_owned())
+            }
+            PathMatch::Regex(pattern) => {
+                let compiled = whole_match(pattern);
+                if let Err(error) = &compiled {
+                    tracing::error!("inbound.allow: {error}: it lets nobody in");
+                }
+                Self::Regex(compiled.ok())
+            }
+        }
+    }
+
+    /// A path that could be read in two ways matches nothing: what the rule sees and what the workload
+    /// makes of it would differ.
+    fn matches(&self, path: &str) -> bool {
+        if is_ambiguous(path) {
+            return false;
+        }
+        match self {
+            Self::Exact(exact) => path == exact,
+            Self::Prefix(prefix) => {
+                path.strip_prefix(&**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            }
+            Self::Regex(regex) => regex.as_ref().is_some_and(|regex| regex.is_match(path.as_bytes())),
+        }
     }
 }
 
@@ -193,6 +240,29 @@ mod tests {
             "/orders/..;/admin",
         ] {
             assert!(!rules.allows(Some(&id("web")), 8080, Request { method: &GET, path }), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_regular_expression_must_match_the_whole_of_an_unambiguous_path() {
+        let by = |pattern: &str| AllowRule {
+            paths: vec![PathMatch::Regex(pattern.into())],
+            ..AllowRule::default()
+        };
+        for (pattern, path, want) in [
+            ("/orders/[0-9]+", "/orders/17", true),
+            ("/orders/[0-9]+", "/orders/17/items", false),
+            ("/orders/[0-9]+", "/v1/orders/17", false),
+            ("/orders|/", "/orders", true),
+            ("/orders|/", "/orders/17", false),
+            ("/orders/.*", "/orders/../admin", false),
+            ("/orders/.*", "/orders/%2e%2e/admin", false),
+            ("/orders/(", "/orders/(", false),
+        ] {
+            let rules = Authorization::new("cluster.local", Some(&[by(pattern)]));
+            let allowed = rules.allows(Some(&id("web")), 80, Request { method: &GET, path });
+            assert_eq!(allowed, want, "{pattern} {path}");
+            assert!(!rules.allows_opaque(Some(&id("web")), 80), "{pattern}");
         }
     }
 

@@ -1,10 +1,10 @@
 //! TLS handshakes, and the check that the peer is who it should be: on every connection, resumed ones
 //! too (a resumed session never reaches rustls' verifier).
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use outrigger_ca::tls_fault::{TlsFault, Worded, handshake};
 use outrigger_ca::{ExpectedIdentity, SpiffeId, peer_identity};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
@@ -26,9 +26,9 @@ pub struct Peer {
 /// Why a handshake failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum HandshakeError {
-    /// The peer's certificate does not verify.
-    #[error("the peer's certificate is refused: {0}")]
-    Certificate(String),
+    /// TLS did not come about.
+    #[error(transparent)]
+    Tls(#[from] TlsFault),
     /// The certificate verifies and belongs to somebody else.
     #[error("the peer is {actual}, expected {expected}")]
     Identity {
@@ -37,18 +37,9 @@ pub enum HandshakeError {
         /// Whose it should be.
         expected: ExpectedIdentity,
     },
-    /// The peer refused us.
-    #[error("the peer refused the handshake: {0}")]
-    Alert(String),
     /// The peer does not speak the mesh's protocols.
     #[error("the peer has no sidecar: it does not speak {0}")]
     NotOfTheMesh(&'static str),
-    /// What came is not TLS, or breaks it.
-    #[error("TLS failed: {0}")]
-    Protocol(String),
-    /// The connection ended.
-    #[error("the connection ended during the handshake: {0}")]
-    Lost(io::ErrorKind),
     /// It took too long.
     #[error("no TLS handshake within {0:?}")]
     Timeout(Duration),
@@ -61,26 +52,14 @@ impl HandshakeError {
     /// The value of the label `reason` in metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Certificate(_) => "certificate",
+            Self::Tls(TlsFault::Certificate { .. }) => "certificate",
             Self::Identity { .. } => "identity",
-            Self::Alert(_) => "alert",
-            Self::NotOfTheMesh(_) => "not_mesh",
-            Self::Protocol(_) => "protocol",
-            Self::Lost(_) => "lost",
+            Self::Tls(TlsFault::Alert(_)) => "alert",
+            Self::NotOfTheMesh(_) | Self::Tls(TlsFault::NoProtocol) => "not_mesh",
+            Self::Tls(TlsFault::Protocol(_)) => "protocol",
+            Self::Tls(TlsFault::Lost(_)) => "lost",
             Self::Timeout(_) => "timeout",
             Self::NotCertified => "not_certified",
-        }
-    }
-
-    /// Reads the reason out of an I/O error of a TLS stream.
-    pub fn of(error: &io::Error) -> Self {
-        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(rustls::Error::InvalidCertificate(reason)) => Self::Certificate(format!("{reason:?}")),
-            Some(rustls::Error::NoCertificatesPresented) => Self::Certificate("none presented".into()),
-            Some(rustls::Error::AlertReceived(alert)) => Self::Alert(format!("{alert:?}")),
-            Some(rustls::Error::NoApplicationProtocol) => Self::NotOfTheMesh("a mesh protocol"),
-            Some(error) => Self::Protocol(error.to_string()),
-            None => Self::Lost(error.kind()),
         }
     }
 }
@@ -122,9 +101,9 @@ pub async fn connect_server<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    match tokio::time::timeout(limit, TlsConnector::from(config).connect(name, stream)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(HandshakeError::of(&error)),
+    let shaking = handshake(TlsConnector::from(config).connect(name, stream));
+    match tokio::time::timeout(limit, shaking).await {
+        Ok(made) => Ok(made?),
         Err(_) => Err(HandshakeError::Timeout(limit)),
     }
 }
@@ -138,13 +117,13 @@ pub async fn accept<S>(
     stream: S,
     trust_domain: &Arc<str>,
     limit: Duration,
-) -> Result<(server::TlsStream<S>, MeshProtocol, Peer), HandshakeError>
+) -> Result<(Worded<server::TlsStream<S>>, MeshProtocol, Peer), HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let stream = match tokio::time::timeout(limit, TlsAcceptor::from(config).accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(HandshakeError::of(&error)),
+    let shaking = handshake(TlsAcceptor::from(config).accept(stream));
+    let stream = match tokio::time::timeout(limit, shaking).await {
+        Ok(made) => made?,
         Err(_) => return Err(HandshakeError::Timeout(limit)),
     };
     let (_, session) = stream.get_ref();
@@ -154,21 +133,21 @@ where
         .ok_or(HandshakeError::NotOfTheMesh("a mesh protocol"))?;
     let expected = ExpectedIdentity::TrustDomain(trust_domain.clone());
     let peer = verified(session.peer_certificates(), &expected)?;
-    Ok((stream, protocol, peer))
+    Ok((Worded(stream), protocol, peer))
 }
 
 fn verified(
     certificates: Option<&[rustls::pki_types::CertificateDer<'_>]>,
     expected: &ExpectedIdentity,
 ) -> Result<Peer, HandshakeError> {
-    let identity =
-        peer_identity(certificates).map_err(|error| HandshakeError::Certificate(error.to_string()))?;
+    let refused = |id, reason: String| HandshakeError::Tls(TlsFault::Certificate { id, reason });
+    let identity = peer_identity(certificates).map_err(|error| refused(None, error.to_string()))?;
     if !expected.accepts(&identity.id) {
         return Err(HandshakeError::Identity { actual: identity.id, expected: expected.clone() });
     }
     let left = identity.not_after.duration_since(SystemTime::now()).unwrap_or_default();
     if left.is_zero() {
-        return Err(HandshakeError::Certificate("expired".into()));
+        return Err(refused(Some(identity.id), "it has expired: renew it".into()));
     }
     Ok(Peer { id: identity.id, expires: Instant::now() + left })
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
+use outrigger_ca::tls_fault::words;
 use outrigger_ca::workload::{Material, Status};
 use outrigger_ca::{TrustBundle, client_verifier, provider, server_verifier};
 use rustls::client::Resumption;
@@ -24,7 +25,7 @@ const TICKETS: usize = 8;
 #[derive(Debug, Error)]
 pub enum TlsError {
     /// The certificate, key or bundle can't be used.
-    #[error("can't use the certificate: {0}")]
+    #[error("can't use the certificate: {}", words(.0))]
     Certificate(#[from] rustls::Error),
     /// The trust bundle can't be used.
     #[error("can't use the trust bundle: {0}")]
@@ -69,7 +70,10 @@ impl MeshTls {
             {
                 match Generation::new(material) {
                     Ok(generation) => self.current.store(Some(Arc::new(generation))),
-                    Err(error) => tracing::error!("the certificate in use stays: {error}"),
+                    Err(error) if self.is_certified() => {
+                        tracing::error!("the certificate in use stays: {error}");
+                    }
+                    Err(error) => tracing::error!("there is no certificate to use: {error}"),
                 }
             }
             if status.changed().await.is_err() {

@@ -1,5 +1,7 @@
 //! A message body as it streams through: never collected, never copied.
 
+use std::error::Error as _;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -37,6 +39,16 @@ pub enum BodyEnd {
     Abandoned,
 }
 
+/// Where a body comes from that is neither there already nor read from a connection directly.
+pub trait BodySource {
+    /// The next frame; `None` at the end.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+    /// Whether nothing more comes.
+    fn is_end(&self) -> bool;
+    /// How many bytes of content are still to come, as far as that is known.
+    fn size_hint(&self) -> SizeHint;
+}
+
 /// Why a body broke off.
 #[derive(Debug, Error)]
 pub enum BodyError {
@@ -49,6 +61,9 @@ pub enum BodyError {
     /// Nothing came for too long.
     #[error("nothing of the body came within {0:?}")]
     Standstill(Duration),
+    /// The request goes another way by now. Never an end: half a request must not look like a whole one.
+    #[error("this try of the request was given up")]
+    GivenUp,
 }
 
 impl BodyError {
@@ -56,9 +71,17 @@ impl BodyError {
     pub fn reason(&self) -> h2::Reason {
         match self {
             Self::Http2(error) => error.reason().unwrap_or(h2::Reason::CANCEL),
-            Self::Http1(_) | Self::Standstill(_) => h2::Reason::CANCEL,
+            // Chunks or trailers that are none: our own peer then knows that HTTP was broken, and not a connection.
+            Self::Http1(error) if breaks_http(error) => h2::Reason::PROTOCOL_ERROR,
+            Self::Http1(_) | Self::Standstill(_) | Self::GivenUp => h2::Reason::CANCEL,
         }
     }
+}
+
+/// Whether bytes came that are no body; of what was wrong hyper tells the kind of its cause only.
+fn breaks_http(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData))
 }
 
 /// A body from any of the parties, with an optional observer.
@@ -76,11 +99,14 @@ enum Kind {
     #[default]
     Empty,
     Full(Bytes),
+    /// No content, and a length for the head: what a 304 leaves away.
+    LeftAway(u64),
     Http1(Incoming),
     Http2 {
         stream: h2::RecvStream,
         data_ended: bool,
     },
+    Source(Box<dyn BodySource>),
 }
 
 impl Body {
@@ -93,6 +119,20 @@ impl Body {
     pub fn full(content: impl Into<Bytes>) -> Self {
         let content = content.into();
         if content.is_empty() { Self::empty() } else { Self::of(Kind::Full(content)) }
+    }
+
+    /// What `source` gives.
+    pub fn from_source(source: impl BodySource + 'static) -> Self {
+        if source.is_end() { Self::empty() } else { Self::of(Kind::Source(Box::new(source))) }
+    }
+
+    /// Of no content, keeps its `Content-Length`, which hyper would drop from a response that is none to `HEAD`.
+    #[must_use]
+    pub fn left_away(mut self, length: u64) -> Self {
+        if self.is_end() {
+            self.kind = Kind::LeftAway(length);
+        }
+        self
     }
 
     fn of(kind: Kind) -> Self {
@@ -128,16 +168,17 @@ impl Body {
     pub fn is_end(&self) -> bool {
         self.ended
             || match &self.kind {
-                Kind::Empty => true,
+                Kind::Empty | Kind::LeftAway(_) => true,
                 Kind::Full(content) => content.is_empty(),
                 Kind::Http1(incoming) => http_body::Body::is_end_stream(incoming),
                 Kind::Http2 { stream, .. } => stream.is_end_stream(),
+                Kind::Source(source) => source.is_end(),
             }
     }
 
     fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.kind {
-            Kind::Empty => Poll::Ready(None),
+            Kind::Empty | Kind::LeftAway(_) => Poll::Ready(None),
             Kind::Full(content) => {
                 let content = std::mem::take(content);
                 Poll::Ready((!content.is_empty()).then(|| Ok(Frame::data(content))))
@@ -167,6 +208,7 @@ impl Body {
                     Err(error) => Poll::Ready(Some(Err(error.into()))),
                 }
             }
+            Kind::Source(source) => source.poll_frame(cx),
         }
     }
 }
@@ -236,15 +278,17 @@ impl http_body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.is_end()
+        self.is_end() && !matches!(self.kind, Kind::LeftAway(_))
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(content) => SizeHint::with_exact(content.len() as u64),
+            Kind::LeftAway(length) => SizeHint::with_exact(*length),
             Kind::Http1(incoming) => http_body::Body::size_hint(incoming),
             Kind::Http2 { .. } => SizeHint::default(),
+            Kind::Source(source) => source.size_hint(),
         }
     }
 }

@@ -67,7 +67,7 @@ pub enum Detected {
     Opaque,
     /// Nothing came within [`SILENCE`].
     Silent,
-    /// The client closed without sending a byte.
+    /// The client ended its half without sending a byte; it may read on.
     Closed,
 }
 
@@ -104,11 +104,12 @@ async fn first_read(stream: &TcpStream, buffer: &mut BytesMut) -> io::Result<usi
     }
 }
 
-/// Waits until `stream` has bytes, an end or an error to read.
-pub async fn readable(stream: &TcpStream) {
-    let mut byte = [0];
-    // What it found, the next read finds too.
-    let _ = stream.peek(&mut byte).await;
+/// Waits until `stream` has bytes or an end to read.
+///
+/// # Errors
+/// The socket's. It tells them once: the next read would take a reset for an end.
+pub async fn readable(stream: &TcpStream) -> io::Result<()> {
+    stream.peek(&mut [0]).await.map(|_| ())
 }
 
 /// As [`detect`], for a connection that was silent and now is readable.
@@ -170,7 +171,6 @@ where
 /// Whether bytes begin with any method, a target and a version of HTTP; `None` when more are needed.
 pub(super) fn is_request_line(bytes: &[u8]) -> Option<bool> {
     let bytes = bytes.trim_ascii_start();
-    let is_token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
     let method = bytes.iter().position(|b| !is_token(b))?;
     if method == 0 || bytes[method] != b' ' {
         return Some(false);
@@ -184,6 +184,10 @@ pub(super) fn is_request_line(bytes: &[u8]) -> Option<bool> {
         None if bytes.len() > MAX_REQUEST_LINE => Some(true),
         None => None,
     }
+}
+
+fn is_token(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 fn classify(bytes: &[u8]) -> Verdict {
@@ -210,8 +214,7 @@ fn classify(bytes: &[u8]) -> Verdict {
         // Redis and others have commands that look like methods; the line's end tells.
         return match bytes.iter().position(|b| *b == b'\n') {
             Some(end) => {
-                let line = bytes[method.len()..end].trim_ascii_end();
-                let http = line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0");
+                let http = is_version_1(&bytes[method.len()..end]);
                 Verdict::Is(if http { Detected::Http1 } else { Detected::Opaque })
             }
             None if bytes.len() > MAX_REQUEST_LINE => Verdict::Is(Detected::Http1),
@@ -221,7 +224,30 @@ fn classify(bytes: &[u8]) -> Verdict {
     if METHODS.iter().any(|m| m.starts_with(bytes)) {
         return Verdict::Partial;
     }
-    Verdict::Is(Detected::Opaque)
+    // Any other method: only a whole line tells, and nobody waits for one who has not begun a path.
+    match bytes.iter().position(|b| *b == b'\n') {
+        Some(end) if is_version_1(&bytes[..end]) && is_request_line(bytes) == Some(true) => {
+            Verdict::Is(Detected::Http1)
+        }
+        None if begins_a_path(bytes) => match is_request_line(bytes) {
+            None => Verdict::Partial,
+            Some(true) => Verdict::Is(Detected::Http1),
+            Some(false) => Verdict::Is(Detected::Opaque),
+        },
+        _ => Verdict::Is(Detected::Opaque),
+    }
+}
+
+/// Whether a line ends with a version of HTTP/1.
+fn is_version_1(line: &[u8]) -> bool {
+    let line = line.trim_ascii_end();
+    line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0")
+}
+
+/// Whether bytes are a word, a space and a slash.
+fn begins_a_path(bytes: &[u8]) -> bool {
+    let end = bytes.iter().position(|b| *b == b' ');
+    end.is_some_and(|end| end > 0 && bytes[..end].iter().all(is_token) && bytes.get(end + 1) == Some(&b'/'))
 }
 
 #[cfg(test)]
@@ -253,6 +279,16 @@ mod tests {
             (b"*1\r\n$4\r\nPING\r\n", Some(Detected::Opaque)),
             (b"SSH-2.0-x\r\n", Some(Detected::Opaque)),
             (b"get key\r\n", Some(Detected::Opaque)),
+            (b"get /key HTTP/1.1\r\n", Some(Detected::Http1)),
+            (b"X-Y * HTTP/1.0\n", Some(Detected::Http1)),
+            (b"get /ke", None),
+            (b"get ke", Some(Detected::Opaque)),
+            (b"get", Some(Detected::Opaque)),
+            (b"SETUP /film RTSP/1.0\r\n", Some(Detected::Opaque)),
+            (b"two words / HTTP/1.1\r\n", Some(Detected::Http1)),
+            (b"get: / HTTP/1.1\r\n", Some(Detected::Opaque)),
+            (b" HTTP/1.1\r\n", Some(Detected::Opaque)),
+            (b"get /\x00", Some(Detected::Opaque)),
             (b"\x00", Some(Detected::Opaque)),
             (b"\x16\x03\x01", None),
         ];

@@ -58,6 +58,18 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether a message has transfer codings other than one `chunked`. The HTTP/1.1 parser takes `chunked` off and
+/// leaves the others on, whose name then ends with this hop: coded bytes would pass for content (RFC 9112 6.1).
+pub fn has_unknown_coding(headers: &HeaderMap) -> bool {
+    if !headers.contains_key(TRANSFER_ENCODING) {
+        return false;
+    }
+    let lines = headers.get_all(TRANSFER_ENCODING).iter();
+    let mut codings = lines.flat_map(|line| line.as_bytes().split(|b| *b == b','));
+    let chunked = codings.next().is_some_and(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    !chunked || codings.next().is_some()
+}
+
 /// Whether a name is as long as one of `te`, `upgrade`, `connection`, `keep-alive`, `http2-settings`,
 /// `proxy-connection` and `transfer-encoding`, and begins like it.
 fn may_be_hop_by_hop(name: &str) -> bool {
@@ -133,6 +145,26 @@ mod tests {
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["accept", "x-three"]);
+    }
+
+    #[test]
+    fn chunked_alone_is_the_transfer_coding_that_is_known() {
+        for (lines, unknown) in [
+            (&[][..], false),
+            (&["chunked"][..], false),
+            (&[" Chunked "][..], false),
+            (&["gzip, chunked"][..], true),
+            (&["gzip"][..], true),
+            (&["chunked, identity"][..], true),
+            (&["xchunked"][..], true),
+            (&["chunked,"][..], true),
+            (&[""][..], true),
+            (&["gzip", "chunked"][..], true),
+            (&["chunked", "chunked"][..], true),
+        ] {
+            let fields: Vec<_> = lines.iter().map(|line| ("transfer-encoding", *line)).collect();
+            assert_eq!(has_unknown_coding(&map(&fields)), unknown, "{lines:?}");
+        }
     }
 
     #[test]

@@ -40,12 +40,15 @@ pub struct Snapshot {
     pub error: Option<Arc<LookupError>>,
     /// When `answer` was last confirmed; without an answer, when the last lookup ended.
     pub refreshed: Instant,
+    /// Whose the answer's addresses are, where the hosts file or ordinary DNS gave it; `None` where that was not asked: the
+    /// answer is discovery's own, or there is no discovery.
+    pub owners: Option<Arc<Owners>>,
 }
 
 impl Snapshot {
     /// Before anybody was asked.
     pub(super) fn unknown(now: Instant) -> Self {
-        Self { answer: None, error: None, refreshed: now }
+        Self { answer: None, error: None, refreshed: now, owners: None }
     }
 
     /// How long ago the answer was last confirmed; `None` without one, and for what the config itself states, which
@@ -54,7 +57,33 @@ impl Snapshot {
         let answer = self.answer.as_ref()?;
         (answer.source != Source::Static).then(|| now.saturating_duration_since(self.refreshed))
     }
+
+    /// Why something is missing: the last lookup's error, else that of an address whose owner nobody could say.
+    pub fn trouble(&self) -> Option<&LookupError> {
+        let of_owners = || {
+            self.owners.iter().flat_map(|owners| owners.values()).find_map(|owner| match owner {
+                Owner::Unknown(error) => Some(&**error),
+                Owner::Nobody | Owner::Known(_) => None,
+            })
+        };
+        self.error.as_deref().or_else(of_owners)
+    }
 }
+
+/// Whose address it is, as authenticated discovery says.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Owner {
+    /// Nobody's of the mesh.
+    Nobody,
+    /// What [`Target::Address`] answers.
+    Known(Arc<Answer>),
+    /// Discovery could not say, and had not said before.
+    Unknown(Arc<LookupError>),
+}
+
+/// The owners of a name's endpoints, and of its VIPs at port 0. An address that is not in it was not asked for: a name with
+/// very many is known in part only.
+pub type Owners = BTreeMap<SocketAddr, Owner>;
 
 /// A good answer. Endpoints are sorted by address, each address once.
 #[derive(Clone, PartialEq, Debug)]
@@ -170,5 +199,21 @@ pub enum LookupError {
     NotFound(Arc<str>),
     /// Nobody could say.
     #[error("looking up {target} failed: {reason}")]
-    Failed { target: Arc<str>, reason: String },
+    Failed {
+        target: Arc<str>,
+        reason: String,
+        /// Of the full names that a short one may stand for, those that nobody has denied: not the mesh's discovery those
+        /// that it would know, nor ordinary DNS any of them.
+        undenied: Vec<String>,
+    },
+}
+
+impl LookupError {
+    /// The full names that the host may stand for all the same.
+    pub fn undenied(&self) -> &[String] {
+        match self {
+            Self::NotFound(_) => &[],
+            Self::Failed { undenied, .. } => undenied,
+        }
+    }
 }

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::answer::{Snapshot, Target};
+use super::answer::{Snapshot, Source, Target};
 use super::dns::Dns;
 use super::hosts::HostsFile;
 use super::lookup::Lookup;
 use super::mesh::{Directory, Server};
+use super::owners::{FollowedOwners, MOST_IN_ALL};
 use super::plain::Plain;
 use super::providers::{Network, ProviderSettings, Providers};
 use super::search::{self, ResolvConf, Search};
@@ -42,6 +43,7 @@ struct Shared {
     providers: Providers,
     followed: Mutex<HashMap<Target, watch::Sender<Arc<Snapshot>>>>,
     turns: Semaphore,
+    owners: Arc<Semaphore>,
     metrics: Option<Arc<Metrics>>,
     runtime: Handle,
 }
@@ -82,6 +84,7 @@ impl Resolver {
             providers,
             followed: Mutex::new(HashMap::new()),
             turns: Semaphore::new(MOST_LOOKUPS),
+            owners: Arc::new(Semaphore::new(MOST_IN_ALL)),
             metrics: metrics.clone(),
             runtime,
         });
@@ -195,7 +198,9 @@ impl Shared {
 
 /// Looks a target up again and again until nobody follows it.
 async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<Arc<Snapshot>>) {
+    let resolver = Resolver { shared: shared.clone() };
     let mut state = State::default();
+    let mut owners = FollowedOwners::new(shared.owners.clone());
     let mut hosts_changed = shared.lookup.plain.hosts.changes();
     loop {
         let outcome = tokio::select! {
@@ -208,11 +213,25 @@ async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<A
             metrics.dns_lookups.inc([step.result]);
         }
         tracing::debug!(%target, result = step.result, error = ?step.snapshot.error, "looked up");
-        publish(&sender, step.snapshot);
-        tokio::select! {
-            () = sleep(step.again_in) => {}
-            Ok(()) = hosts_changed.changed() => {}
-            () = sender.closed() => if shared.forget(&target, &sender) { return },
+        let mut snapshot = step.snapshot;
+        let due = Instant::now() + step.again_in;
+        let is_owners_to_say = shared.lookup.directory.is_some()
+            && snapshot.answer.as_ref().is_some_and(|answer| answer.source != Source::Mesh);
+        if shared.lookup.directory.is_some() {
+            tokio::select! {
+                () = owners.turn_to(snapshot.answer.as_deref(), |target| resolver.follow(target)) => {}
+                () = sender.closed() => if shared.forget(&target, &sender) { return } else { continue },
+            }
+        }
+        loop {
+            snapshot.owners = is_owners_to_say.then(|| owners.known());
+            publish(&sender, snapshot.clone());
+            tokio::select! {
+                () = sleep_until(due) => break,
+                Ok(()) = hosts_changed.changed() => break,
+                () = owners.changed() => {}
+                () = sender.closed() => if shared.forget(&target, &sender) { return } else { break },
+            }
         }
     }
 }
@@ -256,7 +275,7 @@ fn differs(known: &Snapshot, new: &Snapshot) -> bool {
         (None, None) => true,
         _ => false,
     };
-    !same_answer || known.error != new.error
+    !same_answer || known.error != new.error || known.owners != new.owners
 }
 
 /// The file is read only where the settings leave something to it.

@@ -88,7 +88,7 @@ fn read(path: &Path) -> Option<Table> {
         Ok(bytes) => Some(Table::parse(&String::from_utf8_lossy(&bytes))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(Table::default()),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the hosts file can't be read; what it said before stays");
+            tracing::warn!(path = %path.display(), %error, "the hosts file can't be read; names keep what they have of it");
             None
         }
     }

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
+use outrigger_discovery::records::ServiceRecord;
 use tokio::time::timeout;
 
 use super::answer::{Answer, LookupError, ResolvedEndpoint, Source, Target};
-use super::believe::Belief;
+use super::believe::{Belief, Families};
 use super::mesh::{Directory, Told, service_info};
 use super::outcome::{DEGRADED, Miss, NEGATIVE_UNSTATED, Outcome, longest};
 use super::plain::Plain;
 use super::search;
+use crate::config::is_not_redirected;
 
 /// A whole lookup, all candidates and sources; the C library waits as long for one question.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,19 +45,28 @@ pub(super) struct Lookup {
 impl Lookup {
     /// Looks a target up once.
     pub(super) async fn run(&self, target: &Target) -> Outcome {
+        // Outside of what may be given up half done.
+        let mut undenied_names = Vec::new();
         let asking = async {
             match target {
-                Target::Name { host, port } => self.name(host, *port).await,
+                Target::Name { host, port } => self.name(host, *port, &mut undenied_names).await,
                 Target::Srv { name } => self.srv(name).await,
                 Target::Address(dialled) => self.address(*dialled).await,
             }
         };
-        timeout(LOOKUP_TIMEOUT, asking).await.unwrap_or_else(|_| {
+        let mut outcome = timeout(LOOKUP_TIMEOUT, asking).await.unwrap_or_else(|_| {
             Outcome::Failed(failure(target, format!("no answer within {LOOKUP_TIMEOUT:?}")))
-        })
+        });
+        if let Outcome::Failed(LookupError::Failed { undenied, .. })
+        | Outcome::Degraded(_, LookupError::Failed { undenied, .. }) = &mut outcome
+        {
+            *undenied = undenied_names;
+        }
+        outcome
     }
 
-    async fn name(&self, host: &Arc<str>, port: u16) -> Outcome {
+    /// `undenied` becomes the full names that may exist as far as is known.
+    async fn name(&self, host: &Arc<str>, port: u16, undenied: &mut Vec<String>) -> Outcome {
         let target = Target::Name { host: host.clone(), port };
         if let Some(name) = search::name(host)
             && let Some(addresses) = self.plain.hosts.table().get(&name)
@@ -65,35 +76,53 @@ impl Lookup {
         }
         let mut shortest = NEGATIVE_UNSTATED;
         let mut failed = None;
-        for candidate in self.plain.search.candidates(host) {
-            match self.candidate(&target, &candidate, port).await {
+        let candidates = self.plain.search.candidates(host);
+        // What is neither a service's name nor a pod's can't be discovery's.
+        undenied.extend(candidates.iter().filter(|name| !self.is_nowhere_in_the_mesh(name)).cloned());
+        for candidate in candidates {
+            match self.candidate(&target, &candidate, port, undenied).await {
                 found @ (Outcome::Found(_) | Outcome::Degraded(..)) => return found,
-                Outcome::Absent { valid_for, .. } => shortest = shortest.min(valid_for),
+                Outcome::Absent { valid_for, .. } => {
+                    undenied.retain(|name| *name != candidate);
+                    shortest = shortest.min(valid_for);
+                }
                 // What a broken search domain can't say, another may: as the C library does. But a name that may be the
                 // mesh's must not turn into a longer or shorter one outside of it because discovery is away.
-                outcome @ Outcome::Failed(_) if self.is_meshs_to_say(&candidate) => return outcome,
+                outcome @ Outcome::Failed(_)
+                    if self.is_meshs_to_say(&candidate) && undenied.contains(&candidate) =>
+                {
+                    return outcome;
+                }
                 outcome => failed = Some(outcome),
             }
         }
         failed.unwrap_or_else(|| absent(&target, shortest))
     }
 
-    /// A full name: discovery first, then ordinary DNS.
-    async fn candidate(&self, target: &Target, name: &str, port: u16) -> Outcome {
+    /// A full name: discovery first, then ordinary DNS. One that discovery denies goes from `undenied`.
+    async fn candidate(&self, target: &Target, name: &str, port: u16, undenied: &mut Vec<String>) -> Outcome {
         let told = match (&self.directory, self.place(name)) {
             (Some(directory), Place::Service { service, namespace }) => {
-                let told = directory.service(port, service, namespace).await;
-                told.map(|told| self.told(directory, name, &told))
+                match directory.service(port, service, namespace).await {
+                    Ok(told) => Ok(self.told(directory, name, &told)),
+                    Err(Miss::Absent { .. }) => self.undeclared(directory, name, port).await,
+                    Err(failed) => Err(failed),
+                }
             }
             (Some(directory), Place::Pod) => self.pod(directory, name, port).await,
             (None, _) | (_, Place::Elsewhere) => Err(Miss::absent(None)),
         };
         match told {
             Ok(answer) => Outcome::Found(answer),
-            Err(Miss::Absent { .. }) => match self.ordinary(name, port).await {
-                Ok(answer) => Outcome::Found(answer),
-                Err(miss) => missed(target, miss),
-            },
+            Err(Miss::Absent { .. }) => {
+                if self.is_meshs_to_say(name) {
+                    undenied.retain(|one| one != name);
+                }
+                match self.ordinary(name, port).await {
+                    Ok(answer) => Outcome::Found(answer),
+                    Err(miss) => missed(target, miss),
+                }
+            }
             Err(Miss::Failed(reason)) => degraded(target, reason, self.ordinary(name, port).await),
         }
     }
@@ -147,14 +176,24 @@ impl Lookup {
         match port {
             Ok(told) => Outcome::Found(self.told(directory, &name, &told)),
             Err(Miss::Absent { valid_for }) => {
-                // The service is known and has no such port: nothing may be dialled, which is an answer.
-                let mut found = Found::new(&name, Source::Mesh, valid_for);
-                found.answer.vips = service.vips.clone();
-                found.answer.service = Some(service_info(service));
-                Outcome::Found(found.sift(&belief))
+                Outcome::Found(no_such_port(&name, service, valid_for).sift(&belief))
             }
             Err(miss) => missed(&target, miss),
         }
+    }
+
+    /// A port of a service that discovery does not know. Behind the VIP of a service that it does know there is nothing then,
+    /// whatever ordinary DNS says; a service without a VIP stands for its pods, any port of which may be dialled.
+    async fn undeclared(&self, directory: &Directory, name: &str, port: u16) -> Result<Answer, Miss> {
+        let (addresses, _) = directory.addresses(name, Families { v4: true, v6: true }).await?;
+        // They are all VIPs or all pods.
+        for ip in addresses.into_iter().take(1) {
+            let owner = directory.owner(ip).await?;
+            if let Some(service) = owner.services.iter().find(|one| one.vips.contains(&ip)) {
+                return Ok(no_such_port(name, service, owner.valid_for).sift(&self.belief()));
+            }
+        }
+        self.pod(directory, name, port).await
     }
 
     /// A pod's own name: its addresses and their owner, both by discovery. With addresses of ordinary DNS, whoever
@@ -248,6 +287,13 @@ impl Lookup {
         self.directory.is_some() && self.place(name) != Place::Elsewhere
     }
 
+    /// Whether it is in discovery's domain and has the form of nothing that is there.
+    fn is_nowhere_in_the_mesh(&self, name: &str) -> bool {
+        self.directory.is_some()
+            && self.within_services(name).is_some()
+            && self.place(name) == Place::Elsewhere
+    }
+
     /// What stands before `.svc.<cluster domain>`.
     fn within_services<'a>(&self, name: &'a str) -> Option<&'a str> {
         name.strip_suffix(&*self.cluster_domain)?.strip_suffix(".svc.")
@@ -269,22 +315,32 @@ impl Lookup {
 
 /// What a pod's strings say of one of its ports. A port that it does not declare is the pod's, so the account holds; a
 /// sidecar takes all ports, so if one of them is meshed this one is; but a pod that declares only exempt ones says nothing
-/// about the others.
+/// about the others. The ports that its redirect leaves alone are not part of "all".
 fn pod_endpoint(directory: &Directory, told: &Told, address: SocketAddr) -> ResolvedEndpoint {
     let of_pod = || told.endpoints.iter().filter(|record| record.address.ip().to_canonical() == address.ip());
-    let declared = of_pod()
-        .find(|record| record.address.port() == address.port())
-        .or_else(|| of_pod().find(|record| record.address.port() == 0));
-    if let Some(record) = declared {
+    let at = |port| of_pod().find(move |record| record.address.port() == port);
+    if let Some(record) = at(address.port()) {
         return ResolvedEndpoint { address, ..directory.endpoint(record) };
     }
-    let meshed = of_pod().any(|record| record.mesh);
-    ResolvedEndpoint {
-        mesh: meshed.then_some(true),
-        identity: of_pod().find_map(|record| directory.identity(record)),
-        zone: of_pod().find_map(|record| record.zone.as_deref().map(Arc::from)),
-        ..ResolvedEndpoint::at(address)
-    }
+    let endpoint = match at(0) {
+        Some(record) => ResolvedEndpoint { address, ..directory.endpoint(record) },
+        None => ResolvedEndpoint {
+            mesh: of_pod().any(|record| record.mesh).then_some(true),
+            identity: of_pod().find_map(|record| directory.identity(record)),
+            zone: of_pod().find_map(|record| record.zone.as_deref().map(Arc::from)),
+            ..ResolvedEndpoint::at(address)
+        },
+    };
+    let mesh = endpoint.mesh.filter(|meshed| !(*meshed && is_not_redirected(address.port())));
+    ResolvedEndpoint { mesh, ..endpoint }
+}
+
+/// The service is known and has no such port: nothing may be dialled, which is an answer.
+fn no_such_port(name: &str, service: &ServiceRecord, valid_for: Duration) -> Found {
+    let mut found = Found::new(name, Source::Mesh, valid_for);
+    found.answer.vips = service.vips.clone();
+    found.answer.service = Some(service_info(service));
+    found
 }
 
 /// An answer in the making, whose addresses are not yet believed.
@@ -365,5 +421,5 @@ fn absent(target: &Target, valid_for: Duration) -> Outcome {
 }
 
 fn failure(target: &Target, reason: String) -> LookupError {
-    LookupError::Failed { target: target.to_string().into(), reason }
+    LookupError::Failed { target: target.to_string().into(), reason, undenied: Vec::new() }
 }

@@ -11,6 +11,7 @@ mod hosts;
 mod lookup;
 mod mesh;
 mod outcome;
+mod owners;
 mod plain;
 mod providers;
 mod search;
@@ -19,7 +20,9 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Answer, LookupError, ResolvedEndpoint, ServiceInfo, Snapshot, Source, Target};
+pub use answer::{
+    Answer, LookupError, Owner, Owners, ResolvedEndpoint, ServiceInfo, Snapshot, Source, Target,
+};
 pub use follow::{Followed, Resolver};
 pub use providers::ProviderSettings;
 pub use settings::{MeshServer, ResolveError, ResolveSettings};

@@ -97,6 +97,7 @@ impl State {
                 answer: self.answer.clone(),
                 error: error.map(Arc::new),
                 refreshed: confirmed.unwrap_or(now),
+                owners: None,
             },
             again_in,
             result,
@@ -127,7 +128,11 @@ mod tests {
     }
 
     fn failed() -> LookupError {
-        LookupError::Failed { target: "api.example:80".into(), reason: "no answer".into() }
+        LookupError::Failed {
+            target: "api.example:80".into(),
+            reason: "no answer".into(),
+            undenied: Vec::new(),
+        }
     }
 
     fn absent() -> Outcome {

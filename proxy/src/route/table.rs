@@ -1,152 +1,133 @@
-//! Routes by host, in the order of the file: the first that matches wins.
+//! All routes of a config, found by host, then path, then what else they ask for.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::Method;
-use outrigger_ca::host::normal;
-use rand::{Rng, RngExt};
+use http::{HeaderMap, Method, Request};
 
-use crate::config::{PathMatch, Route, RouteMatch};
+use super::compiled::CompiledRoute;
+use super::conditions::Conditions;
+use super::paths::{Host, PathRule, Paths};
+use crate::config::{HostPatterns, PathMatch, Route, RouteMatch};
 
-/// A route, ready to be matched.
-#[derive(Debug)]
-pub struct CompiledRoute {
-    /// Its name in metrics and logs.
-    pub name: Arc<str>,
-    /// From the request's end to the response's headers.
-    pub timeout: Option<Duration>,
-    upstreams: Vec<(Arc<str>, u32)>,
-    total_weight: u32,
-}
+#[cfg(test)]
+mod tests;
 
 /// All routes of a config.
 #[derive(Debug, Default)]
 pub struct RouteTable {
-    hosts: HashMap<String, Vec<(RouteMatch, Arc<CompiledRoute>)>>,
+    hosts: HostPatterns<Host>,
+    paths: Paths,
+}
+
+/// The route that a request goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct Matched<'a> {
+    /// The route.
+    pub route: &'a Arc<CompiledRoute>,
+    /// Length of the prefix of the path by which it matched, without a slash at its end: 0 for all paths. `None` when
+    /// it matched the whole path.
+    pub prefix: Option<usize>,
+}
+
+/// What of a request routes look at beside its host.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The path, without the query.
+    pub path: &'a str,
+    /// The query.
+    pub query: Option<&'a str>,
+    /// The header fields.
+    pub headers: &'a HeaderMap,
+}
+
+impl<'a> Asked<'a> {
+    /// What routes look at of `request`.
+    pub fn of<B>(request: &'a Request<B>) -> Self {
+        let uri = request.uri();
+        Self {
+            method: request.method(),
+            path: uri.path(),
+            query: uri.query(),
+            headers: request.headers(),
+        }
+    }
+}
+
+/// One alternative of a route's match, without host and path.
+#[derive(Debug)]
+pub(super) struct Alternative {
+    /// Its place among those of its host, the most specific first.
+    pub(super) order: u32,
+    /// What must hold beside host and path.
+    pub(super) conditions: Option<Box<Conditions>>,
+    route: Arc<CompiledRoute>,
 }
 
 impl RouteTable {
     /// Compiles `routes`.
     pub fn new(routes: &[Route]) -> Self {
-        let mut hosts: HashMap<String, Vec<_>> = HashMap::new();
+        let mut by_host: HostPatterns<Vec<(&RouteMatch, Arc<CompiledRoute>)>> = HostPatterns::default();
         for route in routes {
-            let compiled = Arc::new(CompiledRoute {
-                name: route.name.as_str().into(),
-                timeout: route.timeout.map(Into::into),
-                upstreams: route.upstreams.iter().map(|u| (u.name.as_str().into(), u.weight)).collect(),
-                total_weight: route.upstreams.iter().map(|u| u.weight).sum(),
-            });
+            let compiled = Arc::new(CompiledRoute::new(route));
             for alternative in &route.matches {
-                if let Some(host) = &alternative.host {
-                    hosts.entry(normal(host)).or_default().push((alternative.clone(), compiled.clone()));
-                }
+                let of_host = by_host.entry(alternative.host.as_deref(), Vec::new);
+                of_host.push((alternative, compiled.clone()));
             }
         }
-        Self { hosts }
+        let mut paths = Paths::default();
+        let hosts = by_host.map(|mut alternatives| {
+            // Stable: equal ones stay in the order of the file.
+            alternatives.sort_by_key(|(alternative, _)| precedence(alternative));
+            let compiled = (0..).zip(alternatives).filter_map(|(order, (alternative, route))| {
+                compile(alternative, route, order)
+            });
+            paths.add(compiled.collect())
+        });
+        Self { hosts, paths }
     }
 
-    /// The route of a request for `host`.
-    pub fn find(&self, host: &str, method: &Method, path: &str) -> Option<&Arc<CompiledRoute>> {
-        self.hosts
-            .get(host)?
-            .iter()
-            .find(|(alternative, _)| matches(alternative, method, path))
-            .map(|(_, route)| route)
-    }
-}
-
-impl CompiledRoute {
-    /// One of its upstreams, by weight.
-    pub fn choose(&self, rng: &mut impl Rng) -> Option<&Arc<str>> {
-        if let [(only, _)] = &*self.upstreams {
-            return Some(only);
-        }
-        let mut at = rng.random_range(0..self.total_weight.max(1));
-        self.upstreams
-            .iter()
-            .find(|(_, weight)| {
-                let chosen = at < *weight;
-                at = at.saturating_sub(*weight);
-                chosen
-            })
-            .map(|(name, _)| name)
+    /// The route of a request for `host`. It costs no allocation, unless several fields of one name or an encoded
+    /// parameter must be put together for a regular expression.
+    pub fn find(&self, host: &str, asked: &Asked<'_>) -> Option<Matched<'_>> {
+        let (found, prefix) = self.hosts.find_map(host, |host| self.paths.find(host, asked))?;
+        Some(Matched { route: &found.route, prefix })
     }
 }
 
-fn matches(alternative: &RouteMatch, method: &Method, path: &str) -> bool {
-    let path_matches = match &alternative.path {
-        None => true,
-        Some(PathMatch::Exact(exact)) => path == exact,
-        Some(PathMatch::Prefix(prefix)) => {
-            let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-            path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        }
-        Some(PathMatch::Regex(_)) => false,
+/// Which of two alternatives of a host comes first, as the module says.
+fn precedence(alternative: &RouteMatch) -> impl Ord + use<> {
+    let (kind, length) = match &alternative.path {
+        Some(PathMatch::Exact(path)) => (0, path.len()),
+        Some(PathMatch::Regex(pattern)) => (1, pattern.len()),
+        Some(PathMatch::Prefix(path)) => (2, path.strip_suffix('/').unwrap_or(path).len()),
+        None => (2, 0),
     };
-    path_matches
-        && (alternative.methods.is_empty() || alternative.methods.iter().any(|m| m == method.as_str()))
+    (
+        kind,
+        Reverse(length),
+        alternative.methods.is_empty(),
+        Reverse(alternative.headers.len()),
+        Reverse(alternative.query.len()),
+    )
 }
 
-#[cfg(test)]
-mod tests {
-    use rand::SeedableRng;
-    use rand::rngs::SmallRng;
-
-    use super::*;
-    use crate::config::WeightedUpstream;
-
-    fn route(name: &str, alternative: RouteMatch, upstreams: &[(&str, u32)]) -> Route {
-        Route {
-            name: name.into(),
-            matches: vec![alternative],
-            upstreams: upstreams
-                .iter()
-                .map(|(name, weight)| WeightedUpstream {
-                    name: (*name).into(),
-                    weight: *weight,
-                    subset: Default::default(),
-                })
-                .collect(),
-            ..Route::default()
+fn compile(
+    alternative: &RouteMatch,
+    route: Arc<CompiledRoute>,
+    order: u32,
+) -> Option<(PathRule, Alternative)> {
+    let Some(rule) = PathRule::new(alternative.path.as_ref()) else {
+        tracing::error!("route {}: {:?} matches nothing", route.name, alternative.path);
+        return None;
+    };
+    match Conditions::new(alternative) {
+        Ok(conditions) => Some((rule, Alternative { order, conditions: conditions.map(Box::new), route })),
+        Err(error) => {
+            tracing::error!("route {}: {error}: this alternative matches nothing", route.name);
+            None
         }
-    }
-
-    fn on(host: &str, path: Option<PathMatch>, methods: &[&str]) -> RouteMatch {
-        RouteMatch {
-            host: Some(host.into()),
-            path,
-            methods: methods.iter().map(|m| (*m).into()).collect(),
-            ..RouteMatch::default()
-        }
-    }
-
-    #[test]
-    fn the_first_route_that_matches_wins() {
-        let table = RouteTable::new(&[
-            route("post", on("API.shop", Some(PathMatch::Prefix("/v1/".into())), &["POST"]), &[("w", 1)]),
-            route("v1", on("api.shop", Some(PathMatch::Prefix("/v1".into())), &[]), &[("a", 1)]),
-            route("root", on("api.shop", Some(PathMatch::Exact("/".into())), &[]), &[("b", 1)]),
-        ]);
-        let found = |host, method: Method, path| table.find(host, &method, path).map(|r| r.name.to_string());
-        assert_eq!(found("api.shop", Method::POST, "/v1/x").as_deref(), Some("post"));
-        assert_eq!(found("api.shop", Method::GET, "/v1").as_deref(), Some("v1"));
-        assert_eq!(found("api.shop", Method::GET, "/v10"), None);
-        assert_eq!(found("api.shop", Method::GET, "/").as_deref(), Some("root"));
-        assert_eq!(found("other.shop", Method::GET, "/"), None);
-    }
-
-    #[test]
-    fn upstreams_are_chosen_by_weight() {
-        let table = RouteTable::new(&[route("r", on("h", None, &[]), &[("a", 3), ("b", 0), ("c", 1)])]);
-        let route = table.find("h", &Method::GET, "/").unwrap();
-        let mut rng = SmallRng::seed_from_u64(1);
-        let mut shares = HashMap::new();
-        for _ in 0..8000 {
-            *shares.entry(route.choose(&mut rng).unwrap().to_string()).or_insert(0) += 1;
-        }
-        assert!((5800..6200).contains(&shares["a"]), "{shares:?}");
-        assert!(!shares.contains_key("b"), "{shares:?}");
     }
 }

@@ -141,12 +141,17 @@ fn all_upstreams(shared: &Shared) -> Value {
 fn one_upstream(upstream: &Upstream, snapshot: &Snapshot, now: Instant) -> Value {
     let set = upstream.set();
     let endpoints: Vec<Value> = set
-        .endpoints
+        .members
         .iter()
-        .map(|endpoint| {
+        .map(|member| {
+            let endpoint = &member.endpoint;
             json!({
                 "address": endpoint.address,
-                "weight": endpoint.weight,
+                "standing": endpoint.standing.describe(now),
+                "weight": member.weight,
+                "priority": member.priority,
+                "zone": member.zone.as_deref(),
+                "tags": *member.tags,
                 "security": describe(&endpoint.security),
                 "opaque": endpoint.opaque,
                 "inFlight": endpoint.in_flight(),
@@ -159,7 +164,7 @@ fn one_upstream(upstream: &Upstream, snapshot: &Snapshot, now: Instant) -> Value
         "vips": set.vips,
         "source": set.source,
         "ageSeconds": snapshot.age(now).map(|age| age.as_secs_f64()),
-        "lastError": snapshot.error.as_ref().map(ToString::to_string),
+        "lastError": snapshot.trouble().map(ToString::to_string),
         "connections": upstream.open_connections(),
         "pendingRequests": upstream.pending_requests(),
     })
@@ -197,11 +202,18 @@ pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Recei
         }
         let now = Instant::now();
         for (name, (upstream, snapshot)) in shared.directory.upstreams() {
-            let set = upstream.set();
             if let Some(age) = snapshot.age(now) {
                 metrics.discovery_age.with([&name]).set(age.as_secs().try_into().unwrap_or(i64::MAX));
             }
-            metrics.endpoints.with([&name, "available"]).set(set.endpoints.len() as i64);
+            let states = upstream.states(now);
+            for (state, count) in [
+                ("healthy", states.healthy),
+                ("ejected", states.ejected),
+                ("unhealthy", states.unhealthy),
+                ("draining", states.draining),
+            ] {
+                metrics.endpoints.with([&name, state]).set(count as i64);
+            }
             metrics.pool_connections.with([&name]).set(upstream.open_connections() as i64);
             metrics.pool_pending_requests.with([&name]).set(upstream.pending_requests() as i64);
         }

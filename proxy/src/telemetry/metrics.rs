@@ -174,7 +174,7 @@ impl Metrics {
             ),
             endpoints: GaugeFamily::new(making.gauges(
                 "outrigger_endpoints",
-                "Endpoints by state.",
+                "Endpoints by state: healthy, ejected, unhealthy, draining.",
                 ["upstream", "state"],
             )),
             pool_connections: GaugeFamily::new(making.gauges(
@@ -317,7 +317,7 @@ mod tests {
         metrics.responses_incomplete.inc(["inbound", "client"]);
         metrics.dns_lookups.inc(["success"]);
         metrics.discovery_age.with(["api"]).set(1);
-        metrics.endpoints.with(["api", "available"]).set(1);
+        metrics.endpoints.with(["api", "healthy"]).set(1);
         metrics.pool_connections.with(["api"]).set(1);
         metrics.pool_pending_requests.with(["api"]).set(1);
         let labels = Labels {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use outrigger_ca::tls_fault::Worded;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -60,7 +61,7 @@ pub enum Transport {
     /// TCP.
     Plain(TcpStream),
     /// TLS over TCP.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<Worded<TlsStream<TcpStream>>>),
 }
 
 /// A connection, who is at its other end, and its place in the upstream's count.
@@ -119,7 +120,7 @@ impl EndpointPool {
                 let stream = dial.await?;
                 let stream = identity::connect_server(config.clone(), name.clone(), stream, limit).await;
                 let stream = self.counted_handshake(stream)?;
-                Ok(Connected { transport: Transport::Tls(Box::new(stream)), peer: None, counted })
+                Ok(Connected { transport: Transport::Tls(Box::new(Worded(stream))), peer: None, counted })
             }
             Security::Mesh(expected) | Security::Try(expected) => {
                 let config = self.sessions.borrow_mut().config(&self.settings.tls, protocol.alpn());
@@ -139,7 +140,11 @@ impl EndpointPool {
                 if let Some(own) = self.settings.tls.expires() {
                     peer.expires = peer.expires.min(own);
                 }
-                Ok(Connected { transport: Transport::Tls(Box::new(stream)), peer: Some(peer), counted })
+                Ok(Connected {
+                    transport: Transport::Tls(Box::new(Worded(stream))),
+                    peer: Some(peer),
+                    counted,
+                })
             }
         }
     }
@@ -156,7 +161,7 @@ impl Transport {
     pub fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Tls(stream) => stream.0.get_ref().0,
         }
     }
 }

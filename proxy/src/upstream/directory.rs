@@ -23,7 +23,7 @@ use tokio::time::{timeout, timeout_at};
 use configured::Configured;
 
 use super::recipe::{Recipe, RecipeError, Source};
-use super::{Endpoint, SecurityRules, Upstream};
+use super::{Choice, Endpoint, SecurityRules, Upstream};
 use crate::config::{self, Config, Discovery};
 use crate::resolve::{self, Followed, LookupError, Resolver, Snapshot, Target};
 
@@ -61,13 +61,13 @@ impl Destination {
     }
 
     /// The endpoint for one request or connection: the dialled one, or any of the upstream's.
-    pub fn choose(&self, now: Instant, rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
+    pub fn choose(&self, choice: &Choice<'_>, rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
         match &self.endpoint {
             Some(endpoint) => {
-                self.upstream.note_use(now);
+                self.upstream.note_use(choice.now);
                 Some(endpoint.clone())
             }
-            None => self.upstream.choose(now, rng),
+            None => self.upstream.choose(choice, rng),
         }
     }
 }
@@ -218,7 +218,10 @@ impl Directory {
         let before = shared.configured.swap(Arc::new(Configured::new(config, rules)));
         let now = shared.configured.load_full();
         shared.made().retain(|key, made| match key {
-            Key::Configured(name, _) if before.upstream(name) != now.upstream(name) => false,
+            Key::Configured(name, _) if !now.has_same_upstream(&before, name) => {
+                made.upstream.leave();
+                false
+            }
             _ => {
                 made.upstream.update(made.recipe.endpoint_set(&now.rules, &made.followed.current()));
                 true
@@ -306,10 +309,20 @@ impl Shared {
             Ok(upstream) => upstream,
             // Without an answer a name of the mesh can't be told from a forged one, and its address from
             // one outside the mesh.
-            Err(error) if candidates().any(|name| configured.rules.is_of_the_mesh_by_name(name)) => {
-                return Err(error);
+            Err(error) => {
+                let of_the_mesh = |name: &str| configured.rules.is_of_the_mesh_by_name(name);
+                let may_be_of_the_mesh = match &error {
+                    // In a pod the search domains make a name of the mesh of any host; most of those are denied.
+                    DestinationError::Lookup(error) => {
+                        of_the_mesh(host) || error.undenied().iter().any(|name| of_the_mesh(name))
+                    }
+                    _ => candidates().any(of_the_mesh),
+                };
+                if may_be_of_the_mesh {
+                    return Err(error);
+                }
+                None
             }
-            Err(_) => None,
         };
         let is_its_address = by_dns.as_ref().is_some_and(|upstream| upstream.holds(dialled));
         if named.is_some() || routes.is_some() {
@@ -450,7 +463,8 @@ impl Shared {
             return Err(DestinationError::Config(format!("the config has no upstream {name}").into()));
         };
         let key = Key::configured(name, upstream, port);
-        self.make(key, || Recipe::configured(name, upstream, port)).await.map(|(made, _)| made)
+        let zone = configured.config.zone.as_deref();
+        self.make(key, || Recipe::configured(name, upstream, port, zone)).await.map(|(made, _)| made)
     }
 
     /// Begins to follow the configured upstreams whose addresses can be known before anybody dials them, so
@@ -465,7 +479,7 @@ impl Shared {
             if !key.is_bounded() || is_stated || self.made().contains_key(&key) {
                 continue;
             }
-            match Recipe::configured(name, upstream, port) {
+            match Recipe::configured(name, upstream, port, configured.config.zone.as_deref()) {
                 Ok(recipe) => _ = self.add(key, Arc::new(recipe)),
                 Err(error) => tracing::warn!("it can't be called until this is mended: {error}"),
             }
@@ -565,7 +579,9 @@ impl Shared {
         }
         unbounded.sort_unstable_by_key(|(last_used, _)| *last_used);
         for (_, key) in &unbounded[..MADE_ROOM] {
-            made.remove(key);
+            if let Some(made) = made.remove(key) {
+                made.upstream.leave();
+            }
         }
         self.generation.fetch_add(1, Relaxed);
     }

@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 
-use super::Security;
 use super::load::{Load, since_epoch};
+use super::{Security, Standing};
 use crate::identity::HandshakeError;
 
 /// How long permissive mode believes that a peer has no sidecar.
@@ -36,15 +36,17 @@ pub struct Endpoint {
     pub id: EndpointId,
     /// Where it listens.
     pub address: SocketAddr,
-    /// Share of the requests, relative to the other endpoints.
-    pub weight: u32,
     /// The mesh's discovery declared the port opaque.
     pub opaque: bool,
     /// How the connection is secured.
     pub security: Security,
     /// SNI of mesh connections: the service's name, or the address where there is none.
     pub server_name: ServerName<'static>,
+    /// Whether it is in or out, and why.
+    pub standing: Standing,
     pub(super) load: Load,
+    /// It has left its upstream's set.
+    gone: AtomicBool,
     /// 0: unknown; `MESHED`; else the nanoseconds after the epoch until which it counts as plain.
     verdict: AtomicU64,
 }
@@ -55,7 +57,6 @@ impl Endpoint {
     /// An endpoint that has not been spoken to yet.
     pub fn new(
         address: SocketAddr,
-        weight: u32,
         opaque: bool,
         security: Security,
         server_name: ServerName<'static>,
@@ -64,11 +65,12 @@ impl Endpoint {
         Arc::new(Self {
             id: EndpointId(NEXT.fetch_add(1, Relaxed)),
             address,
-            weight,
             opaque,
             security,
             server_name,
+            standing: Standing::default(),
             load: Load::default(),
+            gone: AtomicBool::new(false),
             verdict: AtomicU64::new(0),
         })
     }
@@ -99,12 +101,16 @@ impl Endpoint {
             && self.opaque == other.opaque
             && self.server_name == other.server_name
             && self.security == other.security
-            && self.weight == other.weight
     }
 
-    /// What a new request would meet here.
-    pub fn cost(&self, now: Instant) -> f64 {
-        self.load.cost(now)
+    /// It is no longer of its upstream's set: its connections close as soon as nobody uses them.
+    pub(super) fn leave(&self) {
+        self.gone.store(true, Relaxed);
+    }
+
+    /// Whether it has left its upstream's set.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Relaxed)
     }
 
     /// Requests in flight.

@@ -14,10 +14,29 @@ use super::pool::{ConnectionPlace, EndpointPool, Pending};
 use crate::identity::Peer;
 use crate::net::{Body, MeshProtocol};
 
-/// Fields a message may have (the design's section 8).
-pub(crate) const MAX_FIELDS: usize = 100;
-/// Bytes a header section may have.
-pub(crate) const MAX_HEADER_BYTES: usize = 64 << 10;
+/// How large a header section may be.
+#[derive(Clone, Copy, Debug)]
+pub struct HeaderLimits {
+    /// Fields.
+    pub fields: usize,
+    /// Bytes on HTTP/1.1.
+    pub bytes: usize,
+    /// Bytes on HTTP/2, as RFC 9113 6.5.2 counts them: 32 more for each field than it has characters.
+    pub list_bytes: u32,
+}
+
+impl HeaderLimits {
+    /// Of what workloads send, and peers outside the mesh (the design's section 8).
+    pub const WORKLOAD: Self = Self { fields: 100, bytes: 64 << 10, list_bytes: (64 << 10) + 4096 };
+    /// On mesh connections: the proxy at the other end has held [`Self::WORKLOAD`] against its workload, and adds
+    /// fields of the mesh and of the connection.
+    pub const MESH: Self = Self { fields: 116, bytes: (64 << 10) + 4096, list_bytes: (64 << 10) + 8192 };
+
+    /// Of a connection, on the mesh or not.
+    pub fn of(mesh: bool) -> Self {
+        if mesh { Self::MESH } else { Self::WORKLOAD }
+    }
+}
 
 /// Connections nobody uses, the one used last on top.
 #[derive(Default)]
@@ -144,9 +163,10 @@ impl EndpointPool {
     ) -> Result<(SendRequest<Body>, Option<Peer>, Option<ConnectionPlace>), ConnectError> {
         let Connected { transport, peer, counted } =
             self.connect(upstream, counted, MeshProtocol::H1).await?;
+        let limits = HeaderLimits::of(peer.is_some());
         let (sender, connection) = Builder::new()
-            .max_headers(MAX_FIELDS)
-            .max_header_size(MAX_HEADER_BYTES)
+            .max_headers(limits.fields)
+            .max_header_size(limits.bytes)
             .handshake(TokioIo::new(transport))
             .await
             .map_err(|error| ConnectError::Protocol(self.endpoint.address, error.to_string().into()))?;
@@ -179,6 +199,11 @@ impl Http1Idle {
     /// Closes connections that were unused since `before`.
     pub(super) fn sweep(&self, before: Instant) {
         self.idle.borrow_mut().retain(|(reusable, since)| *since >= before && !reusable.sender.is_closed());
+    }
+
+    /// Closes them all.
+    pub(super) fn close(&self) {
+        self.idle.borrow_mut().clear();
     }
 
     pub(super) fn len(&self) -> usize {

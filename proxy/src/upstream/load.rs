@@ -36,11 +36,11 @@ pub(super) fn since_epoch(now: Instant) -> u64 {
 }
 
 impl Load {
-    /// What a new request would meet here; comparable between endpoints.
-    pub(super) fn cost(&self, now: Instant) -> f64 {
+    /// The latency that a new request would meet were it alone; comparable between endpoints.
+    pub(super) fn expected_latency(&self, now: Instant) -> f64 {
         let average = f64::from_bits(self.average.load(Relaxed));
         let average = if average == 0.0 { UNKNOWN_SECONDS } else { average * self.decay(now) };
-        average.max(f64::MIN_POSITIVE) * f64::from(self.in_flight.load(Relaxed) + 1)
+        average.max(f64::MIN_POSITIVE)
     }
 
     pub(super) fn in_flight(&self) -> u32 {
@@ -119,19 +119,10 @@ mod tests {
         let start = epoch() + Duration::from_secs(1);
         load.observe(Duration::from_millis(2), start);
         load.observe(Duration::from_millis(200), start);
-        let peak = load.cost(start);
+        let peak = load.expected_latency(start);
         assert!((peak - 0.2).abs() < 1e-9, "{peak}");
         load.observe(Duration::from_millis(2), start + Duration::from_millis(10));
-        assert!(load.cost(start + Duration::from_millis(10)) > 0.19);
-        assert!(load.cost(start + Duration::from_secs(60)) < 0.001);
-    }
-
-    #[test]
-    fn requests_in_flight_multiply_the_cost() {
-        let load = Load::default();
-        let now = epoch() + Duration::from_secs(1);
-        load.observe(Duration::from_millis(10), now);
-        load.in_flight.store(3, Relaxed);
-        assert!((load.cost(now) - 0.04).abs() < 1e-9);
+        assert!(load.expected_latency(start + Duration::from_millis(10)) > 0.19);
+        assert!(load.expected_latency(start + Duration::from_secs(60)) < 0.001);
     }
 }

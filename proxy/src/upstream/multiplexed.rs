@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Upstream;
 use super::connect::{ConnectError, Connected, Counted, Transport};
+use super::http1::HeaderLimits;
 use super::pool::{EndpointPool, Pending};
 use crate::net::MeshProtocol;
 
@@ -35,8 +36,6 @@ pub(crate) const CONNECTION_WINDOW: u32 = 16 << 20;
 pub(crate) const FRAME_SIZE: u32 = 64 << 10;
 /// Bytes a stream may hold between us and the socket.
 pub(crate) const SEND_BUFFER: usize = 256 << 10;
-/// Header sections up to 64 KiB, and room for the mesh's own fields.
-pub(crate) const HEADER_LIST: u32 = (64 << 10) + 4096;
 /// PING every second tick, its answer within one.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -175,7 +174,7 @@ impl EndpointPool {
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME_SIZE)
-            .max_header_list_size(HEADER_LIST)
+            .max_header_list_size(HeaderLimits::of(peer.is_some()).list_bytes)
             .max_send_buffer_size(SEND_BUFFER)
             // Until the peer's settings are there; RFC 9113 6.5.2 recommends that no peer allows fewer.
             .initial_max_send_streams(ENOUGH_STREAMS)
@@ -270,6 +269,11 @@ impl Multiplexed {
 
     fn remove(&self, connection: &Weak<Connection>) {
         self.connections.borrow_mut().retain(|known| !std::ptr::eq(Rc::as_ptr(known), connection.as_ptr()));
+    }
+
+    /// Puts no more requests on the connections there are; each closes with its last one.
+    pub(super) fn retire(&self) {
+        self.connections.borrow_mut().clear();
     }
 
     pub(super) fn len(&self) -> usize {

@@ -80,9 +80,15 @@ impl Pools {
             .clone()
     }
 
-    /// Closes what was unused for too long. Call it every [`SWEEP`].
+    /// Closes what was unused for too long, and what is unused now and leads to an endpoint that is gone. Call it
+    /// every [`SWEEP`].
     pub fn sweep(&self, now: Instant) {
         self.pools.borrow_mut().retain(|_, pool| {
+            if pool.endpoint.is_gone() {
+                pool.http1.close();
+                pool.multiplexed.retire();
+                return Rc::strong_count(pool) > 1;
+            }
             if let Some(before) = now.checked_sub(pool.idle_timeout) {
                 pool.http1.sweep(before);
             }

@@ -8,8 +8,9 @@ use outrigger_ca::SpiffeId;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 
+use super::owned::{Callee, Owned, by_owners};
 use super::security::{Claims, Pinned};
-use super::{Endpoint, EndpointSet, Policy, Security, SecurityRules};
+use super::{Endpoint, EndpointSet, Member, Policy, Security, SecurityRules};
 use crate::config::{self, Discovery, UpstreamTls, UpstreamTlsMode};
 use crate::identity::{TlsError, server_tls};
 use crate::resolve::{Followed, LookupError, ProviderSettings, ResolvedEndpoint, Resolver, Snapshot, Target};
@@ -76,6 +77,15 @@ impl Source {
         Self::Provided(settings, host)
     }
 
+    /// The port that was dialled, or that the config states in its place. None where an answer says it.
+    fn dialled_port(&self) -> Option<u16> {
+        match self {
+            Self::Name(Target::Name { port, .. }) => Some(*port),
+            Self::Dialled(address) => Some(address.port()),
+            Self::Provided(..) | Self::Name(_) => None,
+        }
+    }
+
     /// Begins to follow where they are.
     pub(super) fn follow(&self, resolver: &Resolver) -> Followed {
         match self {
@@ -87,11 +97,12 @@ impl Source {
 }
 
 impl Recipe {
-    /// An upstream of the config. `port` is the one that was dialled.
+    /// An upstream of the config. `port` is the one that was dialled, `zone` the proxy's own.
     pub(super) fn configured(
         name: &str,
         upstream: &config::Upstream,
         port: u16,
+        zone: Option<&str>,
     ) -> Result<Self, RecipeError> {
         let tls = match &upstream.tls {
             None | Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh)) => None,
@@ -123,6 +134,11 @@ impl Recipe {
                 stream_idle_timeout: upstream.stream_idle_timeout.map(Into::into),
                 protocol: upstream.protocol,
                 request_timeout: upstream.timeout.map(Into::into),
+                balance: upstream.balance.clone(),
+                zone: zone.filter(|_| upstream.prefer_zone).map(Into::into),
+                slow_start: upstream.slow_start.map(Into::into),
+                outlier: upstream.outlier.clone(),
+                checks_health: upstream.health_check.is_some(),
             },
             any_destination: upstream.any_destination,
             mesh: matches!(upstream.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))),
@@ -148,17 +164,71 @@ impl Recipe {
     /// The endpoints as the latest answer gives them.
     pub(super) fn endpoint_set(&self, rules: &SecurityRules, snapshot: &Snapshot) -> EndpointSet {
         let answer = snapshot.answer.as_deref();
-        let named = |name: &Arc<str>| Some(strip_service_labels(name).to_owned());
+        let is_provided = matches!(self.source, Source::Provided(..));
+        let failed = !is_provided && matches!(snapshot.error.as_deref(), Some(LookupError::Failed { .. }));
+        // What a cluster calls a service, the mesh's discovery would know better, and is not asked: unknown means meshed.
+        let names_services = is_provided && answer.is_some_and(|answer| answer.source.names_services());
+        let Owned { callees, vips, service } = self.callees(rules, snapshot, failed);
+        let members = callees
+            .iter()
+            .map(|Callee { endpoint, name, namespace }| {
+                let claims = Claims {
+                    undiscovered: failed && name.is_some_and(|name| rules.is_discoverys(name)),
+                    tls: self.tls.as_ref(),
+                    mesh: self.mesh || (names_services && name.is_some_and(|name| rules.is_discoverys(name))),
+                    pinned: &self.pinned,
+                    name: *name,
+                    namespace: *namespace,
+                };
+                let address = endpoint.address;
+                let server_name = name
+                    .and_then(|name| ServerName::try_from(name.to_owned()).ok())
+                    .unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
+                let security = rules.decide(&claims, endpoint, self.source.dialled_port());
+                let known = Endpoint::new(address, endpoint.opaque, security, server_name);
+                Member {
+                    endpoint: known,
+                    weight: endpoint.weight,
+                    priority: endpoint.priority,
+                    zone: endpoint.zone.clone(),
+                    tags: endpoint.tags.clone(),
+                }
+            })
+            .collect();
+        EndpointSet {
+            name: answer.map(|answer| answer.name.clone()),
+            members,
+            vips,
+            source: match &self.source {
+                Source::Dialled(_) if answer.is_none() => "dialled",
+                _ => answer.map_or("none", |answer| answer.source.as_str()),
+            },
+            refreshed: Some(snapshot.refreshed),
+            error: snapshot.trouble().map(|error| error.to_string().into()),
+            request_timeout: service.and_then(|service| service.timeout),
+        }
+    }
+
+    /// Who may be called, before it is decided how.
+    fn callees<'a>(&'a self, rules: &SecurityRules, snapshot: &'a Snapshot, failed: bool) -> Owned<'a> {
+        let answer = snapshot.answer.as_deref();
         let (resolved, name) = match &self.source {
             Source::Provided(_, host) => {
                 let resolved = answer.map(|answer| answer.endpoints.clone()).unwrap_or_default();
                 let service = answer.filter(|answer| answer.source.names_services());
-                (resolved, service.map(|answer| &answer.name).or(host.as_ref()).and_then(named))
+                let name = service.map(|answer| &*answer.name).or(host.as_deref());
+                (resolved, name.map(strip_service_labels))
             }
-            Source::Name(_) => match answer {
-                Some(answer) => (answer.endpoints.clone(), named(&answer.name)),
-                None => (Vec::new(), None),
-            },
+            Source::Name(_) => {
+                let Some(answer) = answer else { return Owned::default() };
+                let name = strip_service_labels(&answer.name);
+                if let Some(owners) = snapshot.owners.as_deref()
+                    && self.is_owners_to_say(rules, name, failed)
+                {
+                    return by_owners(answer, owners, name, rules);
+                }
+                (answer.endpoints.clone(), Some(name))
+            }
             // A VIP has no listener: its service's own upstream is used.
             Source::Dialled(address) if answer.is_some_and(|a| a.vips.contains(&address.ip())) => {
                 (Vec::new(), None)
@@ -169,44 +239,19 @@ impl Recipe {
             }
         };
         let service = answer.and_then(|answer| answer.service.as_ref());
-        let by_name = !matches!(self.source, Source::Provided(..));
-        let failed = by_name && matches!(snapshot.error.as_deref(), Some(LookupError::Failed { .. }));
-        let claims = Claims {
-            undiscovered: failed && name.as_deref().is_some_and(|name| rules.is_discoverys(name)),
-            tls: self.tls.as_ref(),
-            // Its provider can't know what the mesh's discovery would: unknown means meshed.
-            mesh: self.mesh
-                || (!by_name
-                    && answer.is_some_and(|answer| answer.source.names_services())
-                    && name.as_deref().is_some_and(|name| rules.is_discoverys(name))),
-            pinned: &self.pinned,
-            name: name.as_deref(),
-            namespace: service.map(|service| &*service.namespace),
-        };
-        let endpoints = resolved
-            .iter()
-            .map(|endpoint| {
-                let address = endpoint.address;
-                let server_name = name
-                    .as_ref()
-                    .and_then(|name| ServerName::try_from(name.clone()).ok())
-                    .unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
-                let security = rules.decide(&claims, endpoint);
-                Endpoint::new(address, endpoint.weight, endpoint.opaque, security, server_name)
-            })
-            .collect();
-        EndpointSet {
-            name: answer.map(|answer| answer.name.clone()),
-            endpoints,
+        let namespace = service.map(|service| &*service.namespace);
+        Owned {
+            callees: resolved.into_iter().map(|endpoint| Callee { endpoint, name, namespace }).collect(),
             vips: answer.map(|answer| answer.vips.clone()).unwrap_or_default(),
-            source: match &self.source {
-                Source::Dialled(_) if answer.is_none() => "dialled",
-                _ => answer.map_or("none", |answer| answer.source.as_str()),
-            },
-            refreshed: Some(snapshot.refreshed),
-            error: snapshot.error.as_ref().map(|error| error.to_string().into()),
-            request_timeout: service.and_then(|service| service.timeout),
+            service,
         }
+    }
+
+    /// Whether it depends on the owners of a name's addresses how they are called: not where the config says it, nor where
+    /// the name is of the mesh and so says whom to expect, discovery being away or not.
+    fn is_owners_to_say(&self, rules: &SecurityRules, name: &str, failed: bool) -> bool {
+        let undiscovered = failed && rules.is_discoverys(name);
+        self.tls.is_none() && !self.mesh && !undiscovered && !rules.outbound.is_mesh_name(name)
     }
 }
 
@@ -224,6 +269,11 @@ impl Default for Policy {
             stream_idle_timeout: None,
             protocol: config::Protocol::Auto,
             request_timeout: None::<Duration>,
+            balance: config::Balance::default(),
+            zone: None,
+            slow_start: None,
+            outlier: config::Outlier::default(),
+            checks_health: false,
         }
     }
 }

@@ -7,7 +7,7 @@ use outrigger_ca::{ExpectedIdentity, SpiffeId};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
-use crate::config::Outbound;
+use crate::config::{Outbound, is_not_redirected};
 use crate::resolve::ResolvedEndpoint;
 
 /// How connections to an endpoint are secured.
@@ -98,8 +98,14 @@ impl SecurityRules {
         self.outbound.is_mesh_name(name) || self.is_discoverys(name)
     }
 
-    /// Decides about one endpoint. What is not known to be outside the mesh counts as inside.
-    pub(super) fn decide(&self, claims: &Claims<'_>, endpoint: &ResolvedEndpoint) -> Security {
+    /// Decides about one endpoint. What is not known to be outside the mesh counts as inside. `dialled` is the
+    /// port that the caller or the config wants; none where an answer says it.
+    pub(super) fn decide(
+        &self,
+        claims: &Claims<'_>,
+        endpoint: &ResolvedEndpoint,
+        dialled: Option<u16>,
+    ) -> Security {
         if let Some(own) = claims.tls {
             return own.clone();
         }
@@ -112,6 +118,11 @@ impl SecurityRules {
             return Security::Refused(
                 "the mesh's discovery does not answer, and it says who this peer must be",
             );
+        }
+        let nothing_said = endpoint.mesh.is_none() && !claims.mesh && *claims.pinned == Pinned::No;
+        // The port of an answer alone must not lead to plaintext: DNS can be forged.
+        if nothing_said && is_not_redirected(address.port()) && dialled == Some(address.port()) {
+            return Security::Plain;
         }
         let meshed = match endpoint.mesh {
             Some(authenticated) => authenticated,
@@ -199,7 +210,11 @@ mod tests {
     ) -> String {
         let claims =
             Claims { tls: None, mesh: false, pinned: &Pinned::No, name, namespace: None, undiscovered };
-        match rules.decide(&claims, endpoint) {
+        shown(rules.decide(&claims, endpoint, Some(80)))
+    }
+
+    fn shown(security: Security) -> String {
+        match security {
             Security::Plain => "plain".into(),
             Security::Mesh(expected) => format!("mesh {expected}"),
             Security::Try(_) => "try".into(),
@@ -262,6 +277,46 @@ mod tests {
         assert_eq!(decide(&rules, None, &endpoint("10.1.0.1:80", Some(false), None)), "plain");
         let api = Some("api.shop.svc.cluster.local");
         assert!(decide(&rules, api, &endpoint("10.1.0.1:80", None, None)).starts_with("mesh"));
+    }
+
+    #[test]
+    fn a_sidecar_s_own_ports_are_plaintext_for_who_dials_them_and_nothing_else_is() {
+        let api = Some("api.shop.svc.cluster.local");
+        let (no, exactly) =
+            (Pinned::No, Pinned::Exactly(SpiffeId::new("cluster.local", "shop", "a").unwrap()));
+        let (known, unknown) = ("10.77.0.3:15020", None);
+        let cases = [
+            (api, known, unknown, Some(15020), false, &no, "plain"),
+            (None, "10.77.0.3:15021", unknown, Some(15021), false, &no, "plain"),
+            // SRV records of ordinary DNS name a port, and can be forged.
+            (api, known, unknown, Some(8080), false, &no, "mesh"),
+            (api, known, unknown, None, false, &no, "mesh"),
+            (api, "10.77.0.3:8080", unknown, Some(15020), false, &no, "mesh"),
+            // Discovery or the config say otherwise.
+            (api, known, Some(true), Some(15020), false, &no, "mesh"),
+            (api, known, unknown, Some(15020), true, &no, "mesh"),
+            (api, known, unknown, Some(15020), false, &exactly, "mesh"),
+            // The proxy's other ports are closed to the outside.
+            (api, "10.77.0.3:15006", unknown, Some(15006), false, &no, "mesh"),
+        ];
+        for tries_tls in [false, true] {
+            let rules = rules(tries_tls);
+            for (name, address, mesh_by_discovery, dialled, mesh, pinned, want) in cases {
+                let claims = Claims { tls: None, mesh, pinned, name, namespace: None, undiscovered: false };
+                let decided = rules.decide(&claims, &endpoint(address, mesh_by_discovery, None), dialled);
+                assert!(shown(decided).starts_with(want), "{name:?} {address} {dialled:?}");
+            }
+            let claims = Claims {
+                tls: None,
+                mesh: false,
+                pinned: &no,
+                name: api,
+                namespace: None,
+                undiscovered: true,
+            };
+            let decided = rules.decide(&claims, &endpoint(known, unknown, None), Some(15020));
+            assert_eq!(shown(decided), "refused", "discovery could say otherwise");
+        }
     }
 
     #[test]

@@ -1,54 +1,26 @@
 //! An upstream and its current set of endpoints.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rand::Rng;
 use tokio::sync::Notify;
 
+use super::balance::{Choice, Picker, Subset};
 use super::load::since_epoch;
-use super::{Endpoint, balance};
-use crate::config::Protocol;
+use super::outlier::Ejections;
+use super::standing::{EndpointState, StaleAt, States};
+use super::{Endpoint, Policy};
 
 /// How exactly the last use is known, in nanoseconds: workers that all wrote the time for each request would
 /// pass the cache line around.
 const USE_NOTED_EVERY: u64 = 1_000_000_000;
-
-/// What an upstream's owner decided about it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Policy {
-    /// Limit for TCP connect and TLS handshake, each.
-    pub connect_timeout: Duration,
-    /// Connections, all workers together.
-    pub max_connections: usize,
-    /// Requests that may wait for a connection.
-    pub max_pending_requests: usize,
-    /// Requests under way at once, all workers together.
-    pub max_requests: usize,
-    /// Requests after which a connection takes no more.
-    pub max_requests_per_connection: u64,
-    /// Age from which on a connection takes no more requests.
-    pub max_connection_age: Option<Duration>,
-    /// Time a connection may stay unused.
-    pub idle_timeout: Duration,
-    /// Time a body or an opaque connection may stand still.
-    pub stream_idle_timeout: Option<Duration>,
-    /// What is spoken with it.
-    pub protocol: Protocol,
-    /// From the end of the request to the response's headers, unless a route says otherwise.
-    pub request_timeout: Option<Duration>,
-}
-
-impl Policy {
-    /// Whether a connection that was opened then and has carried that many requests takes one more.
-    pub(super) fn keeps_connection(&self, opened: Instant, requests: u64, now: Instant) -> bool {
-        requests < self.max_requests_per_connection
-            && self.max_connection_age.is_none_or(|age| now.saturating_duration_since(opened) < age)
-    }
-}
+/// Subsets that a picker is made for. Routes bound them, but those of earlier configs stay until there are this many.
+const MAX_SUBSETS: usize = 256;
 
 /// A named service that requests are sent to.
 #[derive(Debug)]
@@ -60,11 +32,24 @@ pub struct Upstream {
     /// Requests that name it may go there whatever address was dialled.
     pub any_destination: bool,
     set: ArcSwap<EndpointSet>,
+    picker: ArcSwap<Picker>,
+    stale_at: Arc<StaleAt>,
+    making: Mutex<Making>,
+    pub(super) ejections: Ejections,
     /// Nanoseconds after the epoch of [`since_epoch`].
     last_used: AtomicU64,
     pub(super) connections: AtomicUsize,
     pub(super) pending: AtomicUsize,
     pub(super) connection_freed: Notify,
+}
+
+/// What only those need who make a new set or picker.
+#[derive(Debug, Default)]
+struct Making {
+    /// The subsets that were asked for.
+    subsets: Vec<Subset>,
+    /// Endpoints that left the set, until nobody uses them.
+    left: Vec<Weak<Endpoint>>,
 }
 
 /// The endpoints of an upstream, as one answer of discovery gave them.
@@ -73,7 +58,7 @@ pub struct EndpointSet {
     /// The full name that answered; `None` without an answer, and where nobody was asked.
     pub name: Option<Arc<str>>,
     /// The endpoints.
-    pub endpoints: Vec<Arc<Endpoint>>,
+    pub members: Vec<Member>,
     /// Further addresses that stand for the service: its VIPs.
     pub vips: Vec<IpAddr>,
     /// Where the answer came from: `hosts`, `mesh`, `dns`, `static`.
@@ -86,6 +71,36 @@ pub struct EndpointSet {
     pub request_timeout: Option<Duration>,
 }
 
+/// An endpoint, and what discovery says of its place in the set. It may change without a connection being dropped.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// Share of the requests, relative to the other members; 0 for none.
+    pub weight: u32,
+    /// 0 is used first; a level with a larger number only as far as those before it have too few healthy endpoints.
+    pub priority: u32,
+    /// Availability zone.
+    pub zone: Option<Arc<str>>,
+    /// Tags by which a route's `subset` chooses.
+    pub tags: Arc<BTreeMap<String, String>>,
+}
+
+impl Member {
+    /// A member like any other: weight 1, priority 0, neither zone nor tags.
+    pub fn new(endpoint: Arc<Endpoint>) -> Self {
+        Self { endpoint, weight: 1, priority: 0, zone: None, tags: Arc::default() }
+    }
+
+    /// Whether requests are spread over `other` as over this.
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.endpoint, &other.endpoint)
+            && (self.weight, self.priority) == (other.weight, other.priority)
+            && self.zone == other.zone
+            && self.tags == other.tags
+    }
+}
+
 impl Upstream {
     /// An upstream without endpoints yet.
     pub fn new(name: impl Into<Arc<str>>, policy: Policy, any_destination: bool) -> Self {
@@ -94,6 +109,10 @@ impl Upstream {
             policy,
             any_destination,
             set: ArcSwap::default(),
+            picker: ArcSwap::default(),
+            stale_at: Arc::default(),
+            making: Mutex::default(),
+            ejections: Ejections::default(),
             last_used: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
@@ -106,24 +125,96 @@ impl Upstream {
         self.set.load()
     }
 
-    /// Puts a new answer in place; endpoints that stay the same keep their connections and averages.
+    /// Puts a new answer in place; endpoints that stay the same keep their connections, averages and standing.
     /// Returns whether what was decided by the set before may be decided otherwise now.
     pub fn update(&self, mut next: EndpointSet) -> bool {
-        let now = self.set.load();
-        for endpoint in &mut next.endpoints {
-            if let Some(known) = now.endpoints.iter().find(|known| known.is_same(endpoint)) {
-                *endpoint = known.clone();
+        let mut making = self.making();
+        let before = self.set.load_full();
+        for member in &mut next.members {
+            match before.endpoints().find(|known| known.is_same(&member.endpoint)) {
+                Some(known) => member.endpoint = known.clone(),
+                None => member.endpoint.standing.join(&self.stale_at, self.policy.checks_health),
             }
         }
-        let changed = !now.decides_like(&next);
+        let changed = !before.decides_like(&next);
+        let is_spread_alike = before.members.len() == next.members.len()
+            && before.members.iter().zip(&next.members).all(|(before, next)| before.is_same(next));
+        making.left.retain(|left| left.strong_count() > 0);
+        for gone in before.endpoints().filter(|gone| !next.endpoints().any(|stays| Arc::ptr_eq(stays, gone)))
+        {
+            gone.leave();
+            making.left.push(Arc::downgrade(gone));
+        }
         self.set.store(Arc::new(next));
+        if !is_spread_alike {
+            self.make_picker(&making, since_epoch(Instant::now()));
+        }
         changed
     }
 
-    /// Chooses the endpoint for one request.
-    pub fn choose(&self, now: Instant, rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
-        self.note_use(now);
-        balance::choose(&self.set.load().endpoints, now, rng).cloned()
+    /// The upstream itself is let go of: its connections close as soon as nobody uses them.
+    pub(super) fn leave(&self) {
+        self.set.load().endpoints().for_each(|endpoint| endpoint.leave());
+    }
+
+    /// Chooses the endpoint for one try of a request.
+    pub fn choose(&self, choice: &Choice<'_>, rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
+        let now = since_epoch(choice.now);
+        self.note_use(choice.now);
+        if self.stale_at.is_due(now) {
+            self.make_picker(&self.making(), now);
+        }
+        let picker = self.picker.load();
+        match picker.plan(choice.subset) {
+            Some(plan) => plan.pick(choice, rng).cloned(),
+            None => {
+                self.make_picker_for(choice.subset, now);
+                self.picker.load().plan(choice.subset)?.pick(choice, rng).cloned()
+            }
+        }
+    }
+
+    fn make_picker_for(&self, subset: Option<&Subset>, now: u64) {
+        let mut making = self.making();
+        if let Some(subset) = subset.filter(|subset| !making.subsets.contains(subset)) {
+            if making.subsets.len() >= MAX_SUBSETS {
+                making.subsets.clear();
+            }
+            making.subsets.push(subset.clone());
+        }
+        self.make_picker(&making, now);
+    }
+
+    /// Makes the picker anew. Those who choose meanwhile use the one before.
+    fn make_picker(&self, making: &MutexGuard<'_, Making>, now: u64) {
+        self.stale_at.renew(|| {
+            let before = self.picker.load();
+            let picker = Picker::new(&self.policy, &self.set.load().members, &making.subsets, &before, now);
+            let stale_at = picker.stale_at();
+            self.picker.store(Arc::new(picker));
+            stale_at
+        });
+    }
+
+    fn making(&self) -> MutexGuard<'_, Making> {
+        // A half-made picker is none: the one before is still in place.
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many endpoints are in, out and leaving.
+    pub fn states(&self, now: Instant) -> States {
+        let mut states = States {
+            draining: self.making().left.iter().filter(|left| left.strong_count() > 0).count(),
+            ..States::default()
+        };
+        for endpoint in self.set.load().endpoints() {
+            match endpoint.standing.state(now) {
+                EndpointState::Healthy => states.healthy += 1,
+                EndpointState::Ejected => states.ejected += 1,
+                EndpointState::Unhealthy => states.unhealthy += 1,
+            }
+        }
+        states
     }
 
     /// The endpoint that listens at `address`; none where the address stands for the whole service.
@@ -132,7 +223,7 @@ impl Upstream {
         if set.vips.contains(&address.ip()) {
             return None;
         }
-        set.endpoints.iter().find(|endpoint| endpoint.address == address).cloned()
+        set.endpoints().find(|endpoint| endpoint.address == address).cloned()
     }
 
     /// Remembers that it was used, to about a second.
@@ -151,13 +242,13 @@ impl Upstream {
     /// Whether `address` is one of the endpoints or stands for the service.
     pub fn holds(&self, address: SocketAddr) -> bool {
         let set = self.set.load();
-        set.vips.contains(&address.ip()) || set.endpoints.iter().any(|e| e.address.ip() == address.ip())
+        set.vips.contains(&address.ip()) || set.endpoints().any(|e| e.address.ip() == address.ip())
     }
 
     /// Whether `address`, port included, is one of the endpoints, or its address stands for the service.
     pub fn is_at(&self, address: SocketAddr) -> bool {
         let set = self.set.load();
-        set.vips.contains(&address.ip()) || set.endpoints.iter().any(|e| e.address == address)
+        set.vips.contains(&address.ip()) || set.endpoints().any(|e| e.address == address)
     }
 
     /// Connections open, all workers together.
@@ -172,13 +263,18 @@ impl Upstream {
 }
 
 impl EndpointSet {
+    /// The endpoints of the members.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.members.iter().map(|member| &member.endpoint)
+    }
+
     /// Whether nobody would decide otherwise by `next`: the same name, addresses and endpoints, in any order.
     fn decides_like(&self, next: &Self) -> bool {
         self.name == next.name
             && self.vips.len() == next.vips.len()
             && self.vips.iter().all(|vip| next.vips.contains(vip))
-            && self.endpoints.len() == next.endpoints.len()
-            && self.endpoints.iter().all(|now| next.endpoints.iter().any(|next| Arc::ptr_eq(now, next)))
+            && self.members.len() == next.members.len()
+            && self.endpoints().all(|now| next.endpoints().any(|next| Arc::ptr_eq(now, next)))
     }
 }
 
@@ -193,11 +289,11 @@ mod tests {
         let endpoint = |address: &&str| {
             let address: SocketAddr = address.parse().unwrap();
             let server_name = ServerName::IpAddress(address.ip().into());
-            Endpoint::new(address, 1, false, security.clone(), server_name)
+            Member::new(Endpoint::new(address, false, security.clone(), server_name))
         };
         EndpointSet {
             name: name.map(Into::into),
-            endpoints: addresses.iter().map(endpoint).collect(),
+            members: addresses.iter().map(endpoint).collect(),
             vips: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
             refreshed: Some(Instant::now()),
             ..EndpointSet::default()

@@ -1,11 +1,12 @@
 //! Where an upstream's endpoints come from.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -32,20 +33,40 @@ pub enum Discovery {
 }
 
 /// One endpoint: `ip:port`, or fields.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct StaticEndpoint {
     /// `ip:port`.
     pub address: SocketAddr,
-    /// Share of the requests, relative to the other endpoints, 0 for none. Default: 1.
+    /// Share of the requests, relative to the other endpoints.
     pub weight: u32,
-    /// 0 is used first; a level with a larger number only as far as those before it have too few healthy endpoints.
-    /// Default: 0.
+    /// Level; 0 is used first.
     pub priority: u32,
     /// Availability zone.
     pub zone: Option<String>,
     /// Tags by which a route's `subset` chooses.
     pub tags: BTreeMap<String, String>,
+}
+
+/// [`StaticEndpoint`] as it is written with fields.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct EndpointFields {
+    /// `ip:port`.
+    #[schemars(with = "String")]
+    address: Address,
+    /// Share of the requests, relative to the other endpoints, 0 for none, at most 1000000. Default: 1.
+    #[serde(default = "one")]
+    weight: u32,
+    /// 0 is used first; a level with a larger number only as far as those before it have too few healthy endpoints.
+    /// Default: 0.
+    #[serde(default)]
+    priority: u32,
+    /// Availability zone. Default: none.
+    zone: Option<String>,
+    /// Tags by which a route's `subset` chooses. Default: none.
+    #[serde(default)]
+    tags: BTreeMap<String, String>,
 }
 
 /// Endpoints from a file.
@@ -71,7 +92,7 @@ pub struct DnsDiscovery {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConsulDiscovery {
-    /// URL of an agent or server. Default: `http://127.0.0.1:8500`.
+    /// URL of an agent or server, `http` or `https`. Default: `http://127.0.0.1:8500`.
     pub url: Option<String>,
     /// The service's name.
     pub service: String,
@@ -164,19 +185,6 @@ impl StaticEndpoint {
 // Derived, an untagged enum tells neither where nor why a value does not fit.
 impl<'de> Deserialize<'de> for StaticEndpoint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase", deny_unknown_fields)]
-        struct Fields {
-            address: Address,
-            #[serde(default = "one")]
-            weight: u32,
-            #[serde(default)]
-            priority: u32,
-            zone: Option<String>,
-            #[serde(default)]
-            tags: BTreeMap<String, String>,
-        }
-
         struct AddressOrFields;
 
         impl<'de> Visitor<'de> for AddressOrFields {
@@ -195,13 +203,24 @@ impl<'de> Deserialize<'de> for StaticEndpoint {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<StaticEndpoint, A::Error> {
-                let Fields { address: Address(address), weight, priority, zone, tags } =
-                    Fields::deserialize(MapAccessDeserializer::new(fields))?;
+                let EndpointFields { address: Address(address), weight, priority, zone, tags } =
+                    EndpointFields::deserialize(MapAccessDeserializer::new(fields))?;
                 Ok(StaticEndpoint { address, weight, priority, zone, tags })
             }
         }
 
         deserializer.deserialize_any(AddressOrFields)
+    }
+}
+
+impl JsonSchema for StaticEndpoint {
+    fn schema_name() -> Cow<'static, str> {
+        "StaticEndpoint".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let fields = generator.subschema_for::<EndpointFields>();
+        json_schema!({"anyOf": [{"type": "string", "description": "`ip:port`."}, fields]})
     }
 }
 

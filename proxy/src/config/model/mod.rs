@@ -24,7 +24,7 @@ pub use discovery::{
 };
 pub use route::{
     Abort, Delay, Fault, HeaderEdits, HeaderMatch, HeaderValueOf, Mirror, PathRewrite, QueryMatch, Redirect,
-    Respond, Rewrite, Route, RouteMatch, ValueMatch, WeightedUpstream,
+    Respond, Rewrite, Route, RouteAuth, RouteMatch, ValueMatch, WeightedUpstream,
 };
 pub use survival::{
     Backoff, Breaker, CacheFallback, Concurrency, FailureRate, Fallback, GrpcCheck, HealthCheck, HttpCheck,
@@ -50,7 +50,9 @@ pub struct Config {
     pub outbound: Outbound,
     /// Named services that requests are sent to, with their policy.
     pub upstreams: BTreeMap<String, Upstream>,
-    /// Which requests go to which upstream; the first route in the file that matches wins.
+    /// Which requests go to which upstream. Of several routes that match the most specific wins, as the Gateway API
+    /// says: by host, then path (exact, regular expression, longest prefix), method, number of header fields, number of
+    /// query parameters; of equal ones the first in the file.
     pub routes: Vec<Route>,
     /// Where spans are sent. Default: nowhere.
     pub tracing: Option<Tracing>,
@@ -140,12 +142,13 @@ pub struct Inbound {
     /// Who may do what; a request must satisfy one rule. Default: any identity of the trust domain.
     pub allow: Option<Vec<AllowRule>>,
     /// How long a connection to a workload that refuses it is tried again, so that a workload that is still starting
-    /// costs nobody a request. Default: 1s.
+    /// costs nobody a request; 0s: it is not. Default: 1s.
     pub connect_retry: Option<Duration>,
     /// Requests that the workload may be busy with at once; one more is answered with 503 and Retry-After. Default:
     /// unlimited.
     pub concurrency: Option<Concurrency>,
     /// The breaker of the workload's ports: counts failed connections only, never what the workload answers.
+    /// Default: none.
     pub breaker: Option<Breaker>,
 }
 
@@ -198,7 +201,8 @@ pub enum PathMatch {
     Exact(String),
     /// The path starts with these whole segments: `/a` matches `/a` and `/a/b`, not `/ab`.
     Prefix(String),
-    /// The whole path matches this regular expression (syntax of the crate `regex`).
+    /// The whole path matches this regular expression: the syntax of the crate `regex`, in which `\w`, `\d`, `\b` and
+    /// case are those of ASCII, as a path is. It may take 64 KiB compiled.
     Regex(String),
 }
 
@@ -211,7 +215,8 @@ pub struct Outbound {
     /// Networks whose addresses are peers of the mesh, for traffic that has no name.
     pub mesh_networks: Vec<Network>,
     /// Names (`host` or `host:port`) and networks that have no sidecar and are called in
-    /// plaintext. `kubernetes.default.svc` is always on it.
+    /// plaintext. `kubernetes.default.svc` is always on it. Whatever it says, who dials port 15020
+    /// or 15021 gets plaintext, unless discovery or the upstream says otherwise of it.
     pub unmeshed: Vec<String>,
     /// Ports on which nothing is parsed, added to 25, 587, 3306, 4222, 5672, 9300, 11211, 27017.
     pub opaque_ports: Vec<u16>,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Fallback, PathMatch, Retry};
 use crate::config::units::Duration;
 
-/// What is done with some requests. It names `upstreams`, a `redirect` or a `respond`.
+/// What is done with some requests. It names exactly one of `upstreams`, `redirect` and `respond`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Route {
@@ -32,9 +32,9 @@ pub struct Route {
     /// Changes of the response's header fields.
     #[serde(default)]
     pub response_headers: HeaderEdits,
-    /// Send a copy of each request to another upstream too, whose responses are dropped.
+    /// Send a copy of each request to another upstream too, whose responses are dropped. Default: none.
     pub mirror: Option<Mirror>,
-    /// Failures made on purpose, to try what callers do.
+    /// Failures made on purpose, to try what callers do. Default: none.
     pub fault: Option<Fault>,
     /// Time from the end of the request to the response's headers, all tries together. Default: the upstream's.
     pub timeout: Option<Duration>,
@@ -46,6 +46,22 @@ pub struct Route {
     pub idempotent: bool,
     /// What is done when nothing else works. Default: as the upstream says.
     pub fallback: Option<Fallback>,
+    /// An edge's listeners whose requests it is for, by name. A sidecar has none.
+    #[serde(default)]
+    pub listeners: Vec<String>,
+    /// An edge's filters that requests pass, by name. A sidecar has none.
+    #[serde(default)]
+    pub filters: Vec<String>,
+    /// Whether a route of an edge is for everybody. A sidecar asks nobody to log in.
+    pub auth: Option<RouteAuth>,
+}
+
+/// Whether a route of an edge is for everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum RouteAuth {
+    /// Nobody is asked to log in.
+    None,
 }
 
 /// One alternative of a route's match: all fields that are stated must hold.
@@ -54,7 +70,7 @@ pub struct Route {
 pub struct RouteMatch {
     /// Host name, without port; `*.example.com` for all names below.
     pub host: Option<String>,
-    /// Path, without the query.
+    /// Path, without the query. Default: all.
     pub path: Option<PathMatch>,
     /// HTTP methods. Default: all.
     pub methods: Vec<String>,
@@ -90,7 +106,7 @@ pub struct QueryMatch {
 pub enum ValueMatch {
     /// The value is exactly this.
     Exact(String),
-    /// The whole value matches this regular expression (syntax of the crate `regex`).
+    /// The whole value matches this regular expression, written as for a path.
     Regex(String),
     /// `true`: there is one, whatever it is. `false`: there is none.
     Present(bool),
@@ -102,7 +118,7 @@ pub enum ValueMatch {
 pub struct WeightedUpstream {
     /// Name of an upstream of this file.
     pub name: String,
-    /// Share of the requests, relative to the other weights. Default: 1.
+    /// Share of the requests, relative to the other weights, 0 to 1000000. Default: 1.
     #[serde(default = "one")]
     pub weight: u32,
     /// Only endpoints that have all these tags, for example `{version: canary}`. Default: all endpoints.
@@ -114,7 +130,7 @@ fn one() -> u32 {
     1
 }
 
-/// A redirect: what is not stated stays as it was asked for.
+/// A redirect: what is not stated stays as it was asked for. Something is stated but `status`, or it would lead back.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Redirect {
@@ -134,7 +150,7 @@ pub struct Redirect {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Respond {
-    /// HTTP status.
+    /// HTTP status, 200 to 599.
     pub status: u16,
     /// Body, plain text unless `headers` say otherwise. Default: empty.
     #[serde(default)]
@@ -194,7 +210,7 @@ pub struct HeaderValueOf {
 pub struct Mirror {
     /// Name of an upstream of this file.
     pub upstream: String,
-    /// Share of the requests, in percent. Default: 100.
+    /// Share of the requests, in percent, 0 to 100; fractions count. Default: 100.
     pub percent: Option<f64>,
 }
 
@@ -214,7 +230,7 @@ pub struct Fault {
 pub struct Delay {
     /// For how long.
     pub duration: Duration,
-    /// Share of the requests, in percent. Default: 100.
+    /// Share of the requests, in percent, 0 to 100; fractions count. Default: 100.
     pub percent: Option<f64>,
 }
 
@@ -222,8 +238,8 @@ pub struct Delay {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Abort {
-    /// HTTP status; a gRPC caller gets the status that stands for it.
+    /// HTTP status, 400 to 599; a gRPC caller gets the status that stands for it.
     pub status: u16,
-    /// Share of the requests, in percent. Default: 100.
+    /// Share of the requests, in percent, 0 to 100; fractions count. Default: 100.
     pub percent: Option<f64>,
 }

@@ -21,9 +21,9 @@ pub struct HealthCheck {
     pub port: Option<u16>,
     /// Time between checks. Default: 10s.
     pub interval: Option<Duration>,
-    /// Share of `interval` by which checks are spread, in percent. Default: 10.
+    /// Share of `interval` by which checks are spread, in percent, 0 to 100. Default: 10.
     pub jitter_percent: Option<u8>,
-    /// Time a check may take. Default: 1s.
+    /// Time a check may take, at most `interval`. Default: 1s.
     pub timeout: Option<Duration>,
     /// Failures in a row after which an endpoint is out. Default: 3.
     pub unhealthy_after: Option<u32>,
@@ -35,9 +35,10 @@ pub struct HealthCheck {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpCheck {
-    /// The path that is asked.
+    /// The path that is asked, with its query if it needs one.
     pub path: String,
-    /// The host that is asked for. Default: the first of the upstream's `hosts`, else the endpoint's address.
+    /// The host that is asked for, `host` or `host:port`. Default: the first of the upstream's `hosts`, else the
+    /// endpoint's address.
     pub host: Option<String>,
     /// Statuses that are healthy: `200`, `200-299`. Default: `200-299`.
     #[serde(default)]
@@ -88,7 +89,7 @@ pub struct SuccessRate {
     pub interval: Option<Duration>,
     /// Requests an endpoint must have had within `interval`. Default: 100.
     pub minimum_requests: Option<u32>,
-    /// Endpoints that must have had them. Default: 3.
+    /// Endpoints that must have had them, 2 or more. Default: 3.
     pub minimum_endpoints: Option<u32>,
     /// Standard deviations below the mean, in tenths. Default: 19 (1.9).
     pub deviations_tenths: Option<u32>,
@@ -118,7 +119,7 @@ pub struct Breaker {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FailureRate {
-    /// In percent.
+    /// In percent, 1 to 100.
     pub percent: u8,
     /// Requests there must have been within the window. Default: 20.
     pub minimum_requests: Option<u32>,
@@ -129,7 +130,7 @@ pub struct FailureRate {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Fallback {
-    /// Answer with this HTTP status.
+    /// Answer with this HTTP status, 200 to 599.
     pub status: Option<u16>,
     /// Body that goes with `status`, plain text unless `headers` say otherwise. Default: empty.
     pub body: Option<String>,
@@ -158,7 +159,7 @@ pub struct CacheFallback {
 pub struct Concurrency {
     /// At most that many.
     pub limit: Option<u32>,
-    /// As many as keep latency near the least measured (gradient), between 10 and this many.
+    /// As many as keep latency near the least measured (gradient), between 10 and this many (which is 10 or more).
     pub adaptive: Option<u32>,
 }
 
@@ -169,19 +170,20 @@ pub struct Retry {
     /// Tries after the first, at most 3. Default: 2.
     pub attempts: Option<u32>,
     /// What is tried again: `connectFailure`, `refusedStream`, `reset` (before the response), `timeout` (of one try),
-    /// an HTTP status or a gRPC status (`UNAVAILABLE`). All but the first two need an idempotent method, or
-    /// `idempotent` on the route. Default: all of `connectFailure`, `refusedStream`, `reset`, `502`, `503`, `504`,
-    /// `UNAVAILABLE`.
+    /// an HTTP status (`429`, `500` to `599`) or a gRPC status by its name (`UNAVAILABLE`). All but the first two need
+    /// an idempotent method, or `idempotent` on the route. Default: all of `connectFailure`, `refusedStream`, `reset`,
+    /// `502`, `503`, `504`, `UNAVAILABLE`.
     pub on: Option<Vec<String>>,
-    /// Time one try may take, to the response's headers. Default: none.
+    /// Time one try may take, to the response's headers; at most the `timeout` of all of them. Default: none.
     pub per_try_timeout: Option<Duration>,
     /// Pause before a try.
     pub backoff: Backoff,
     /// Longest `Retry-After` that is waited for; a response that asks for more is passed on. Default: 1s.
     pub max_retry_after: Option<Duration>,
-    /// Retries in percent of the recent requests, all workers together. Default: 20.
+    /// Budget of an upstream, for all its routes: retries in percent of the recent requests, all workers together, 0 to
+    /// 100. Default: 20.
     pub budget_percent: Option<u8>,
-    /// Retries a second that the budget allows at least. Default: 3.
+    /// Retries a second that the budget allows at least, 0 to 1000; an upstream's too. Default: 3.
     pub min_retries_per_second: Option<u32>,
 }
 

@@ -1,9 +1,15 @@
 //! Rules about traffic from peers: ports and authorization.
 
-use super::{Report, root};
-use crate::config::model::{AllowRule, Config, PathMatch, Protocol};
+use std::time::Duration;
+
+use super::{Report, root, survival};
+use crate::config::defaults::CONNECT_RETRY;
+use crate::config::model::{AllowRule, Config, Inbound, Protocol};
 use crate::config::problem::Path;
 use outrigger_ca::SpiffeId;
+
+/// A caller's own patience; most clients give up on a connection after it.
+const LONG_CONNECT_RETRY: Duration = Duration::from_secs(10);
 
 pub(super) fn check(config: &Config, report: &mut Report) {
     let at = root().field("inbound");
@@ -11,9 +17,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     report.ports(&at.field("opaquePorts"), &inbound.opaque_ports);
     for (port, settings) in &inbound.ports {
         let at = at.field("ports").field(&port.to_string());
-        if *port == 0 {
-            report.error(&at, "0 is not a port", "write 1 to 65535");
-        }
+        report.port(&at, Some(*port));
         let parsed = !matches!(settings.protocol, Protocol::Auto | Protocol::Tcp);
         if parsed && inbound.opaque_ports.contains(port) {
             report.error(
@@ -23,6 +27,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
             );
         }
     }
+    workload(&at, inbound, report);
     let at = at.field("allow");
     match &inbound.allow {
         // All rules commented out: whoever wrote it hardly meant to let everybody in.
@@ -37,6 +42,23 @@ pub(super) fn check(config: &Config, report: &mut Report) {
                 allow(config, &at.item(index), rule, report);
             }
         }
+    }
+}
+
+/// What keeps the workload from being overrun.
+fn workload(at: &Path, inbound: &Inbound, report: &mut Report) {
+    if inbound.connect_retry() > LONG_CONNECT_RETRY {
+        report.warn(
+            &at.field("connectRetry"),
+            "callers wait this long for a workload that does not run",
+            format!("write a few seconds, or nothing for {}s", CONNECT_RETRY.as_secs()),
+        );
+    }
+    if let Some(concurrency) = &inbound.concurrency {
+        survival::concurrency(&at.field("concurrency"), concurrency, report);
+    }
+    if let Some(breaker) = &inbound.breaker {
+        survival::breaker(&at.field("breaker"), breaker, report);
     }
 }
 
@@ -62,12 +84,7 @@ fn allow(config: &Config, at: &Path, rule: &AllowRule, report: &mut Report) {
     report.ports(&at.field("ports"), &rule.ports);
     report.methods(&at.field("methods"), &rule.methods);
     for (index, path) in rule.paths.iter().enumerate() {
-        let at = at.field("paths").item(index);
-        match path {
-            PathMatch::Exact(path) => report.path(&at.field("exact"), path),
-            PathMatch::Prefix(path) => report.path(&at.field("prefix"), path),
-            PathMatch::Regex(_) => {}
-        }
+        report.path_match(&at.field("paths").item(index), path);
     }
     if !(rule.methods.is_empty() && rule.paths.is_empty()) {
         for (index, port) in

@@ -20,6 +20,9 @@ pub(super) fn check(config: &Config, report: &mut Report) {
             "write a name of a-z, 0-9, `.`, `-` and `_`, for example cluster.local",
         );
     }
+    if config.zone.as_deref() == Some("") {
+        report.error(&root().field("zone"), "a zone has a name", "write it, or leave the field out");
+    }
     identity(&config.identity, report);
     dns(&config.dns, report);
     outbound(config, report);
@@ -124,17 +127,8 @@ fn spans(tracing: &Tracing, report: &mut Report) {
     let at = root().field("tracing");
     report.later(&at);
     if let Some(otlp) = &tracing.otlp {
-        let is_url = otlp.endpoint.parse::<http::Uri>().is_ok_and(|uri| {
-            matches!(uri.scheme_str(), Some("http" | "https"))
-                && uri.host().is_some_and(|host| !host.is_empty())
-        });
-        if !is_url {
-            report.error(
-                &at.field("otlp").field("endpoint"),
-                format!("`{}` is not a URL", otlp.endpoint),
-                "write one such as http://collector:4317",
-            );
-        }
+        let at = at.field("otlp").field("endpoint");
+        report.checked(&at, syntax::url(&otlp.endpoint, "http://collector:4317"));
     }
     if tracing.sample_ratio.is_some_and(|ratio| !(0.0..=1.0).contains(&ratio)) {
         report.error(

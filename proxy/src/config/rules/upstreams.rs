@@ -3,56 +3,60 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use http::HeaderName;
 use outrigger_ca::SpiffeId;
+use outrigger_ca::host::normal;
 use rustls_pki_types::ServerName;
 
 use super::inbound::of_the_mesh;
-use super::{Report, upstreams};
+use super::report::Report;
+use super::{discovery, survival, upstreams};
 use crate::config::model::{
-    Breaker, Config, Discovery, DnsDiscovery, Fallback, HealthCheck, Outlier, StaticEndpoint, Upstream,
-    UpstreamTls, UpstreamTlsMode,
+    Balance, Config, Discovery, HashKey, HashPolicy, Protocol, Upstream, UpstreamTls, UpstreamTlsMode,
 };
 use crate::config::problem::{Path, listed, nearest};
-use crate::config::syntax::{DnsName, dns_name};
-use outrigger_ca::host::normal;
+use crate::config::syntax::field_name;
 
 /// A peer that takes longer to connect to is as good as away, and its callers pile up meanwhile.
 const LONG_CONNECT: Duration = Duration::from_secs(10);
 
-/// Fields that are read and checked, and do nothing yet.
-const LATER: [&str; 8] =
-    ["preferZone", "slowStart", "concurrency", "healthCheck", "outlier", "breaker", "retry", "fallback"];
-
 pub(super) fn check(config: &Config, report: &mut Report) {
     hosts(config, report);
-    let routed: HashSet<&str> =
-        config.routes.iter().flat_map(|route| &route.upstreams).map(|upstream| &*upstream.name).collect();
+    let named = named(config);
     for (at, name, upstream) in upstreams(config) {
         if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
             report.error(&at, format!("{name:?} is not a name for an upstream"), "write one without blanks");
         }
         // Fixed endpoints are found by their addresses.
         let has_addresses = matches!(upstream.discovery, Some(Discovery::Static(_)));
-        if upstream.hosts.is_empty() && !routed.contains(name) && !has_addresses {
+        if upstream.hosts.is_empty() && !named.contains(name) && !has_addresses {
             report.warn(&at, "nothing goes here", "state `hosts`, or name it in a route");
         }
-        discovery(&at, upstream, report);
+        discovery::check(&at, upstream, report);
         security(config, &at, upstream, report);
+        balance(&at.field("balance"), upstream, report);
+        if upstream.prefer_zone && config.zone.is_none() {
+            report.warn(
+                &at.field("preferZone"),
+                "this proxy does not know its own zone, so that none is preferred",
+                "state `zone` at the top of the file",
+            );
+        }
         limits(&at, upstream, report);
-        if let Some(check) = &upstream.health_check {
-            health_check(&at.field("healthCheck"), check, report);
-        }
-        for name in LATER {
-            if report.states(&at.field(name)) {
-                report.later(&at.field(name));
-            }
-        }
-        outlier(&at.field("outlier"), &upstream.outlier, report);
-        breaker(&at.field("breaker"), &upstream.breaker, report);
-        if let Some(answer) = &upstream.fallback {
-            fallback(&at.field("fallback"), answer, report);
-        }
+        policies(config, &at, name, upstream, report);
     }
+}
+
+/// Upstreams that something else of the file sends requests to.
+fn named(config: &Config) -> HashSet<&str> {
+    let routes = config.routes.iter();
+    let by_weight = routes.clone().flat_map(|route| &route.upstreams).map(|upstream| upstream.name.as_str());
+    let mirrors = routes.clone().filter_map(|route| Some(route.mirror.as_ref()?.upstream.as_str()));
+    let fallbacks = routes
+        .map(|route| &route.fallback)
+        .chain(config.upstreams.values().map(|upstream| &upstream.fallback))
+        .filter_map(|fallback| fallback.as_ref()?.upstream.as_deref());
+    by_weight.chain(mirrors).chain(fallbacks).collect()
 }
 
 /// Each host belongs to one upstream.
@@ -70,69 +74,6 @@ fn hosts(config: &Config, report: &mut Report) {
                 };
                 report.error(&at, message, "name each host once");
             }
-        }
-    }
-}
-
-fn discovery(at: &Path, upstream: &Upstream, report: &mut Report) {
-    let at_discovery = at.field("discovery");
-    match &upstream.discovery {
-        None if upstream.hosts.is_empty() => report.error(
-            at,
-            "nothing says where the endpoints are",
-            "state `hosts`, or `discovery` with `dns` or `static`",
-        ),
-        None => {}
-        Some(Discovery::Dns(dns)) => by_dns(&at_discovery.field("dns"), dns, report),
-        Some(Discovery::File(_) | Discovery::Consul(_) | Discovery::Eureka(_) | Discovery::Kubernetes(_)) => {
-            report.error(
-                &at_discovery,
-                "only `dns` and `static` are there yet; the others come with the next release",
-                "use `dns`: it asks Consul and Kubernetes too, by their DNS",
-            )
-        }
-        Some(Discovery::Static(addresses)) => fixed(&at_discovery.field("static"), addresses, report),
-    }
-}
-
-fn by_dns(at: &Path, dns: &DnsDiscovery, report: &mut Report) {
-    match dns_name(&dns.name) {
-        Err((message, remedy)) => report.error(&at.field("name"), message, remedy),
-        Ok(DnsName::Service) if dns.port.is_some() => report.error(
-            &at.field("port"),
-            "the SRV name states the port already",
-            "remove it, or write a host name",
-        ),
-        Ok(_) => {}
-    }
-    if dns.port == Some(0) {
-        report.error(&at.field("port"), "0 is not a port", "write 1 to 65535");
-    }
-}
-
-fn fixed(at: &Path, addresses: &[StaticEndpoint], report: &mut Report) {
-    if addresses.is_empty() {
-        report.error(at, "the list of endpoints is empty", "write at least one ip:port");
-    }
-    for (index, StaticEndpoint { address, .. }) in addresses.iter().enumerate() {
-        let at = at.item(index);
-        let ip = address.ip();
-        if address.port() == 0 {
-            report.error(&at, "0 is not a port", "write 1 to 65535");
-        } else if ip.is_unspecified() || ip.is_multicast() {
-            report.error(
-                &at,
-                format!("nothing can be connected to at {ip}"),
-                "write an endpoint's own address",
-            );
-        } else if addresses[..index].iter().any(|other| other.address == *address) {
-            report.error(&at, format!("{address} is stated twice"), "name each endpoint once");
-        } else {
-            report.warn(
-                &at,
-                "an endpoint given by its address stays in use when the service has moved",
-                "use `discovery: {dns: …}` where there is a name",
-            );
         }
     }
 }
@@ -178,9 +119,7 @@ fn security(config: &Config, at: &Path, upstream: &Upstream, report: &mut Report
             );
         }
         Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))
-            if upstream.hosts.is_empty()
-                && upstream.identity.is_none()
-                && matches!(upstream.discovery, Some(Discovery::Static(_))) =>
+            if upstream.hosts.is_empty() && upstream.identity.is_none() && has_no_service_name(upstream) =>
         {
             report.error(
                 &at_tls,
@@ -192,7 +131,57 @@ fn security(config: &Config, at: &Path, upstream: &Upstream, report: &mut Report
     }
 }
 
+/// Whether what says where the endpoints are does not say whose they are: no name in which a namespace could stand.
+fn has_no_service_name(upstream: &Upstream) -> bool {
+    matches!(
+        upstream.discovery,
+        Some(Discovery::Static(_) | Discovery::File(_) | Discovery::Consul(_) | Discovery::Eureka(_))
+    )
+}
+
+fn balance(at: &Path, upstream: &Upstream, report: &mut Report) {
+    let (at, HashPolicy { key }) = match &upstream.balance {
+        Balance::RingHash(policy) => (at.field("ringHash").field("key"), policy),
+        Balance::Maglev(policy) => (at.field("maglev").field("key"), policy),
+        Balance::PeakEwma | Balance::LeastRequest | Balance::RoundRobin | Balance::Random => return,
+    };
+    if upstream.protocol == Protocol::Tcp && *key != HashKey::SourceAddress {
+        report.error(
+            &at,
+            "opaque bytes have neither header fields nor cookies",
+            "write `key: sourceAddress`, or change `protocol`",
+        );
+    }
+    match key {
+        HashKey::Header(name) => report.checked(&at.field("header"), field_name(name)),
+        HashKey::Cookie(cookie) => {
+            let at = at.field("cookie");
+            // A cookie's name is a token (RFC 6265 4.1.1), as a field's is.
+            if HeaderName::from_bytes(cookie.name.as_bytes()).is_err() {
+                report.error(
+                    &at.field("name"),
+                    format!("{:?} is not a cookie's name", cookie.name),
+                    "write letters, digits, `-` and `_`",
+                );
+            }
+            report.not_zero(&at.field("ttl"), cookie.ttl);
+            let is_path = |path: &str| {
+                path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b';')
+            };
+            if !is_path(cookie.path()) {
+                report.error(
+                    &at.field("path"),
+                    format!("{:?} can't be a cookie's path", cookie.path()),
+                    "a path starts with `/` and has no `;`",
+                );
+            }
+        }
+        HashKey::SourceAddress => {}
+    }
+}
+
 fn limits(at: &Path, upstream: &Upstream, report: &mut Report) {
+    report.not_zero(&at.field("slowStart"), upstream.slow_start);
     report.above_zero(&at.field("connectTimeout"), upstream.connect_timeout);
     if upstream.connect_timeout() > LONG_CONNECT {
         report.warn(
@@ -201,81 +190,63 @@ fn limits(at: &Path, upstream: &Upstream, report: &mut Report) {
             "a few seconds are enough on any network",
         );
     }
-    let pool = at.field("pool");
     report.above_zero(&at.field("timeout"), upstream.timeout);
     report.above_zero(&at.field("streamIdleTimeout"), upstream.stream_idle_timeout);
-    report.above_zero(&pool.field("maxConnectionAge"), upstream.pool.max_connection_age);
-    if upstream.pool.max_requests_per_connection == Some(0) {
+    let (at, pool) = (at.field("pool"), &upstream.pool);
+    report.above_zero(&at.field("idleTimeout"), pool.idle_timeout);
+    report.above_zero(&at.field("maxConnectionAge"), pool.max_connection_age);
+    report.at_least_one(&at.field("maxRequests"), pool.max_requests);
+    report.at_least_one(&at.field("maxRequestsPerConnection"), pool.max_requests_per_connection);
+    if pool.max_connections == Some(0) {
         report.error(
-            &pool.field("maxRequestsPerConnection"),
-            "a connection that carries no request is of no use",
-            "write 1 or more",
-        );
-    }
-    report.above_zero(&pool.field("idleTimeout"), upstream.pool.idle_timeout);
-    if upstream.pool.max_connections == Some(0) {
-        report.error(
-            &pool.field("maxConnections"),
+            &at.field("maxConnections"),
             "without connections nothing can be sent",
             "write 1 or more",
         );
     }
-}
-
-fn health_check(at: &Path, check: &HealthCheck, report: &mut Report) {
-    if let Some(http) = &check.http {
-        report.path(&at.field("http").field("path"), &http.path);
-    }
-    report.above_zero(&at.field("interval"), check.interval);
-    report.above_zero(&at.field("timeout"), check.timeout);
-    report.at_least_one(&at.field("unhealthyAfter"), check.unhealthy_after);
-    report.at_least_one(&at.field("healthyAfter"), check.healthy_after);
-    if let (Some(timeout), Some(interval)) = (check.timeout, check.interval)
-        && timeout > interval
-    {
+    if pool.max_pending_requests == Some(0) {
         report.error(
-            &at.field("timeout"),
-            format!("a check may take {timeout}, and the next one starts after {interval}"),
-            "write a timeout of at most `interval`",
+            &at.field("maxPendingRequests"),
+            "the request that opens a connection waits for it too, and would be refused",
+            "write 1 or more",
         );
     }
 }
 
-fn outlier(at: &Path, outlier: &Outlier, report: &mut Report) {
-    report.at_least_one(&at.field("consecutiveFailures"), outlier.consecutive_failures);
-    report.above_zero(&at.field("ejection"), outlier.ejection);
-    if outlier.max_ejected_percent.is_some_and(|percent| percent > 100) {
-        report.error(&at.field("maxEjectedPercent"), "there are no more than 100 percent", "write 0 to 100");
+fn policies(config: &Config, at: &Path, name: &str, upstream: &Upstream, report: &mut Report) {
+    if let Some(concurrency) = &upstream.concurrency {
+        survival::concurrency(&at.field("concurrency"), concurrency, report);
+    }
+    if let Some(check) = &upstream.health_check {
+        survival::health_check(&at.field("healthCheck"), check, report);
+    }
+    survival::outlier(&at.field("outlier"), &upstream.outlier, report);
+    survival::breaker(&at.field("breaker"), &upstream.breaker, report);
+    let all_tries = upstream.timeout().map(|timeout| (timeout, "upstream"));
+    survival::retry(&at.field("retry"), &upstream.retry, all_tries, report);
+    if let Some(fallback) = &upstream.fallback {
+        let at = at.field("fallback");
+        survival::fallback(config, &at, fallback, &[name], report);
+        if upstream.protocol == Protocol::Tcp {
+            report.error(&at, "a fallback answers requests, and opaque bytes are none", "remove it");
+        }
     }
 }
 
-fn breaker(at: &Path, breaker: &Breaker, report: &mut Report) {
-    report.at_least_one(&at.field("consecutiveFailures"), breaker.consecutive_failures);
-    if breaker.consecutive_failures == Some(1) {
-        report.warn(
-            &at.field("consecutiveFailures"),
-            "a single failure cuts off the whole upstream",
-            "write 5, unless each request is precious",
-        );
-    }
-    report.above_zero(&at.field("window"), breaker.window);
-    report.above_zero(&at.field("openFor"), breaker.open_for);
-}
-
-fn fallback(at: &Path, fallback: &Fallback, report: &mut Report) {
-    if let Some(status) = fallback.status
-        && !(200..=599).contains(&status)
-    {
+/// What refers to an upstream names one of the file, that can take requests.
+pub(super) fn refer_for_requests(config: &Config, at: &Path, name: &str, report: &mut Report) {
+    refer(config, at, name, report);
+    if config.upstreams.get(name).is_some_and(|upstream| upstream.protocol == Protocol::Tcp) {
         report.error(
-            &at.field("status"),
-            format!("{status} is not the status of a final response"),
-            "write 200 to 599",
+            at,
+            format!("`{name}` speaks opaque bytes (`protocol: tcp`), and this is about requests"),
+            "name another one, or change its `protocol`",
         );
     }
 }
 
 /// What refers to an upstream names one of the file.
-pub(super) fn refer(config: &Config, at: &Path, name: &str, report: &mut Report) {
+fn refer(config: &Config, at: &Path, name: &str, report: &mut Report) {
     if config.upstreams.contains_key(name) {
         return;
     }

@@ -109,7 +109,7 @@ impl Trouble {
 
     fn met(&mut self, error: MeshError) {
         if self.failures == 0 {
-            tracing::warn!(%error, "the mesh's discovery can't be asked; what it said before stays");
+            tracing::warn!(%error, "the mesh's discovery can't be asked; names keep the answers that they have");
         }
         // Without a certificate there is nothing to spare a server from; it may come at any moment.
         let pause = if error == MeshError::NoCertificate {

@@ -1,11 +1,11 @@
 //! Where discovery is, and a connection to it that has proven whom it leads to.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use outrigger_ca::host::normal;
+use outrigger_ca::tls_fault::{Worded, handshake};
 use outrigger_ca::{ExpectedIdentity, HostPort, peer_identity};
 use rustls::ProtocolVersion;
 use rustls::client::Resumption;
@@ -50,7 +50,7 @@ pub(crate) enum MeshError {
 
 /// An authenticated connection.
 pub(super) struct Connection {
-    pub stream: TlsStream<TcpStream>,
+    pub stream: Worded<TlsStream<TcpStream>>,
     pub address: SocketAddr,
     /// When it must not be used any longer: before the server's certificate ends.
     pub ends: Instant,
@@ -99,11 +99,11 @@ impl Server {
             last = match timeout(CONNECT_TIMEOUT, self.open(&connector, address)).await {
                 Ok(Ok(stream)) => match self.check(address, &stream) {
                     Ok(ends) => {
-                        return Ok(Connection { stream, address, ends });
+                        return Ok(Connection { stream: Worded(stream), address, ends });
                     }
                     Err(error) => error,
                 },
-                Ok(Err(error)) => failed(error.to_string()),
+                Ok(Err(reason)) => failed(reason),
                 Err(_) => failed(format!("no connection within {CONNECT_TIMEOUT:?}")),
             };
         }
@@ -125,15 +125,18 @@ impl Server {
         }
     }
 
-    async fn open(&self, connector: &TlsConnector, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+    async fn open(
+        &self,
+        connector: &TlsConnector,
+        address: SocketAddr,
+    ) -> Result<TlsStream<TcpStream>, String> {
         let name = match self.host.parse::<IpAddr>() {
             Ok(ip) => ServerName::from(ip),
-            Err(_) => ServerName::try_from(self.host.clone()).map_err(io::Error::other)?,
+            Err(_) => ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?,
         };
         let dialler = Dialler::to_peers(self.mark);
-        let stream = dialler.dial(address, CONNECT_TIMEOUT).await;
-        let stream = stream.map_err(io::Error::other)?;
-        connector.connect(name, stream).await
+        let stream = dialler.dial(address, CONNECT_TIMEOUT).await.map_err(|error| error.to_string())?;
+        handshake(connector.connect(name, stream)).await.map_err(|fault| fault.to_string())
     }
 
     /// The chain was verified in the handshake; whose it is, is checked here.
@@ -146,7 +149,8 @@ impl Server {
         if tls.alpn_protocol() != Some(ALPN) {
             return Err(refused("it does not speak DNS over TLS (ALPN dot)".to_owned()));
         }
-        let peer = peer_identity(tls.peer_certificates()).map_err(|error| refused(error.to_string()))?;
+        let peer = peer_identity(tls.peer_certificates())
+            .map_err(|error| refused(format!("of its certificate, {error}")))?;
         if !self.settings.expected.accepts(&peer.id) {
             return Err(refused(format!(
                 "its certificate names {}, expected is {}",

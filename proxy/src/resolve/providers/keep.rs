@@ -87,12 +87,12 @@ pub(super) async fn keep<P: Provider>(mut provider: P, about: About, sender: wat
 /// What is known where the provider has nothing more to say.
 pub(super) fn good(about: &About, endpoints: Vec<ResolvedEndpoint>) -> Snapshot {
     let refreshed = Instant::now().into_std();
-    Snapshot { answer: Some(Arc::new(about.answer(endpoints))), error: None, refreshed }
+    Snapshot { answer: Some(Arc::new(about.answer(endpoints))), error: None, refreshed, owners: None }
 }
 
 impl About {
-    fn failed(&self, reason: String) -> LookupError {
-        LookupError::Failed { target: self.what.clone(), reason }
+    pub(super) fn failed(&self, reason: String) -> LookupError {
+        LookupError::Failed { target: self.what.clone(), reason, undenied: Vec::new() }
     }
 
     fn answer(&self, endpoints: Vec<ResolvedEndpoint>) -> Answer {

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::answer::{LookupError, ResolvedEndpoint, Snapshot, Source};
+use super::answer::{ResolvedEndpoint, Snapshot, Source};
 use super::follow::Followed;
 use super::outcome::Miss;
 use crate::config::{ConsulDiscovery, EurekaDiscovery, FileDiscovery, KubernetesDiscovery, StaticEndpoint};
@@ -129,7 +129,7 @@ impl Providers {
                 tokio::spawn(keep(provider, about, sender));
             }),
             Err(error) => {
-                let error = LookupError::Failed { target: about.what, reason: error.to_string() };
+                let error = about.failed(error.to_string());
                 tracing::error!("{error}");
                 Followed::fixed(Snapshot { error: Some(Arc::new(error)), ..Snapshot::unknown(now) })
             }

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
 use outrigger_ca::{ExpectedIdentity, SpiffeId};
+use tokio::sync::Semaphore;
 
-use super::super::{LookupError, ServiceInfo, Source};
+use super::super::owners::FollowedOwners;
+use super::super::{LookupError, Owner, ServiceInfo, Source};
 use super::fake_dns::{FakeDns, Say};
 use super::pki::Root;
 use super::*;
@@ -103,6 +105,39 @@ async fn a_service_without_endpoints_is_an_answer_and_ordinary_dns_is_not_asked(
 }
 
 #[tokio::test]
+async fn a_port_that_a_known_service_does_not_have_is_nowhere_whatever_ordinary_dns_says() {
+    let (discovery, dns, resolver) = honest().await;
+    let zone = &discovery.zone;
+    zone.strings(API_8080, 5, &[SERVICE, MESHED]);
+    zone.addresses(API, 5, &["10.96.0.7"]);
+    zone.strings("7.0.96.10.in-addr.arpa", 5, &[SERVICE, MESHED]);
+    dns.zone.addresses(API, 5, &["10.96.0.7"]);
+    for host in ["api", API] {
+        let snapshot = resolver.follow(name(host, 7001)).first().await;
+        assert_eq!(addresses(&snapshot), sockets([]), "{host}");
+        let answer = snapshot.answer.as_ref().unwrap();
+        assert_eq!((&*answer.name, &answer.vips[..]), (API, &[ip("10.96.0.7")][..]), "{host}");
+        assert_eq!(answer.service.as_ref().unwrap().timeout, Some(Duration::from_secs(3)), "{host}");
+    }
+    assert_eq!(dns.zone.asked(API, RecordType::A), 0);
+}
+
+#[tokio::test]
+async fn any_port_of_the_pods_of_a_service_without_a_vip_may_be_dialled() {
+    let (discovery, dns, resolver) = honest().await;
+    let db = "db.shop.svc.cluster.local";
+    let zone = &discovery.zone;
+    zone.addresses(db, 5, &["10.77.0.3"]);
+    zone.strings("3.0.77.10.in-addr.arpa", 5, &["v=1 service name=db ns=shop", MESHED]);
+    let snapshot = resolver.follow(name(db, 9999)).first().await;
+    assert_eq!(addresses(&snapshot), sockets(["10.77.0.3:9999"]));
+    let answer = snapshot.answer.as_ref().unwrap();
+    assert_eq!((answer.source, answer.endpoints[0].mesh), (Source::Mesh, Some(true)));
+    assert_eq!(answer.endpoints[0].identity, Some(id("spiffe://cluster.local/ns/shop/sa/api")));
+    assert_eq!(dns.zone.asked(db, RecordType::A), 0);
+}
+
+#[tokio::test]
 async fn a_workload_alone_behind_a_service_may_call_it_and_so_itself() {
     let (discovery, _dns, resolver) = honest().await;
     let own = format!("v=1 addr={OWN}:8080 mesh=1 ns=shop sa=api weight=1 opaque=0");
@@ -183,6 +218,34 @@ async fn while_discovery_is_away_nothing_of_the_mesh_turns_into_something_outsid
     dns.zone.addresses("db.example.org.lan", 5, &["10.9.9.9"]);
     let snapshot = resolver.follow(name("db.example.org", 5432)).first().await;
     assert_eq!(addresses(&snapshot), sockets(["10.9.9.9:5432"]));
+}
+
+#[tokio::test]
+async fn what_discovery_has_denied_is_no_longer_what_a_name_may_stand_for_when_ordinary_dns_fails() {
+    let (discovery, dns, resolver) = honest().await;
+    let cases: [(&str, &[&str]); 4] = [
+        ("x.example", &["x.example.lan", "x.example"]),
+        ("api_x", &["api_x.lan", "api_x"]),
+        // Of a form that no service and no pod has.
+        ("a.b.c.example", &["a.b.c.example.lan", "a.b.c.example"]),
+        ("away", &["away.shop.svc.cluster.local", "away.lan", "away"]),
+    ];
+    let failure = || Say::Code(ResponseCode::Refused);
+    discovery.zone.say("_80._tcp.away.shop.svc.cluster.local", RecordType::TXT, failure());
+    for (host, undenied) in cases {
+        for full in [format!("{host}.shop.svc.cluster.local"), format!("{host}.lan"), host.to_owned()] {
+            for kind in [RecordType::A, RecordType::AAAA] {
+                dns.zone.say(&full, kind, failure());
+            }
+        }
+        let snapshot = resolver.follow(name(host, 80)).first().await;
+        assert!(is_failed(&snapshot), "{host}: {snapshot:?}");
+        assert_eq!(snapshot.error.as_ref().unwrap().undenied(), undenied, "{host}");
+    }
+    // And another search domain may know it.
+    dns.zone.addresses("x.example.lan", 5, &["10.9.9.9"]);
+    let snapshot = resolver.follow(name("x.example", 81)).first().await;
+    assert_eq!(addresses(&snapshot), sockets(["10.9.9.9:81"]));
 }
 
 #[tokio::test]
@@ -289,6 +352,10 @@ async fn a_vip_is_its_service_and_a_pods_address_is_that_pod() {
         ("10.77.0.4:8080", Some(false), "old"),
         ("10.77.0.4:9999", None, "old"),
         ("10.77.0.5:1234", Some(true), "any"),
+        // No redirect takes a sidecar's own ports.
+        ("10.77.0.3:15020", None, "api"),
+        ("10.77.0.5:15021", None, "any"),
+        ("10.77.0.5:15006", Some(true), "any"),
         ("10.77.0.2:80", Some(true), "web"),
     ] {
         let snapshot = resolver.follow(address(dialled)).first().await;
@@ -337,6 +404,82 @@ async fn an_error_code_or_silence_of_discovery_is_a_failure() {
         let snapshot = resolver.follow(address(dialled)).first().await;
         assert!(is_failed(&snapshot), "{dialled}: {:?}", snapshot.error);
     }
+}
+
+#[tokio::test]
+async fn discovery_is_asked_whose_the_addresses_are_that_others_gave_and_they_are_followed() {
+    let (discovery, dns, resolver) = honest().await;
+    let (meshed, outside) = ("3.0.77.10.in-addr.arpa", "1.113.0.203.in-addr.arpa");
+    dns.zone.addresses("alias.example", 60, &["10.77.0.3", "203.0.113.1", "203.0.113.2"]);
+    discovery.zone.strings(meshed, 1, &[SERVICE, MESHED]);
+    discovery.zone.say("2.113.0.203.in-addr.arpa", RecordType::TXT, Say::Code(ResponseCode::ServFail));
+    let mut followed = resolver.follow(name("alias.example.", 8080));
+    let snapshot = followed.first().await;
+    let of = |snapshot: &Snapshot, address: &str| {
+        snapshot.owners.as_ref().unwrap()[&address.parse::<SocketAddr>().unwrap()].clone()
+    };
+    let Owner::Known(owner) = of(&snapshot, "10.77.0.3:8080") else { panic!("{snapshot:?}") };
+    assert_eq!(owner.endpoints[0].identity, Some(id("spiffe://cluster.local/ns/shop/sa/api")));
+    assert_eq!(of(&snapshot, "203.0.113.1:8080"), Owner::Nobody);
+    assert!(matches!(of(&snapshot, "203.0.113.2:8080"), Owner::Unknown(_)), "{snapshot:?}");
+    assert!(snapshot.trouble().is_some());
+
+    // Away: what was said stays. Back: what is said now counts, long before the name's own answer ends.
+    let failed = || Say::Code(ResponseCode::ServFail);
+    for reverse in [meshed, outside] {
+        discovery.zone.say(reverse, RecordType::TXT, failed());
+    }
+    let asked = discovery.zone.asked(outside, RecordType::TXT);
+    let asked_again = async {
+        while discovery.zone.asked(outside, RecordType::TXT) < asked + 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(GUARD, asked_again).await.expect("asked again");
+    let away = followed.current();
+    assert!(matches!(of(&away, "10.77.0.3:8080"), Owner::Known(_)));
+    assert_eq!(of(&away, "203.0.113.1:8080"), Owner::Nobody);
+    discovery.zone.strings(outside, 1, &["v=1 addr=203.0.113.1:0 mesh=1 ns=shop sa=far weight=1 opaque=0"]);
+    until(&mut followed, |now| matches!(of(now, "203.0.113.1:8080"), Owner::Known(_))).await;
+    assert_eq!(dns.zone.asked("alias.example", RecordType::A), 1);
+}
+
+#[tokio::test]
+async fn of_very_many_addresses_some_are_asked_about_and_of_discovery_s_own_none() {
+    let (discovery, dns, resolver) = honest().await;
+    dns.zone.truncate_udp();
+    let many: Vec<String> = (1..=200).map(|last| format!("203.0.113.{last}")).collect();
+    dns.zone.addresses("many.example", 60, &many.iter().map(String::as_str).collect::<Vec<_>>());
+    let snapshot = resolver.follow(name("many.example.", 80)).first().await;
+    let owners = snapshot.owners.as_ref().unwrap();
+    assert_eq!(owners.len(), 64);
+    assert!(owners.values().all(|owner| *owner == Owner::Nobody));
+
+    discovery.zone.strings(API_8080, 5, &[SERVICE, MESHED]);
+    let snapshot = resolver.follow(name(API, 8080)).first().await;
+    assert!(snapshot.owners.is_none());
+    assert_eq!(discovery.zone.asked("3.0.77.10.in-addr.arpa", RecordType::TXT), 0);
+}
+
+#[tokio::test]
+async fn without_a_place_an_address_is_not_asked_about_and_places_come_back() {
+    let (discovery, dns, resolver) = honest().await;
+    discovery.zone.strings("3.0.77.10.in-addr.arpa", 5, &[MESHED]);
+    let addresses = ["10.77.0.3", "203.0.113.1", "203.0.113.2"];
+    dns.zone.addresses("alias.example", 60, &addresses);
+    let snapshot = resolver.follow(name("alias.example.", 80)).first().await;
+    let answer = snapshot.answer.as_deref();
+    let places = Arc::new(Semaphore::new(2));
+    let mut owners = FollowedOwners::new(places.clone());
+    let follow = |target| resolver.follow(target);
+    owners.turn_to(answer, follow).await;
+    let known = owners.known();
+    let asked: Vec<_> = known.keys().map(SocketAddr::to_string).collect();
+    assert_eq!(asked, ["10.77.0.3:80", "203.0.113.1:80"]);
+    assert!(matches!(known.values().next(), Some(Owner::Known(_))));
+    owners.turn_to(None, follow).await;
+    assert!(owners.known().is_empty());
+    assert_eq!(places.available_permits(), 2);
 }
 
 #[tokio::test]

@@ -43,4 +43,11 @@ impl Configured {
     pub(super) fn upstream(&self, name: &str) -> Option<&config::Upstream> {
         self.config.upstreams.get(name)
     }
+
+    /// Whether an upstream is made as by the config before.
+    pub(super) fn has_same_upstream(&self, before: &Self, name: &str) -> bool {
+        let upstream = self.upstream(name);
+        upstream == before.upstream(name)
+            && (self.config.zone == before.config.zone || upstream.is_none_or(|own| !own.prefer_zone))
+    }
 }

@@ -116,7 +116,7 @@ async fn a_broken_upstream_fails_only_those_who_want_it() {
         let found = located(&directory, None, dialled).await;
         assert_eq!(&*found.upstream.name, name, "{dialled}");
         assert_eq!(found.endpoint.is_some(), its_endpoint, "{dialled}");
-        let chosen = found.choose(Instant::now(), &mut rand::rng()).unwrap();
+        let chosen = found.choose(&Choice::at(Instant::now()), &mut rand::rng()).unwrap();
         assert_eq!(chosen.address, dialled.parse().unwrap());
     }
 }
@@ -130,13 +130,13 @@ async fn a_reload_keeps_unchanged_upstreams_and_applies_new_rules_to_them() {
         directory(&hosts, config([("a", fixed(&["10.0.0.1:80"])), ("b", fixed(&["10.0.0.2:80"]))]));
     let get = async |name: &str| directory.configured(name.into(), 80).await;
     let (a, b) = (get("a").await.unwrap(), get("b").await.unwrap());
-    let endpoint = a.set().endpoints[0].clone();
+    let endpoint = a.set().members[0].endpoint.clone();
     let before = directory.generation();
 
     directory.reconfigure(config([("a", fixed(&["10.0.0.1:80"])), ("b", fixed(&["10.0.0.3:80"]))]), rules());
     assert_ne!(directory.generation(), before);
     assert!(Arc::ptr_eq(&a, &get("a").await.unwrap()));
-    assert!(Arc::ptr_eq(&endpoint, &a.set().endpoints[0]));
+    assert!(Arc::ptr_eq(&endpoint, &a.set().members[0].endpoint));
     assert!(!Arc::ptr_eq(&b, &get("b").await.unwrap()));
 
     let outbound =
@@ -144,7 +144,7 @@ async fn a_reload_keeps_unchanged_upstreams_and_applies_new_rules_to_them() {
     let meshed = SecurityRules { outbound: Arc::new(outbound), ..(*rules()).clone() };
     directory.reconfigure(config([("a", fixed(&["10.0.0.1:80"]))]), Arc::new(meshed));
     assert!(Arc::ptr_eq(&a, &get("a").await.unwrap()));
-    assert!(matches!(a.set().endpoints[0].security, Security::Refused(_)));
+    assert!(matches!(a.set().members[0].endpoint.security, Security::Refused(_)));
     assert!(get("b").await.is_err());
 }
 
@@ -159,7 +159,7 @@ async fn what_is_kept_on_demand_is_bounded_and_what_is_in_use_stays() {
     }
     let far_ahead = Instant::now() + Duration::from_secs(60);
     let used = located(&directory, None, "10.0.0.1:7").await.upstream;
-    used.choose(far_ahead, &mut rand::rng());
+    used.choose(&Choice::at(far_ahead), &mut rand::rng());
     let before = directory.generation();
     located(&directory, None, "10.0.0.2:1").await;
     assert_ne!(directory.generation(), before);

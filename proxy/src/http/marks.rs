@@ -1,0 +1,82 @@
+//! What proxies of the mesh tell each other about tries, on the responses that they pass on.
+
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
+
+use super::hop::{HopError, is_unprocessed};
+use super::local_response::PROXY_STATUS;
+use crate::upstream::{ConnectError, PeerMark, Tried};
+
+/// On a response within the mesh: the proxy that sends it has tried all it may. Tried again by each proxy on the
+/// way, a request that fails would reach its server as often as the product of all their tries.
+pub const RETRIES: HeaderName = HeaderName::from_static("outrigger-retries");
+/// On a response within the mesh: the proxy that sends it has not passed the request on to its workload.
+pub const UNPROCESSED: HeaderName = HeaderName::from_static("outrigger-unprocessed");
+
+const EXHAUSTED: HeaderValue = HeaderValue::from_static("exhausted");
+/// What [`RETRIES`] says to proxies beyond a workload that passes responses on: [`RETRIES`] ends before a workload,
+/// `Proxy-Status` does not.
+const EXHAUSTED_PARAMETER: &str = "; outrigger-retries=exhausted";
+impl Tried<'_> {
+    /// Without a response. `unsent`: nothing of the request was written, as hyper tells by giving it back and h2 by
+    /// refusing its head.
+    pub fn failed(error: &HopError, unsent: bool) -> Self {
+        match error {
+            HopError::Connect(ConnectError::Full { .. }) => Self::TurnedAway,
+            HopError::Connect(_) => Self::Unprocessed,
+            HopError::Timeout(_) => Self::TimedOut,
+            _ if unsent => Self::Unprocessed,
+            HopError::Http2(error) if is_unprocessed(error) => Self::Unprocessed,
+            // hyper's word for a request that it still had when the connection ended.
+            HopError::Http1(error) if error.is_canceled() => Self::Unprocessed,
+            HopError::Http2(_) | HopError::Http1(_) => Self::Lost,
+        }
+    }
+}
+
+impl PeerMark {
+    /// Read before the mesh's fields are taken off. `meshed`: the response comes from a verified peer. Anybody may
+    /// say that tries are exhausted, which spares others work; that a request was not processed only our own proxies,
+    /// or a server could have a payment sent twice.
+    pub fn of(headers: &HeaderMap, meshed: bool) -> Self {
+        let says_exhausted = headers.get(RETRIES).is_some_and(|value| value == EXHAUSTED)
+            // A caller's own words can't come to stand there, and if they did, a retry would be all it costs.
+            || headers.get_all(PROXY_STATUS).iter().any(says_exhausted);
+        if says_exhausted {
+            Self::Exhausted
+        } else if meshed && headers.get(UNPROCESSED).is_some_and(|value| value == "1") {
+            Self::Unprocessed
+        } else {
+            Self::None
+        }
+    }
+}
+
+fn says_exhausted(proxy_status: &HeaderValue) -> bool {
+    proxy_status.to_str().is_ok_and(|value| value.contains(EXHAUSTED_PARAMETER))
+}
+
+/// Marks a response after [`AfterTry::Exhausted`]; `received` is the status of one that came from upstream, `None` for
+/// one that the proxy made itself.
+pub fn mark_exhausted(headers: &mut HeaderMap, received: Option<StatusCode>) {
+    headers.insert(RETRIES, EXHAUSTED);
+    if headers.get_all(PROXY_STATUS).iter().any(says_exhausted) {
+        return;
+    }
+    let own = match received {
+        None => headers.remove(PROXY_STATUS).and_then(|value| value.to_str().map(str::to_owned).ok()),
+        Some(status) => Some(format!("outrigger; received-status={}", status.as_u16())),
+    };
+    let text = own.unwrap_or_else(|| "outrigger".into()) + EXHAUSTED_PARAMETER;
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        headers.append(PROXY_STATUS, value);
+    }
+}
+
+/// Marks a response of the inbound side's that stands for a request its workload has not seen.
+pub fn mark_unprocessed(headers: &mut HeaderMap) {
+    headers.insert(UNPROCESSED, HeaderValue::from_static("1"));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,49 @@
+//! What an upstream's owner decided about it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::{Balance, Outlier, Protocol};
+
+/// What an upstream's owner decided about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Limit for TCP connect and TLS handshake, each.
+    pub connect_timeout: Duration,
+    /// Connections, all workers together.
+    pub max_connections: usize,
+    /// Requests that may wait for a connection.
+    pub max_pending_requests: usize,
+    /// Requests under way at once, all workers together.
+    pub max_requests: usize,
+    /// Requests after which a connection takes no more.
+    pub max_requests_per_connection: u64,
+    /// Age from which on a connection takes no more requests.
+    pub max_connection_age: Option<Duration>,
+    /// Time a connection may stay unused.
+    pub idle_timeout: Duration,
+    /// Time a body or an opaque connection may stand still.
+    pub stream_idle_timeout: Option<Duration>,
+    /// What is spoken with it.
+    pub protocol: Protocol,
+    /// From the end of the request to the response's headers, unless a route says otherwise.
+    pub request_timeout: Option<Duration>,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// The zone that is preferred, if any.
+    pub zone: Option<Arc<str>>,
+    /// Time over which the share of an endpoint grows that is new, or in again.
+    pub slow_start: Option<Duration>,
+    /// Ejection of failing endpoints, and panic mode.
+    pub outlier: Outlier,
+    /// There are active health checks: an endpoint is out until its first success.
+    pub checks_health: bool,
+}
+
+impl Policy {
+    /// Whether a connection that was opened then and has carried that many requests takes one more.
+    pub(super) fn keeps_connection(&self, opened: Instant, requests: u64, now: Instant) -> bool {
+        requests < self.max_requests_per_connection
+            && self.max_connection_age.is_none_or(|age| now.saturating_duration_since(opened) < age)
+    }
+}

@@ -1,0 +1,241 @@
+//! Whether an endpoint is in or out, and why.
+//!
+//! Health checks and ejection write here; the picker is made anew when something here changes.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::load::since_epoch;
+use super::outlier::Record;
+
+/// What active health checks found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Health {
+    /// Not checked yet. Where endpoints are checked it is out until its first success.
+    Unknown,
+    /// In.
+    Healthy,
+    /// Out.
+    Unhealthy,
+}
+
+/// How an endpoint counts in `outrigger_endpoints`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndpointState {
+    /// In.
+    Healthy,
+    /// Out for a time by what requests met there.
+    Ejected,
+    /// Out by health checks, or not checked yet.
+    Unhealthy,
+}
+
+/// Endpoints of an upstream by what becomes of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct States {
+    /// In.
+    pub healthy: usize,
+    /// Ejected.
+    pub ejected: usize,
+    /// Out by health checks.
+    pub unhealthy: usize,
+    /// Of the set no more, and still in use.
+    pub draining: usize,
+}
+
+/// Whether an endpoint is in or out, and why.
+#[derive(Debug, Default)]
+pub struct Standing {
+    /// A [`Health`].
+    health: AtomicU8,
+    /// Nanoseconds after the epoch; 0: never.
+    ejected_until: AtomicU64,
+    /// Nanoseconds after the epoch since which it is in; 0 while it is out.
+    in_since: AtomicU64,
+    /// For people only.
+    reasons: Mutex<Reasons>,
+    joined: OnceLock<Joined>,
+    pub(super) record: Record,
+}
+
+#[derive(Debug, Default)]
+struct Reasons {
+    health: Option<Arc<str>>,
+    ejection: Option<Arc<str>>,
+}
+
+/// The upstream that an endpoint belongs to.
+#[derive(Debug)]
+struct Joined {
+    stale_at: Arc<StaleAt>,
+    is_checked: bool,
+}
+
+impl Standing {
+    /// Tells it whose it is; only the first time counts.
+    pub(super) fn join(&self, stale_at: &Arc<StaleAt>, is_checked: bool) {
+        self.joined.get_or_init(|| Joined { stale_at: stale_at.clone(), is_checked });
+    }
+
+    /// What a health check found, and the words for it on the admin port.
+    pub fn set_health(&self, health: Health, why: impl Into<Arc<str>>) {
+        self.reasons().health = Some(why.into());
+        if self.health.swap(health as u8, Ordering::Release) != health as u8 {
+            self.changed();
+        }
+    }
+
+    /// What health checks found last.
+    pub fn health(&self) -> Health {
+        match self.health.load(Ordering::Acquire) {
+            health if health == Health::Healthy as u8 => Health::Healthy,
+            health if health == Health::Unhealthy as u8 => Health::Unhealthy,
+            _ => Health::Unknown,
+        }
+    }
+
+    /// Puts it out until then (nanoseconds after the epoch).
+    pub(super) fn eject(&self, until: u64, why: Arc<str>) {
+        self.reasons().ejection = Some(why);
+        self.ejected_until.store(until, Ordering::Release);
+        self.changed();
+    }
+
+    /// When its last ejection ends or ended, in nanoseconds after the epoch; 0 before the first.
+    pub(super) fn ejected_until(&self) -> u64 {
+        self.ejected_until.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_ejected(&self, now: u64) -> bool {
+        self.ejected_until() > now
+    }
+
+    /// Whether it counts as available.
+    pub fn state(&self, now: Instant) -> EndpointState {
+        self.state_at(since_epoch(now))
+    }
+
+    pub(super) fn state_at(&self, now: u64) -> EndpointState {
+        let is_checked = self.joined.get().is_some_and(|joined| joined.is_checked);
+        match self.health() {
+            Health::Unhealthy => EndpointState::Unhealthy,
+            Health::Unknown if is_checked => EndpointState::Unhealthy,
+            _ if self.is_ejected(now) => EndpointState::Ejected,
+            _ => EndpointState::Healthy,
+        }
+    }
+
+    /// In or out and why, for `/upstreams`.
+    pub fn describe(&self, now: Instant) -> String {
+        let at = since_epoch(now);
+        let reasons = self.reasons();
+        let or = |reason: &Option<Arc<str>>, else_| reason.as_deref().unwrap_or(else_).to_owned();
+        match self.state_at(at) {
+            EndpointState::Unhealthy => format!("out: {}", or(&reasons.health, "not checked yet")),
+            EndpointState::Ejected => {
+                let left = Duration::from_nanos(self.ejected_until() - at).as_secs_f64();
+                format!("out for {left:.1} s: {}", or(&reasons.ejection, "ejected"))
+            }
+            EndpointState::Healthy => match (&reasons.health, self.health()) {
+                (Some(health), Health::Healthy) => format!("in: {health}"),
+                _ => "in".into(),
+            },
+        }
+    }
+
+    /// Notes whether it is in; gives how long it has been.
+    pub(super) fn in_for(&self, is_in: bool, now: u64) -> Duration {
+        let since = match (is_in, self.in_since.load(Ordering::Relaxed)) {
+            (false, _) => 0,
+            (true, 0) => now.max(1),
+            (true, since) => since,
+        };
+        self.in_since.store(since, Ordering::Relaxed);
+        Duration::from_nanos(now.saturating_sub(since))
+    }
+
+    fn changed(&self) {
+        if let Some(joined) = self.joined.get() {
+            joined.stale_at.set_now();
+        }
+    }
+
+    fn reasons(&self) -> MutexGuard<'_, Reasons> {
+        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When the picker of an upstream must be made anew, in nanoseconds after the epoch.
+#[derive(Debug)]
+pub(super) struct StaleAt(AtomicU64);
+
+impl Default for StaleAt {
+    fn default() -> Self {
+        Self(AtomicU64::new(u64::MAX))
+    }
+}
+
+impl StaleAt {
+    pub(super) fn is_due(&self, now: u64) -> bool {
+        now >= self.0.load(Ordering::Relaxed)
+    }
+
+    /// Something that it was made of has changed.
+    pub(super) fn set_now(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+
+    /// Runs `make`, which gives when its result is stale. What changes while it runs is not lost.
+    pub(super) fn renew(&self, make: impl FnOnce() -> u64) {
+        self.0.swap(u64::MAX, Ordering::AcqRel);
+        let next = make();
+        self.0.fetch_min(next, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_whether_it_is_in_and_why() {
+        let now = Instant::now() + Duration::from_secs(60);
+        let standing = Standing::default();
+        assert_eq!((standing.state(now), &*standing.describe(now)), (EndpointState::Healthy, "in"));
+        standing.eject(since_epoch(now) + 1_500_000_000, "5 failures in a row".into());
+        assert_eq!(standing.state(now), EndpointState::Ejected);
+        assert_eq!(standing.describe(now), "out for 1.5 s: 5 failures in a row");
+        standing.set_health(Health::Unhealthy, "GET /healthz: 500");
+        assert_eq!(standing.state(now), EndpointState::Unhealthy);
+        assert_eq!(standing.describe(now), "out: GET /healthz: 500");
+        let later = now + Duration::from_secs(2);
+        standing.set_health(Health::Healthy, "GET /healthz: 200");
+        assert_eq!(standing.state(later), EndpointState::Healthy);
+        assert_eq!(standing.describe(later), "in: GET /healthz: 200");
+    }
+
+    #[test]
+    fn where_endpoints_are_checked_a_new_one_is_out_until_its_first_success() {
+        let now = Instant::now();
+        let standing = Standing::default();
+        standing.join(&Arc::default(), true);
+        assert_eq!(standing.describe(now), "out: not checked yet");
+        standing.set_health(Health::Healthy, "connected");
+        assert_eq!(standing.state(now), EndpointState::Healthy);
+    }
+
+    #[test]
+    fn a_change_while_a_picker_is_made_makes_another() {
+        let stale_at = StaleAt::default();
+        assert!(!stale_at.is_due(7));
+        stale_at.renew(|| 9);
+        assert!(!stale_at.is_due(8) && stale_at.is_due(9));
+        stale_at.renew(|| {
+            stale_at.set_now();
+            9
+        });
+        assert!(stale_at.is_due(1));
+    }
+}
