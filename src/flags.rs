@@ -35,7 +35,7 @@ pub struct IdentityArgs {
     /// on first use.
     #[arg(long, env = "OUTRIGGER_TRUST_BUNDLE", value_name = "FILE")]
     pub trust_bundle: Option<PathBuf>,
-    /// Time between looks at the CA's bundle, where it is not a file.
+    /// Time between looks at the CA's bundle; where that is a file, at whether the CA is there.
     #[arg(long, env = "OUTRIGGER_BUNDLE_POLL", value_name = "DURATION", default_value = "5m", value_parser = above_zero)]
     pub bundle_poll: Duration,
     /// Trust domain of the mesh's identities [default: cluster.local]
@@ -48,6 +48,15 @@ impl IdentityArgs {
     pub fn trust_domain(&self) -> &str {
         self.trust_domain.as_deref().unwrap_or(TRUST_DOMAIN)
     }
+}
+
+/// Takes variables that are empty away from their flags: manifests often leave them so where nothing is meant.
+pub fn without_empty_variables(command: Command, is_empty: &dyn Fn(&OsStr) -> bool) -> Command {
+    let command = command.mut_args(|flag| {
+        let empty = flag.get_env().is_some_and(is_empty);
+        if empty { flag.env(None::<&'static str>) } else { flag }
+    });
+    command.mut_subcommands(|subcommand| without_empty_variables(subcommand, is_empty))
 }
 
 /// Reads a port. What Kubernetes puts into the environment for a service that is called like the flag's variable
@@ -161,6 +170,23 @@ mod tests {
         for text in ["0s", "1", ""] {
             assert!(above_zero(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_empty_variable_is_taken_away_from_each_flag_of_each_subcommand() {
+        fn variables(command: &Command) -> usize {
+            let own = command.get_arguments().filter(|flag| flag.get_env().is_some()).count();
+            own + command.get_subcommands().map(variables).sum::<usize>()
+        }
+        let all = variables(&crate::Arguments::command());
+        let with = |is_empty: &dyn Fn(&OsStr) -> bool| {
+            variables(&without_empty_variables(crate::Arguments::command(), is_empty))
+        };
+        assert!(all > 50, "{all}");
+        assert_eq!(with(&|_| false), all);
+        assert_eq!(with(&|_| true), 0);
+        // Those of apply, verify and render.
+        assert_eq!(with(&|variable| variable == "OUTRIGGER_SKIP_INBOUND_PORTS"), all - 3);
     }
 
     #[test]

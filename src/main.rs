@@ -12,7 +12,7 @@ mod version;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Without huge pages, which make a small proxy large: 20 MiB idle with them, 9 MiB without.
 #[global_allocator]
@@ -50,7 +50,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
+    let command = flags::without_empty_variables(Arguments::command(), &|variable| {
+        std::env::var_os(variable).is_some_and(|value| value.is_empty())
+    });
+    let arguments = Arguments::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    let result = match arguments.command {
         Command::Sidecar(args) => args.run(),
         Command::Ca(args) => args.run(),
         Command::Discovery(args) => args.run(),

@@ -55,6 +55,24 @@ fn an_ordinary_users_demo_leaves_nothing_behind_when_killed_and_starts_again() {
 }
 
 #[test]
+fn a_supervisor_that_is_killed_takes_all_along_and_the_demo_says_so() {
+    let port = free_port();
+    let mut demo = Demo::start(&[], port);
+    let namespaces = demo.namespaces();
+    let children = format!("/proc/{0}/task/{0}/children", demo.process.id());
+    let children = fs::read_to_string(children).expect("the demo runs");
+    let supervisor = children.trim().parse().expect("its one child is the supervisor");
+    kill(Pid::from_raw(supervisor), Signal::SIGKILL).expect("the supervisor runs");
+    demo.wait_for_line(PATIENCE, |line| line.contains("was killed (signal: 9"));
+    assert_eq!(demo.wait().code(), Some(1));
+    until("no process is left in the demo's namespaces", || used_namespaces().is_disjoint(&namespaces));
+
+    let mut again = Demo::start(&[], port);
+    again.check_pages();
+    again.end_by(Signal::SIGTERM);
+}
+
+#[test]
 fn a_port_that_is_taken_is_named_with_the_flag_that_chooses_another() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let port = taken.local_addr().expect("it is bound").port();

@@ -1,8 +1,9 @@
 //! The certificate authority of Outrigger, its client, and the identities it vouches for.
 //!
 //! What every part of the mesh shares lives at the top: the SPIFFE ID, certificates, trust bundles,
-//! and the checks of a peer's certificate; and how durations and addresses are written. [`workload`] keeps a certificate fresh for a proxy;
-//! [`server`] is `outrigger ca`, with [`authority`] as what it signs with and [`tokens`] as whom it trusts.
+//! and the checks of a peer's certificate; how TLS errors are told, and how durations and addresses are written.
+//! [`workload`] keeps a certificate fresh for a proxy; [`server`] is `outrigger ca`, with [`authority`] as
+//! what it signs with and [`tokens`] as whom it trusts.
 
 pub mod authority;
 mod bundle;

@@ -94,7 +94,7 @@ impl Settings {
             .collect()
     }
 
-    /// Finds settings that would redirect the proxy to itself.
+    /// Finds settings that would redirect the proxy to itself, and ports that are none.
     pub fn check(&self) -> Result<(), SettingsError> {
         let ports = [
             ("outbound", self.outbound_port),
@@ -108,6 +108,13 @@ impl Settings {
             }
             if let Some((earlier, _)) = ports[..index].iter().find(|(_, other)| *other == port) {
                 return Err(SettingsError::SamePort(earlier, name, port));
+            }
+        }
+        for (name, skipped) in
+            [("skipped inbound", &self.skip_inbound_ports), ("skipped outbound", &self.skip_outbound_ports)]
+        {
+            if skipped.contains(&0) {
+                return Err(SettingsError::NoPort(name));
             }
         }
         match self.owner {
@@ -178,15 +185,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_that_would_redirect_the_proxy_to_itself_are_refused() {
+    fn settings_that_make_no_sense_are_refused() {
         let same_port = Settings { inbound_port: 15001, ..Settings::default() };
         let mark = |proxy, inbound| Settings { owner: Owner::Mark { proxy, inbound }, ..Settings::default() };
         let no_port = Settings { health_port: 0, ..Settings::default() };
+        let skipped_inbound = Settings { skip_inbound_ports: [22, 0].into(), ..Settings::default() };
+        let skipped_outbound = Settings { skip_outbound_ports: [0].into(), ..Settings::default() };
         for (settings, expected) in [
             (Settings::default(), Ok(())),
             (mark(1337, 1338), Ok(())),
             (same_port, Err(SettingsError::SamePort("outbound", "inbound", 15001))),
             (no_port, Err(SettingsError::NoPort("health"))),
+            (skipped_inbound, Err(SettingsError::NoPort("skipped inbound"))),
+            (skipped_outbound, Err(SettingsError::NoPort("skipped outbound"))),
             (mark(7, 7), Err(SettingsError::SameMark(7))),
             (mark(0, 7), Err(SettingsError::NoMark)),
         ] {

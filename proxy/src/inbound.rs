@@ -14,8 +14,9 @@ use tokio::net::TcpStream;
 
 use crate::config::{Mtls, Protocol};
 use crate::http::{
-    CLIENT_ID, Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Recording, Served, Wire,
-    forward, refuse, serve_http1, serve_http2, to_origin_form, version_from_mesh, wants_own_connection,
+    Again, CLIENT_ID, Call, Exchange, Failed, Handler, Limits, LocalResponse, ProxyError, Recording, Served,
+    Wire, call, mark_retries_exhausted, mark_unprocessed, refuse, serve_http1, serve_http2, to_origin_form,
+    version_from_mesh, wants_own_connection,
 };
 use crate::identity::{self, HandshakeError, Peer};
 use crate::net::{
@@ -374,6 +375,23 @@ impl Inbound {
             connection.peer.as_ref().and_then(|peer| HeaderValue::from_str(peer.id.as_str()).ok());
         Self { connection, carried_by, client_id }
     }
+
+    /// The answer to a request, which came then, that the workload did not see or could not serve; its proxy is told
+    /// whether another try makes sense.
+    fn failed(&self, failed: Failed, came: Instant) -> Response<Body> {
+        let Connection { worker, peer, .. } = &self.connection;
+        let is_unprocessed = failed.unprocessed;
+        let mut response = failed.into_response();
+        if peer.is_some() {
+            if is_unprocessed {
+                mark_unprocessed(response.headers_mut());
+            } else if worker.was_exhausted_since(came) {
+                // What the workload waited for has been tried often enough further in.
+                mark_retries_exhausted(response.headers_mut());
+            }
+        }
+        response
+    }
 }
 
 impl Handler for Inbound {
@@ -383,6 +401,7 @@ impl Handler for Inbound {
         async move {
             let connection = &self.connection;
             let worker = &connection.worker;
+            let came = Instant::now();
             let mut recording = connection.recording(&request);
             let meshed = connection.peer.is_some();
             let version = if meshed && self.carried_by == MeshProtocol::H2 {
@@ -428,15 +447,25 @@ impl Handler for Inbound {
             }
             let (upstream, endpoint) = worker.workload_at(connection.destination.0);
             recording.exchange().upstream = upstream.name.clone();
-            let way = Forward {
+            let effective = worker.effective().clone();
+            let way = Call {
                 pools: &worker.workload,
                 upstream: &upstream,
-                endpoint: &endpoint,
+                dialled: Some(&endpoint),
+                key: None,
+                subset: None,
                 wire,
                 timeout: None,
+                again: Again::Connect(effective.workload.connect_retry()),
+                idempotent: false,
                 keeps_mesh_headers: true,
+                keeps_request: false,
+                rng: &worker.rng,
             };
-            forward(&way, &mut request, recording).await
+            match call(&way, &mut request, recording).await {
+                Ok(response) => response,
+                Err(failed) => self.failed(*failed, came),
+            }
         }
     }
 }

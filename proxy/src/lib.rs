@@ -21,6 +21,7 @@ pub mod inbound;
 pub mod opaque;
 pub mod outbound;
 pub mod worker;
+pub mod workload;
 
 pub mod admin;
 pub mod runtime;

@@ -16,7 +16,8 @@ use crate::http::LocalResponse;
 use crate::net::{ClientAddress, Copied, FirstLine, Prefixed, copy_both_ways, readable};
 use crate::telemetry::{Direction, Recorder, TcpLabels, TcpRecord, Tls};
 use crate::upstream::{
-    ConnectError, ConnectionPlace, DestinationError, Endpoint, Pools, Transport, Upstream,
+    Attempt, ConnectError, ConnectionPlace, DestinationError, Endpoint, EndpointId, Open, Outcome, Pools,
+    Transport, Upstream, log_change,
 };
 
 /// Time for the first request on a connection that nothing but requests can go by.
@@ -34,6 +35,9 @@ pub enum OpaqueError {
     /// No connection to the endpoint.
     #[error("upstream {0}: {1}")]
     Connect(Arc<str>, ConnectError),
+    /// The upstream's circuit breaker is open.
+    #[error("upstream {0}: {1}")]
+    BreakerOpen(Arc<str>, Open),
 }
 
 impl OpaqueError {
@@ -51,6 +55,9 @@ impl OpaqueError {
                 ("no_endpoint", LocalResponse::new(crate::http::ProxyError::NO_ENDPOINT, self.to_string()))
             }
             Self::Connect(upstream, error) => ("connect_failed", LocalResponse::connect(upstream, error)),
+            Self::BreakerOpen(upstream, open) => {
+                ("breaker_open", LocalResponse::breaker_open(upstream, *open))
+            }
         }
     }
 }
@@ -255,6 +262,55 @@ impl Carrying<'_> {
             },
         );
     }
+}
+
+/// Opens a way to an endpoint that `choose` gives, told which ones were tried; another one is tried where one does not
+/// answer, as often as the upstream's retries and their budget allow. How it went counts for endpoint and breaker.
+///
+/// # Errors
+/// What kept the last one from opening.
+pub async fn open_way(
+    pools: &Pools,
+    upstream: &Arc<Upstream>,
+    choose: impl Fn(&[EndpointId]) -> Option<Arc<Endpoint>>,
+) -> Result<Box<Way>, OpaqueError> {
+    let pass = upstream
+        .breaker
+        .try_pass(Instant::now())
+        .map_err(|open| OpaqueError::BreakerOpen(upstream.name.clone(), open))?;
+    upstream.retry_budget.note_request(Instant::now());
+    let mut tried = Vec::new();
+    let mut last = OpaqueError::NoEndpoint(upstream.name.clone());
+    for _ in 0..=upstream.policy.retry.attempts() {
+        let Some(endpoint) = choose(&tried).filter(|endpoint| !tried.contains(&endpoint.id)) else { break };
+        if !tried.is_empty() && !upstream.retry_budget.try_retry(Instant::now()) {
+            break;
+        }
+        tried.push(endpoint.id);
+        let opened = Way::open(pools, upstream, &endpoint).await;
+        let now = Instant::now();
+        match opened {
+            Ok(way) => {
+                upstream.attempt_ended(&endpoint, Attempt::Answered, now);
+                log_change(upstream, pass.ended(Outcome::Success, None, 0, now));
+                return Ok(Box::new(way));
+            }
+            Err(error) => {
+                let is_full = matches!(error, OpaqueError::Connect(_, ConnectError::Full { .. }));
+                let attempt = if is_full { Attempt::Abandoned } else { Attempt::ConnectFailed };
+                upstream.attempt_ended(&endpoint, attempt, now);
+                last = error;
+                if is_full {
+                    return Err(last);
+                }
+            }
+        }
+    }
+    if !tried.is_empty() {
+        let now = Instant::now();
+        log_change(upstream, pass.ended(Outcome::Failure, tried, upstream.states(now).healthy, now));
+    }
+    Err(last)
 }
 
 async fn certificate_ends(at: Option<Instant>) {

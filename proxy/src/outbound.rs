@@ -4,31 +4,42 @@
 //! for HTTP, request by request: destination, route, upstream, endpoint, connection, send, record.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
 use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response, Version};
+use http::{HeaderMap, Request, Response, Version};
+use http_body::Body as _;
+use rand::RngExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::config::Balance;
+use crate::filters::{Answer, Mirrored, NotMirrored, Scheme};
 use crate::http::{
-    Exchange, Forward, Handler, Limits, LocalResponse, ProxyError, Served, Wire, forward, host_of, refuse,
-    serve_http1, serve_http2, to_origin_form, wants_own_connection,
+    Affinity, Again, Call, Exchange, Failed, Failure, Fallback, Handler, Limits, LocalResponse, Recording,
+    Served, Why, Wire, call, host_of, refuse, response_cache as cache, serve_http1, serve_http2, source_key,
+    to_origin_form, wants_own_connection,
 };
 use crate::net::{
     Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, readable, resume_detection,
 };
-use crate::opaque::{Carrying, OpaqueError, WAIT_FOR_REQUEST, Way};
-use crate::route::{Asked, Matched};
+use crate::opaque::{Carrying, OpaqueError, WAIT_FOR_REQUEST, Way, open_way};
+use crate::route::{Asked, CompiledRoute, Matched};
 use crate::telemetry::{Direction, Held};
-use crate::upstream::{Choice, Destination, Endpoint, HeaderLimits, Upstream};
+use crate::upstream::{
+    Choice, Destination, DestinationError, Endpoint, EndpointId, HeaderLimits, Subset, Upstream,
+};
 use crate::worker::{Worker, reset};
 
 const SIDE: Direction = Direction::Outbound;
+/// Time for a copy of a request where its upstream states none, and for reading what it says.
+const MIRRORED: Duration = Duration::from_secs(15);
 
 /// Carries one connection of the workload.
 pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress, open: Rc<Held>) {
@@ -50,7 +61,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
     let mut way = None;
     if detected == Detected::Silent {
         // The client may wait for the server to speak: whoever speaks first decides.
-        match Box::pin(way_to(&worker, destination)).await {
+        match Box::pin(way_to(&worker, destination, client)).await {
             Ok(mut opened) => match opened.server_speaks_first(&stream).await {
                 Some(true) => {
                     if opened.server_spoke_opaquely() {
@@ -88,7 +99,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
         // Also for a client that ended without a byte: the server may speak first, or answer at the end.
         let way = match way {
             Some(way) => Ok(way),
-            None => Box::pin(way_to(&worker, destination)).await,
+            None => Box::pin(way_to(&worker, destination, client)).await,
         };
         return match way {
             Ok(way) => Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await,
@@ -138,25 +149,23 @@ async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
         })
 }
 
-/// Opens the way for opaque bytes; an error comes with the name of the upstream, as far as it is known.
+/// Opens the way for opaque bytes, at another endpoint where one does not answer; an error comes with the name of the
+/// upstream, as far as it is known.
 async fn way_to(
     worker: &Rc<Worker>,
     destination: OriginalDestination,
+    client: ClientAddress,
 ) -> Result<Box<Way>, (Arc<str>, OpaqueError)> {
-    let located = worker
+    let Destination { upstream, endpoint: dialled, .. } = worker
         .locate(None, destination.0)
         .await
         .map_err(|error| (Arc::from(destination.to_string()), error.into()))?;
-    let endpoint = worker.random(|rng| located.choose(&Choice::at(Instant::now()), rng));
-    let upstream = located.upstream;
-    let Some(endpoint) = endpoint else {
-        let name = upstream.name.clone();
-        return Err((name.clone(), OpaqueError::NoEndpoint(name)));
+    let choose = |tried: &[EndpointId]| {
+        let key = source_key(&upstream.policy.balance, client.0.ip());
+        let choice = Choice { now: Instant::now(), key, subset: None, tried };
+        worker.random(|rng| upstream.pick(dialled.as_ref(), &choice, rng))
     };
-    match Way::open(&worker.peers, &upstream, &endpoint).await {
-        Ok(way) => Ok(Box::new(way)),
-        Err(error) => Err((upstream.name.clone(), error)),
-    }
+    open_way(&worker.peers, &upstream, choose).await.map_err(|error| (upstream.name.clone(), error))
 }
 
 /// Answers the requests of one connection.
@@ -170,12 +179,21 @@ struct Outbound {
     last: RefCell<Option<(Box<str>, u64, Destination)>>,
 }
 
-/// What was decided about a request.
-struct Decision {
+/// What was found for a request.
+struct Found {
     upstream: Arc<Upstream>,
-    /// `None` when the upstream has none.
-    endpoint: Option<Arc<Endpoint>>,
-    timeout: Option<Duration>,
+    /// The one endpoint that was dialled by its own address.
+    dialled: Option<Arc<Endpoint>>,
+    /// Endpoints with these tags only.
+    subset: Option<Subset>,
+    routed: Option<Routed>,
+}
+
+/// The route of a request.
+struct Routed {
+    route: Arc<CompiledRoute>,
+    /// Length of the prefix of the path by which it matched.
+    prefix: Option<usize>,
 }
 
 impl Handler for Outbound {
@@ -192,33 +210,28 @@ impl Handler for Outbound {
                 return recording.answer_locally(&response, request.headers());
             }
             worker.panic_if_told(request.uri().path());
-            if request.version() < Version::HTTP_2 {
+            if version < Version::HTTP_2 {
                 to_origin_form(&mut request);
             }
-            let Decision { upstream, endpoint, timeout } =
-                match self.decide(&request, recording.exchange()).await {
-                    Ok(decision) => decision,
-                    Err(response) => return recording.answer_locally(&response, request.headers()),
-                };
-            recording.exchange().upstream = upstream.name.clone();
-            let Some(endpoint) = endpoint else {
-                let response = no_endpoint(&upstream);
-                return recording.answer_locally(&response, request.headers());
+            let found = match self.find(&request, recording.exchange()).await {
+                Ok(found) => found,
+                Err(response) => return recording.answer_locally(&response, request.headers()),
             };
-            let wire = match request.version() {
+            recording.exchange().upstream = found.upstream.name.clone();
+            let wire = match version {
                 Version::HTTP_2 => Wire::Multiplexed,
                 _ if wants_own_connection(&request) => Wire::Own,
                 version => Wire::Http1(version),
             };
-            let way = Forward {
-                pools: &worker.peers,
-                upstream: &upstream,
-                endpoint: &endpoint,
-                wire,
-                timeout,
-                keeps_mesh_headers: false,
+            let mut response = if self.is_plain(&found) {
+                match call(&self.way(&found, wire), &mut request, recording).await {
+                    Ok(response) => response,
+                    Err(failed) => self.give_up(*failed),
+                }
+            } else {
+                // Boxed: the future of every request would be as large as this one.
+                Box::pin(self.with_extras(found, wire, &mut request, recording)).await
             };
-            let mut response = forward(&way, &mut request, recording).await;
             if worker.shared.stopping.load(Relaxed)
                 && wire != Wire::Multiplexed
                 && !response.status().is_informational()
@@ -232,36 +245,172 @@ impl Handler for Outbound {
 }
 
 impl Outbound {
-    /// Destination, then route, then upstream, then endpoint.
-    async fn decide(
-        &self,
-        request: &Request<Body>,
-        exchange: &mut Exchange,
-    ) -> Result<Decision, LocalResponse> {
-        let destination =
+    /// Destination, then route, then upstream.
+    async fn find(&self, request: &Request<Body>, exchange: &mut Exchange) -> Result<Found, LocalResponse> {
+        let Destination { upstream, endpoint: dialled, routed_host } =
             self.locate(host_of(request)).await.map_err(|error| LocalResponse::destination(&error))?;
-        let mut endpoint = self.worker.random(|rng| destination.choose(&Choice::at(Instant::now()), rng));
-        let mut upstream = destination.upstream;
-        let mut timeout = upstream.policy.request_timeout.or(upstream.set().request_timeout);
-        if let Some(host) = &destination.routed_host {
-            let effective = self.worker.effective().clone();
-            if let Some(Matched { route, .. }) = effective.routes.find(host, &Asked::of(request)) {
-                exchange.route = route.name.clone();
-                timeout = route.timeout.or(timeout);
-                if let Some(target) = self.worker.random(|rng| route.choose(rng).cloned()) {
-                    upstream = self
-                        .worker
-                        .configured(&target.upstream, self.destination.port())
-                        .await
-                        .map_err(|error| LocalResponse::destination(&error))?;
-                    endpoint = self.worker.random(|rng| upstream.choose(&Choice::at(Instant::now()), rng));
-                }
-            }
+        let mut found = Found { upstream, dialled, subset: None, routed: None };
+        let Some(host) = routed_host else { return Ok(found) };
+        let effective = self.worker.effective().clone();
+        let Some(Matched { route, prefix }) = effective.routes.find(&host, &Asked::of(request)) else {
+            return Ok(found);
+        };
+        exchange.route = route.name.clone();
+        if let Some(target) = self.worker.random(|rng| route.choose(rng).cloned()) {
+            found.upstream = self
+                .configured(&target.upstream)
+                .await
+                .map_err(|error| LocalResponse::destination(&error))?;
+            found.dialled = None;
+            found.subset = target.subset;
         }
-        Ok(Decision { upstream, endpoint, timeout })
+        found.routed = Some(Routed { route: route.clone(), prefix });
+        Ok(found)
     }
 
-    async fn locate(&self, host: Option<&str>) -> Result<Destination, crate::upstream::DestinationError> {
+    async fn configured(&self, name: &Arc<str>) -> Result<Arc<Upstream>, DestinationError> {
+        self.worker.configured(name, self.destination.port()).await
+    }
+
+    /// Whether it is nothing but sent.
+    fn is_plain(&self, found: &Found) -> bool {
+        let is_balanced_by_key =
+            matches!(found.upstream.policy.balance, Balance::RingHash(_) | Balance::Maglev(_));
+        !is_balanced_by_key
+            && found
+                .routed
+                .as_ref()
+                .is_none_or(|Routed { route, .. }| route.filters.is_empty() && route.fallback.is_none())
+            && self.worker.effective().fallbacks.is_empty()
+    }
+
+    fn way<'a>(&'a self, found: &'a Found, wire: Wire) -> Call<'a> {
+        let Found { upstream, dialled, subset, routed } = found;
+        let policy = &upstream.policy;
+        let route = routed.as_ref().map(|routed| &routed.route);
+        let stated = route.and_then(|route| route.timeout).or(policy.request_timeout);
+        Call {
+            pools: &self.worker.peers,
+            upstream,
+            dialled: dialled.as_ref(),
+            key: None,
+            subset: subset.as_ref(),
+            wire,
+            timeout: stated.or_else(|| upstream.set().request_timeout),
+            again: Again::Retry(route.and_then(|route| route.retry.as_ref()).unwrap_or(&policy.retry)),
+            idempotent: route.is_some_and(|route| route.idempotent),
+            keeps_mesh_headers: false,
+            keeps_request: false,
+            rng: &self.worker.rng,
+        }
+    }
+
+    /// What the workload gets when all is tried.
+    fn give_up(&self, failed: Failed) -> Response<Body> {
+        if failed.is_exhausted() {
+            self.worker.note_exhausted();
+        }
+        failed.into_response()
+    }
+
+    /// Filters of the request, affinity, call, fallback, filters of the response.
+    async fn with_extras(
+        &self,
+        found: Found,
+        wire: Wire,
+        request: &mut Request<Body>,
+        mut recording: Box<Recording>,
+    ) -> Response<Body> {
+        let worker = &self.worker;
+        let effective = worker.effective().clone();
+        let filters = found.routed.as_ref().map(|Routed { route, prefix }| (&route.filters, *prefix));
+        let draw = || worker.random(|rng| rng.random());
+        if let Some((filters, prefix)) = filters {
+            match filters.request(request, Scheme::Http, prefix, draw).await {
+                Ok(()) => {}
+                Err(Answer::Fixed(response)) => {
+                    recording.answered(response.status(), response.headers());
+                    return recording.follow(response);
+                }
+                Err(Answer::Error(local)) => return recording.answer_locally(&local, request.headers()),
+            }
+            let mirror =
+                Mirror { worker: worker.clone(), port: self.destination.port(), client: self.client };
+            filters.mirror(request, &worker.mirrors, draw, move |copy| mirror.send(copy));
+        }
+        let policy = &found.upstream.policy;
+        let client = self.client.0.ip();
+        let affinity = worker.random(|rng| Affinity::of(&policy.balance, request.headers(), client, rng));
+        let fallback = found
+            .routed
+            .as_ref()
+            .and_then(|Routed { route, .. }| route.fallback.as_ref())
+            .or_else(|| effective.fallbacks.get(&*found.upstream.name));
+        let asked =
+            fallback.and_then(Fallback::cache).and_then(|_| cache::Asked::of(request, Instant::now()));
+        let mut way = self.way(&found, wire);
+        way.key = affinity.as_ref().and_then(|affinity| affinity.key);
+        way.keeps_request = matches!(fallback, Some(Fallback::Upstream(_)));
+        // What a fixed response and the cache look at.
+        let fields = fallback.map(|_| request.headers().clone());
+        let mut response = match call(&way, request, recording).await {
+            Ok(response) => match (fallback.and_then(Fallback::cache), asked) {
+                (Some(cache), Some(asked)) => cache.pass(asked, response, Instant::now(), SystemTime::now()),
+                _ => response,
+            },
+            Err(failed) => match (fallback, fields) {
+                (Some(fallback), Some(fields)) => {
+                    self.fall_back(fallback, &fields, asked.as_ref(), *failed, wire).await
+                }
+                _ => self.give_up(*failed),
+            },
+        };
+        if let Some((filters, _)) = filters {
+            filters.response(response.headers_mut());
+        }
+        if let Some(affinity) = affinity {
+            affinity.set(response.headers_mut());
+        }
+        response
+    }
+
+    /// The next best thing.
+    async fn fall_back(
+        &self,
+        fallback: &Fallback,
+        request: &HeaderMap,
+        asked: Option<&cache::Asked>,
+        mut failed: Failed,
+        wire: Wire,
+    ) -> Response<Body> {
+        if let Fallback::Upstream(name) = fallback {
+            let (Some(mut request), Ok(upstream)) = (failed.request.take(), self.configured(name).await)
+            else {
+                return self.give_up(failed);
+            };
+            let mut recording = failed.recording;
+            recording.exchange().upstream = upstream.name.clone();
+            let found = Found { upstream, dialled: None, subset: None, routed: None };
+            // Its own fallback does not apply.
+            return match call(&self.way(&found, wire), &mut request, recording).await {
+                Ok(response) => response,
+                Err(failed) => self.give_up(*failed),
+            };
+        }
+        let why = match &failed.why {
+            Why::Local(local) => Failure::Local(local),
+            Why::Received(response) => Failure::Received(response.status()),
+        };
+        match fallback.answer(request, asked, why, Instant::now()) {
+            Some(response) => {
+                let why = why.proxy_status();
+                failed.recording.answer_instead(response, why)
+            }
+            None => self.give_up(failed),
+        }
+    }
+
+    async fn locate(&self, host: Option<&str>) -> Result<Destination, DestinationError> {
         let key = host.unwrap_or_default();
         let generation = self.worker.shared.directory.generation();
         if let Some((known, of, destination)) = &*self.last.borrow()
@@ -276,14 +425,58 @@ impl Outbound {
     }
 }
 
-fn no_endpoint(upstream: &Upstream) -> LocalResponse {
-    let why = match &upstream.set().error {
-        Some(error) => format!("upstream {} has no endpoint: {error}", upstream.name),
-        None => format!("upstream {} has no endpoint", upstream.name),
-    };
-    LocalResponse {
-        retry_after: Some(Duration::from_secs(1)),
-        ..LocalResponse::new(ProxyError::NO_ENDPOINT, why)
+/// Sends copies of requests; nobody waits for what becomes of them.
+struct Mirror {
+    worker: Rc<Worker>,
+    port: u16,
+    client: ClientAddress,
+}
+
+impl Mirror {
+    fn send(self, copy: Result<Mirrored, NotMirrored>) {
+        match copy {
+            Ok(copy) => _ = tokio::task::spawn_local(self.carry(copy)),
+            Err(why) => tracing::debug!("a request is not mirrored: {why}"),
+        }
+    }
+
+    async fn carry(self, copy: Mirrored) {
+        let Self { worker, port, client } = self;
+        let Mirrored { upstream, mut request, place } = copy;
+        let upstream = match worker.configured(&upstream, port).await {
+            Ok(upstream) => upstream,
+            Err(error) => return tracing::debug!("a request is not mirrored: {error}"),
+        };
+        let mut recording = Exchange::begin(&worker.recorder, SIDE, client, &request, &worker.unnamed);
+        recording.exchange().upstream = upstream.name.clone();
+        let wire = match request.version() {
+            Version::HTTP_2 => Wire::Multiplexed,
+            version => Wire::Http1(version),
+        };
+        let way = Call {
+            pools: &worker.peers,
+            upstream: &upstream,
+            dialled: None,
+            key: None,
+            subset: None,
+            wire,
+            timeout: Some(upstream.policy.request_timeout.unwrap_or(MIRRORED)),
+            again: Again::Retry(&upstream.policy.retry),
+            idempotent: false,
+            keeps_mesh_headers: false,
+            keeps_request: false,
+            rng: &worker.rng,
+        };
+        let response = match call(&way, &mut request, recording).await {
+            Ok(response) => response,
+            Err(failed) => failed.into_response(),
+        };
+        // Read to its end, so that its connection serves the next; what it says is nobody's business.
+        let mut body = response.into_body();
+        let read =
+            async { while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {} };
+        let _ = timeout(MIRRORED, read).await;
+        drop(place);
     }
 }
 

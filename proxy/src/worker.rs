@@ -5,34 +5,30 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::filters::Mirrors;
+use crate::http::Fallback;
 use crate::identity::{Authorization, MeshTls};
 use crate::net::{Dialler, LocalAddresses};
 use crate::route::RouteTable;
 use crate::telemetry::{Direction, Metrics, Recorder};
-use crate::upstream::{
-    Destination, DestinationError, Directory, Endpoint, EndpointSet, Member, Policy, Pools, PoolsSettings,
-    SWEEP, Security, Upstream,
-};
+use crate::upstream::{Destination, DestinationError, Directory, Pools, PoolsSettings, SWEEP, Upstream};
+use crate::workload::{Workload, WorkloadPort};
 
 /// Answers of the directory that a worker keeps; a full cache is emptied.
 const MAX_KNOWN: usize = 4096;
 /// How long a destination whose server spoke first is believed to be opaque: addresses get new owners.
 const OPAQUE_FOR: Duration = Duration::from_secs(600);
-/// Limit for connecting to the workload. Only a full accept queue keeps it silent, and the kernel knocks again
-/// after 1 s and 3 s: a burst then waits as it would without a sidecar.
-const WORKLOAD_CONNECT: Duration = Duration::from_secs(5);
 /// Packet mark of what the inbound side dials, where marks exempt from the redirect.
 const WORKLOAD_MARK_AFTER: u32 = 1;
 
@@ -52,6 +48,8 @@ pub struct Shared {
     pub own_ports: Vec<u16>,
     /// Turns true when peers shall send no more requests.
     pub inbound_draining: watch::Receiver<bool>,
+    /// When the workload was last told that retries are exhausted.
+    pub exhausted: Moment,
     /// The proxy is stopping: the workload is told to use its connections no more.
     pub stopping: Arc<AtomicBool>,
     /// Turns true when the workload is done.
@@ -60,6 +58,42 @@ pub struct Shared {
     pub mark: Option<u32>,
     /// A request for this path panics: the test of what a panic ends.
     pub panic_path: Option<String>,
+}
+
+/// A moment that all workers share, or none yet.
+#[derive(Debug)]
+pub struct Moment {
+    start: Instant,
+    /// Nanoseconds after `start`; 0 for none.
+    nanoseconds: AtomicU64,
+}
+
+impl Moment {
+    /// None yet.
+    pub fn new() -> Self {
+        Self { start: Instant::now(), nanoseconds: AtomicU64::new(0) }
+    }
+
+    fn nanoseconds_at(&self, moment: Instant) -> u64 {
+        u64::try_from(moment.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// It is this one now.
+    pub fn set(&self, moment: Instant) {
+        self.nanoseconds.store(self.nanoseconds_at(moment).max(1), Relaxed);
+    }
+
+    /// Whether there is one that is not before `other`.
+    pub fn is_after(&self, other: Instant) -> bool {
+        let nanoseconds = self.nanoseconds.load(Relaxed);
+        nanoseconds != 0 && nanoseconds >= self.nanoseconds_at(other)
+    }
+}
+
+impl Default for Moment {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// The config in force, compiled.
@@ -72,15 +106,40 @@ pub struct Effective {
     pub authorization: Authorization,
     /// Routes of outbound requests.
     pub routes: RouteTable,
+    /// What is done when an upstream fails, by its name.
+    pub fallbacks: HashMap<String, Fallback>,
+    /// The workload's ports.
+    pub workload: Arc<Workload>,
 }
 
 impl Effective {
     /// Compiles a config.
     pub fn new(config: Arc<Config>) -> Self {
+        Self::make(config, None)
+    }
+
+    /// Compiles a config that takes this one's place: what lasts is handed on.
+    pub fn followed_by(&self, config: Arc<Config>) -> Self {
+        Self::make(config, Some(self))
+    }
+
+    fn make(config: Arc<Config>, before: Option<&Self>) -> Self {
+        let fallback = |(name, upstream): (&String, &config::Upstream)| {
+            let before = before.and_then(|before| before.fallbacks.get(name));
+            Some((name.clone(), Fallback::new(upstream.fallback.as_ref()?, before)?))
+        };
         Self {
             trust_domain: config.trust_domain().into(),
             authorization: Authorization::new(config.trust_domain(), config.inbound.allow.as_deref()),
-            routes: RouteTable::new(&config.routes),
+            routes: match before {
+                Some(before) => RouteTable::after(&before.routes, &config.routes),
+                None => RouteTable::new(&config.routes),
+            },
+            fallbacks: config.upstreams.iter().filter_map(fallback).collect(),
+            workload: match before {
+                Some(before) if before.workload.is_of(&config.inbound) => before.workload.clone(),
+                _ => Arc::new(Workload::new(&config.inbound)),
+            },
             config,
         }
     }
@@ -98,14 +157,15 @@ pub struct Worker {
     pub workload: Pools,
     /// The empty label.
     pub unnamed: Arc<str>,
-    rng: RefCell<SmallRng>,
+    /// This worker's random numbers.
+    pub rng: RefCell<SmallRng>,
+    /// Copies of requests under way.
+    pub mirrors: Mirrors,
     known: RefCell<Known>,
     opaque: RefCell<HashMap<SocketAddr, Instant>>,
-    ports: RefCell<HashMap<SocketAddr, WorkloadPort>>,
+    /// Of this workload, in the config in force.
+    ports: RefCell<(Option<Arc<Workload>>, HashMap<SocketAddr, WorkloadPort>)>,
 }
-
-/// A port of the workload: an upstream with one endpoint.
-pub type WorkloadPort = (Arc<Upstream>, Arc<Endpoint>);
 
 /// Answers of the directory, for as long as its generation lasts.
 #[derive(Default)]
@@ -139,6 +199,7 @@ impl Worker {
             recorder,
             unnamed: "".into(),
             rng: RefCell::new(SmallRng::from_rng(&mut rand::rng())),
+            mirrors: Mirrors::default(),
             known: RefCell::default(),
             opaque: RefCell::default(),
             ports: RefCell::default(),
@@ -217,31 +278,26 @@ impl Worker {
 
     /// The workload's port as an upstream of one endpoint.
     pub fn workload_at(&self, address: SocketAddr) -> WorkloadPort {
+        let effective = self.effective();
         let mut ports = self.ports.borrow_mut();
-        if ports.len() >= MAX_KNOWN {
-            ports.clear();
+        if !ports.0.as_ref().is_some_and(|known| Arc::ptr_eq(known, &effective.workload)) {
+            *ports = (Some(effective.workload.clone()), HashMap::new());
         }
-        ports
-            .entry(address)
-            .or_insert_with(|| {
-                // The workload had no such limits without a sidecar.
-                let policy = Policy {
-                    connect_timeout: WORKLOAD_CONNECT,
-                    max_connections: usize::MAX,
-                    max_pending_requests: usize::MAX,
-                    ..Policy::default()
-                };
-                let upstream = Upstream::new(format!("workload:{}", address.port()), policy, false);
-                let name = ServerName::IpAddress(address.ip().into());
-                let endpoint = Endpoint::new(address, false, Security::Plain, name);
-                upstream.update(EndpointSet {
-                    members: vec![Member::new(endpoint.clone())],
-                    source: "workload",
-                    ..EndpointSet::default()
-                });
-                (Arc::new(upstream), endpoint)
-            })
-            .clone()
+        if ports.1.len() >= MAX_KNOWN {
+            ports.1.clear();
+        }
+        ports.1.entry(address).or_insert_with(|| effective.workload.port(address)).clone()
+    }
+
+    /// The workload is told that retries are exhausted.
+    pub fn note_exhausted(&self) {
+        self.shared.exhausted.set(Instant::now());
+    }
+
+    /// Whether the workload was told so since then. A request of that time that it can't serve most likely failed for
+    /// it; tried again from further out, all tries of both would multiply.
+    pub fn was_exhausted_since(&self, then: Instant) -> bool {
+        self.shared.exhausted.is_after(then)
     }
 
     /// Panics if the test of what a panic ends says so.

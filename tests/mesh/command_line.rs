@@ -104,6 +104,57 @@ fn a_switch_takes_1_for_true_and_0_for_false_from_its_variable() {
 }
 
 #[test]
+fn an_empty_variable_is_as_good_as_none() {
+    let directory = tempfile::tempdir().expect("make a directory");
+    let config = directory.path().join("sidecar.yaml").display().to_string();
+    std::fs::write(&config, "mtls: audit\n").expect("write a file");
+    for arguments in [
+        &["iptables", "render"][..],
+        &["iptables", "render", "--skip-outbound-ports", "53,123"],
+        &["validate", &config],
+        // These end where they find that something is missing.
+        &["validate"],
+        &["sidecar"],
+        &["discovery"],
+        &["ca", "--directory", "/dev/null/ca"],
+        &["ca", "show", "--directory", "/dev/null/ca"],
+        &["ca", "rotate", "--directory", "/dev/null/ca"],
+        &["ca", "hash-token"],
+        &["demo", "service", "web"],
+    ] {
+        let subcommand: Vec<&str> =
+            arguments.iter().copied().take_while(|word| !word.starts_with('-') && *word != config).collect();
+        let help = text(&outrigger(&[&subcommand[..], &["--help"]].concat()).stdout);
+        let variables = help.split(['[', ' ', '=', ']']).filter(|word| word.starts_with("OUTRIGGER_"));
+        let variables: Vec<(&str, &str)> = variables.map(|variable| (variable, "")).collect();
+        assert!(!variables.is_empty(), "{subcommand:?}: {help}");
+        let run = |variables: &[(&str, &str)]| {
+            let mut command = Command::new(crate::support::mesh::binary());
+            command.args(arguments).envs(variables.iter().copied()).stdin(std::process::Stdio::null());
+            let output = command.output().expect("run outrigger");
+            // A line of the log begins with its time.
+            let words = |bytes: &[u8]| {
+                text(bytes)
+                    .lines()
+                    .map(|line| line.split_once("Z ").map_or(line, |(_, said)| said).to_owned())
+                    .collect::<Vec<_>>()
+            };
+            (output.status.code(), words(&output.stdout), words(&output.stderr))
+        };
+        assert_eq!(run(&variables), run(&[]), "{arguments:?} with {variables:?}");
+    }
+}
+
+#[test]
+fn a_skipped_port_of_zero_is_refused() {
+    for flag in ["--skip-inbound-ports", "--skip-outbound-ports"] {
+        let output = outrigger(&["iptables", "render", flag, "22,0"]);
+        assert_eq!(output.status.code(), Some(1), "{flag}");
+        assert!(text(&output.stderr).contains("port is 0: give a port from 1 to 65535"), "{output:?}");
+    }
+}
+
+#[test]
 fn every_flag_can_come_from_the_environment() {
     let mesh = Mesh::new();
     let (web, api) = (mesh.pod("web"), mesh.pod("api"));

@@ -431,6 +431,38 @@ fn an_address_of_the_mesh_is_called_over_mtls_by_whatever_name_it_is_called() {
 }
 
 #[test]
+fn an_address_of_the_mesh_that_an_upstream_states_is_called_over_mtls() {
+    // The second pod's address, and the VIP.
+    let config = "upstreams:\n  store: {hosts: [store.example], discovery: {static: [\"10.77.0.2:8080\"]}}\n  \
+                  opaque: {discovery: {static: [\"10.77.0.2:7000\"]}, protocol: tcp}\n  \
+                  front: {hosts: [front.example], discovery: {static: [\"10.96.0.7:8080\"]}}\n";
+    let bed = Discovered::with(|api| services(&api.address, "api"), |_| String::new(), config);
+    assert_eq!(bed.api.address.octets(), [10, 77, 0, 2]);
+    let _http = bed.api.serve_echo(8080);
+    let _opaque = bed.api.serve(7000, |mut connection| {
+        let got = connection.take(3);
+        connection.send(got);
+    });
+    let vip = ([10, 96, 0, 7], 8080).into();
+    for (host, address) in
+        [("store.example", bed.api.at(8080)), ("other.example", bed.api.at(8080)), ("front.example", vip)]
+    {
+        let answer = bed.web.connect(address).get(host, "/");
+        assert_eq!(answer.status(), 200, "{host}: {answer:?} {}", answer.text());
+        let caller = format!("outrigger-client-id: {}", shop("web"));
+        assert!(answer.text().contains(&caller), "{host}: {}", answer.text());
+    }
+    let mut opaque = bed.web.connect(bed.api.at(7000));
+    opaque.send("\0\x01\x02");
+    assert_eq!(opaque.take(3), b"\0\x01\x02");
+    bed.web.wait_for_metric(
+        "outrigger_tcp_connections_opened_total",
+        &[("direction", "outbound"), ("tls", "mesh")],
+        1.0,
+    );
+}
+
+#[test]
 fn an_address_without_a_sidecar_is_called_in_plaintext_by_its_name_as_by_itself() {
     let bed = Discovered::with(
         |_| {
@@ -451,26 +483,31 @@ fn an_address_without_a_sidecar_is_called_in_plaintext_by_its_name_as_by_itself(
 }
 
 #[test]
-fn a_name_outside_the_mesh_is_not_called_in_plaintext_while_nobody_can_say_whose_its_address_is() {
+fn nothing_outside_the_mesh_is_called_in_plaintext_while_nobody_can_say_whose_the_address_is() {
     let mesh = Mesh::new();
     let (web, api, resolver) = (mesh.pod("web"), mesh.pod("api"), mesh.pod("resolver"));
     let dns = Dns::serve(&resolver);
     dns.set("alias.example", Reply::Addresses(vec![api.address]));
-    let workload = api.serve_echo(8080);
+    let (workload, stated_workload) = (api.serve_echo(8080), api.serve_echo(8081));
     // Nobody listens there.
     let (discovery, server) = (resolver.at(15053).to_string(), dns.address.to_string());
+    let stated = format!("upstreams: {{store: {{discovery: {{static: [\"{}\"]}}}}}}\n", api.at(8081));
     let _web_sidecar = mesh
         .sidecar(&web)
+        .config(&stated)
         .arguments(["--discovery", &discovery, "--dns-server", &server])
         .without_waiting()
         .start();
     wait::until("the sidecar listens", || web.try_connect(([127, 0, 0, 1], 15001)).is_ok());
-    let answer = wait::eventually("the sidecar has its certificate", || {
-        let answer = web.connect(api.at(8080)).get("alias.example", "/");
-        (!answer.text().contains("certificate")).then_some(answer)
-    });
-    assert_eq!((answer.status(), answer.proxy_error().as_deref()), (503, Some("dns_error")), "{answer:?}");
-    assert_eq!(workload.accepted(), 0);
+    for port in [8080, 8081] {
+        let answer = wait::eventually("the sidecar has its certificate", || {
+            let answer = web.connect(api.at(port)).get("alias.example", "/");
+            (!answer.text().contains("certificate")).then_some(answer)
+        });
+        let error = answer.proxy_error();
+        assert_eq!((answer.status(), error.as_deref()), (503, Some("dns_error")), "{port}: {answer:?}");
+    }
+    assert_eq!((workload.accepted(), stated_workload.accepted()), (0, 0));
 }
 
 #[test]

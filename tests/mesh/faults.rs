@@ -110,7 +110,9 @@ fn a_workload_that_is_behind_with_accepting_gets_its_requests_late() {
     late.assert_silent_for(Duration::from_millis(1500));
     std::thread::spawn(move || {
         let accepted: Vec<_> = listener.incoming().take(2).map(|socket| socket.expect("accept")).collect();
-        Connection::new(accepted[1].try_clone().expect("share a socket")).send(ok("at last"));
+        let mut connection = Connection::new(accepted[1].try_clone().expect("share a socket"));
+        connection.request().expect("a request");
+        connection.send(ok("at last"));
     });
     assert_eq!(late.response("GET").text(), "at last");
 }

@@ -15,6 +15,7 @@ mod destination;
 mod faults;
 mod grpc;
 mod headers;
+mod health;
 mod http1;
 mod http2;
 mod lifecycle;

@@ -60,6 +60,15 @@ pub(crate) async fn fetch_bundle(
     .await
 }
 
+/// Sees whether the CA is there. Asks it for nothing: a CA need not serve its bundle where that is a file.
+pub(crate) async fn look_for(
+    options: &CaOptions,
+    bundle: &TrustBundle,
+    ca: &SpiffeId,
+) -> Result<(), ClientError> {
+    within(options, async { connect(options, Some(bundle)).await?.require_identity(ca) }).await
+}
+
 /// Makes a key and has the CA certify it for whomever the token names. The key lives in memory only.
 pub(crate) async fn issue(
     options: &CaOptions,

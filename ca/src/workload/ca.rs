@@ -84,7 +84,7 @@ pub(super) async fn run(options: CaOptions, trust_domain: Arc<str>, mut publishe
                 }
             }
             () = poll(&keeper, polled) => {
-                if keeper.follow_bundle().await.is_err() {
+                if keeper.look_around().await.is_err() {
                     due = keeper.renew().await;
                 }
                 polled = Instant::now();
@@ -109,9 +109,9 @@ async fn changed(changes: &mut Option<mpsc::Receiver<()>>) {
     }
 }
 
-/// Waits for the next poll of `/bundle`. Without a certificate, `renew` asks for the bundle anyway.
+/// Waits for the next look at the CA. Without a certificate, `renew` goes there anyway.
 async fn poll(keeper: &Keeper, polled: Instant) {
-    if keeper.options.trust_bundle.is_some() || keeper.publisher.material().is_none() {
+    if keeper.publisher.material().is_none() {
         pending().await
     }
     let interval = keeper.options.bundle_poll.max(SHORTEST_POLL);
@@ -165,6 +165,24 @@ impl Keeper {
                 Ok(bundle)
             }
         }
+    }
+
+    /// Sees whether the CA is there, long before the certificate is due, and follows the bundle.
+    async fn look_around(&mut self) -> Result<(), NeedsCertificate> {
+        if self.options.trust_bundle.is_some() {
+            if let Err(error) = self.look_for_ca().await {
+                self.publisher.set_reachable(error.reached());
+                self.publisher.failed(error.to_string());
+                return Ok(());
+            }
+            self.publisher.set_reachable(true);
+        }
+        self.follow_bundle().await
+    }
+
+    async fn look_for_ca(&mut self) -> Result<(), IssueError> {
+        let bundle = self.bundle().await?;
+        Ok(client::look_for(&self.options, &bundle, &self.ca).await?)
     }
 
     /// Takes changed roots into use beside the certificate, if it chains to them.

@@ -39,7 +39,8 @@ pub struct CaOptions {
     /// The roots that the CA's own certificate must chain to. Without it the CA's `/bundle` is trusted on
     /// first contact, with a warning, and pinned in memory from then on.
     pub trust_bundle: Option<PathBuf>,
-    /// How often `/bundle` is asked for new roots where `trust_bundle` is no file.
+    /// How often `/bundle` is asked for new roots; where `trust_bundle` is a file, how often the CA is connected to, to
+    /// know that it is there.
     pub bundle_poll: Duration,
     /// A packet mark (SO_MARK) for the connections, so that redirect rules let them pass. Needs
     /// CAP_NET_ADMIN in the network namespace.
@@ -47,7 +48,7 @@ pub struct CaOptions {
 }
 
 impl CaOptions {
-    /// Options with the defaults: no mounted bundle, polled every 5 minutes, no mark.
+    /// Options with the defaults: no mounted bundle, a look at the CA every 5 minutes, no mark.
     pub fn new(address: impl Into<String>, token_file: impl Into<PathBuf>) -> Self {
         Self {
             address: address.into(),

@@ -80,6 +80,12 @@ pub enum DemoError {
         /// The last lines of the log.
         tail: String,
     },
+    /// The supervisor was killed from outside.
+    #[error(
+        "the demo's supervisor was killed ({0}), and the whole mesh ended with it; nothing is left of it, and the demo can \
+         be started again"
+    )]
+    Killed(std::process::ExitStatus),
     /// Something started but did not come up in time.
     #[error("{what} after {seconds} s: {reason}; the end of the log {}:\n{tail}", log.display())]
     NotReady {

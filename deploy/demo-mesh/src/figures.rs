@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
-/// Latency is that of the last ten seconds: a second of gentle load has too few requests for a p99.
-const LATENCY_WINDOW: usize = 10;
+/// Durations are those of the last ten seconds: a second of gentle load has too few requests for a p99.
+const DURATION_WINDOW: usize = 10;
 
 /// The head of the columns that a [`Line`] fills.
 pub const HEAD: &str =
@@ -20,7 +20,8 @@ pub struct Counts {
     failed: f64,
     retries: f64,
     open_connections: f64,
-    /// Requests at most that long: upper bound in seconds as it is written, count.
+    /// Requests at most that long, from their heads to the ends of their responses: upper bound in seconds as it is
+    /// written, count.
     buckets: BTreeMap<String, f64>,
 }
 
@@ -83,7 +84,7 @@ impl Counts {
 #[derive(Debug, Default)]
 pub struct Figures {
     previous: Vec<Counts>,
-    latencies: VecDeque<BTreeMap<String, f64>>,
+    durations: VecDeque<BTreeMap<String, f64>>,
 }
 
 impl Figures {
@@ -102,9 +103,9 @@ impl Figures {
             return Line { elapsed, ..Line::default() };
         }
         let entry = grown.first().unwrap_or(&none);
-        self.latencies.push_back(entry.buckets.clone());
-        if self.latencies.len() > LATENCY_WINDOW {
-            self.latencies.pop_front();
+        self.durations.push_back(entry.buckets.clone());
+        if self.durations.len() > DURATION_WINDOW {
+            self.durations.pop_front();
         }
         let sum = |of: fn(&Counts) -> f64| grown.iter().map(of).sum::<f64>();
         let (hops, connections) = (sum(|counts| counts.requests), sum(|counts| counts.connections));
@@ -122,11 +123,11 @@ impl Figures {
         }
     }
 
-    /// Seconds below which a share `q` of the window's requests was answered; linear within a bucket, as
+    /// Seconds within which a share `q` of the window's requests was over; linear within a bucket, as
     /// Prometheus' `histogram_quantile` has it.
     fn quantile(&self, q: f64) -> Option<f64> {
         let mut buckets: Vec<(f64, f64)> = Vec::new();
-        for second in &self.latencies {
+        for second in &self.durations {
             for (bound, count) in second {
                 let Ok(bound) = bound.parse::<f64>() else {
                     continue;
@@ -174,7 +175,7 @@ impl fmt::Display for Line {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.elapsed.as_secs();
         let milliseconds =
-            |latency: Option<f64>| latency.map_or("-".into(), |s| format!("{:.1} ms", s * 1000.0));
+            |duration: Option<f64>| duration.map_or("-".into(), |s| format!("{:.1} ms", s * 1000.0));
         // Rounded down: 100 % is said only if it is so.
         let share = self.over_mesh.map_or("-".into(), |share| format!("{} %", (share * 100.0).floor()));
         write!(
@@ -295,7 +296,7 @@ process_open_fds 12
     #[test]
     fn what_took_longer_than_the_last_bound_is_said_to_have_taken_the_last_bound() {
         let buckets = [("1".to_string(), 0.0), ("+Inf".to_string(), 5.0)].into();
-        let figures = Figures { previous: Vec::new(), latencies: [buckets].into() };
+        let figures = Figures { previous: Vec::new(), durations: [buckets].into() };
         assert_eq!(figures.quantile(0.5), Some(1.0));
         assert_eq!(Figures::default().quantile(0.5), None);
     }

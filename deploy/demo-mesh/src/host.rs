@@ -123,17 +123,24 @@ fn tell(supervisor: &mut Child, line: &str) -> io::Result<()> {
 
 /// Waits for the supervisor's end. The first signal asks it to stop in order, the second kills it.
 fn outlive(mut supervisor: Child, signals: &SigSet) -> Result<ExitCode, DemoError> {
-    let mut asked = false;
+    let (mut asked, mut killed) = (false, false);
     loop {
         if let Some(status) = supervisor.try_wait().context(|| "wait for the supervisor".into())? {
-            return Ok(status.code().map_or(ExitCode::FAILURE, |code| {
-                if code == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-            }));
+            return match status.code() {
+                Some(0) => Ok(ExitCode::SUCCESS),
+                // It has said why.
+                Some(_) => Ok(ExitCode::FAILURE),
+                None if killed => Ok(ExitCode::FAILURE),
+                None => Err(DemoError::Killed(status)),
+            };
         }
         match signals.wait().context(|| "wait for a signal".into())? {
             Signal::SIGCHLD => {}
             _ if !asked && tell(&mut supervisor, STOP).is_ok() => asked = true,
-            _ => supervisor.kill().context(|| "kill the supervisor".into())?,
+            _ => {
+                supervisor.kill().context(|| "kill the supervisor".into())?;
+                killed = true;
+            }
         }
     }
 }

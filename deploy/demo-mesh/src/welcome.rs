@@ -89,7 +89,8 @@ fn write_to(text: &mut String, doors: &Doors, mesh: &Mesh, logs: &Path) -> std::
     writeln!(text, "Logs: {}", shown.display())?;
     writeln!(
         text,
-        "Ctrl-C ends it all. Below, a line a second: requests at the entry, hops of the whole mesh, latency at the\n\
-         entry over ten seconds, share of hops over mutual TLS, opaque TCP connections.\n"
+        "Ctrl-C ends it all. Below, a line a second: requests that ended at the entry, hops of the whole mesh, how long\n\
+         requests of the last ten seconds took to the end of their responses (a stream: all the time it flowed), share\n\
+         of hops over mutual TLS, opaque TCP connections.\n"
     )
 }

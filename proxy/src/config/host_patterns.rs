@@ -43,7 +43,8 @@ impl<T> HostPatterns<T> {
 
     /// The same patterns with other values.
     pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> HostPatterns<U> {
-        let mut all = |values: HashMap<Box<str>, T>| values.into_iter().map(|(key, value)| (key, f(value))).collect();
+        let mut all =
+            |values: HashMap<Box<str>, T>| values.into_iter().map(|(key, value)| (key, f(value))).collect();
         HostPatterns {
             exact: all(self.exact),
             below: all(self.below),
@@ -116,7 +117,8 @@ mod tests {
 
     #[test]
     fn the_most_specific_pattern_comes_first() {
-        let some = patterns(&[Some("*.shop"), Some("api.eu.shop"), None, Some("*.eu.shop"), Some("*.EU.shop.")]);
+        let some =
+            patterns(&[Some("*.shop"), Some("api.eu.shop"), None, Some("*.eu.shop"), Some("*.EU.shop.")]);
         for (host, want) in [
             ("api.eu.shop", &["api.eu.shop", "*.eu.shop", "*.shop", "every"][..]),
             ("API.eu.Shop.", &["api.eu.shop", "*.eu.shop", "*.shop", "every"]),

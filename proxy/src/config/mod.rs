@@ -27,5 +27,5 @@ pub use pattern::{MAX_COMPILED_BYTES, PatternError, whole_match};
 pub use problem::{Position, Problem};
 pub use reference::reference;
 pub use schema::schema;
-pub use syntax::RetryCondition;
+pub use syntax::{RetryCondition, grpc_status_name};
 pub use units::{Duration, Network, Size, UnitError};

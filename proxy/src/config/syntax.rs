@@ -7,7 +7,7 @@ use outrigger_ca::HostPort;
 use outrigger_ca::host::{is_host_name, is_label, parse_port};
 
 use super::units::Network;
-pub use fields::RetryCondition;
+pub use fields::{RetryCondition, grpc_status_name};
 pub(super) use fields::{editable, field_name, field_value, is_of_the_mesh, statuses};
 pub(super) use registries::{Scheme, kubernetes_name, registered_name, url};
 

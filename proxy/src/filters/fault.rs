@@ -20,10 +20,8 @@ pub(super) struct Fault {
 impl Fault {
     /// Compiles the failures of `route`; `None` when it states none.
     pub(super) fn new(fault: &config::Fault, route: &str) -> Option<Self> {
-        let delay = fault
-            .delay
-            .as_ref()
-            .map(|delay| (delay.duration.into(), Share::of_percent(delay.percent())));
+        let delay =
+            fault.delay.as_ref().map(|delay| (delay.duration.into(), Share::of_percent(delay.percent())));
         let abort = fault.abort.as_ref().and_then(|abort| {
             Some((StatusCode::from_u16(abort.status).ok()?, Share::of_percent(abort.percent())))
         });
@@ -81,7 +79,8 @@ mod tests {
 
     #[test]
     fn a_grpc_caller_gets_the_status_that_stands_for_it() {
-        let grpc: HeaderMap = [(CONTENT_TYPE, HeaderValue::from_static("application/grpc"))].into_iter().collect();
+        let grpc: HeaderMap =
+            [(CONTENT_TYPE, HeaderValue::from_static("application/grpc"))].into_iter().collect();
         for (status, want) in [
             (400, "13"),
             (401, "16"),

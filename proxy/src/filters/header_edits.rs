@@ -1,9 +1,10 @@
 //! Changes of header fields: remove, set, add, in this order.
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
 use http::HeaderMap;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE,
+};
 
 use crate::config;
 
@@ -51,7 +52,8 @@ impl HeaderEdits {
 /// which decides where a request goes; not what is about the connection or the message's frame.
 pub(super) fn editable(name: &str) -> Option<HeaderName> {
     let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-    let of_the_mesh = name.as_str().strip_prefix("outrigger").is_some_and(|rest| rest.starts_with(['-', '_']));
+    let of_the_mesh =
+        name.as_str().strip_prefix("outrigger").is_some_and(|rest| rest.starts_with(['-', '_']));
     let of_the_connection =
         [CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE].contains(&name)
             || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "http2-settings");
@@ -131,7 +133,10 @@ mod tests {
             };
             assert!(HeaderEdits::new(&edits).is_none(), "{name}");
         }
-        let broken = config::HeaderEdits { set: vec![field("x", "a\r\nb: c"), field("a b", "c")], ..Default::default() };
+        let broken = config::HeaderEdits {
+            set: vec![field("x", "a\r\nb: c"), field("a b", "c")],
+            ..Default::default()
+        };
         assert!(HeaderEdits::new(&broken).is_none());
     }
 }

@@ -28,10 +28,10 @@ use http::{HeaderMap, Request, Response};
 
 use self::fault::Fault;
 use self::header_edits::HeaderEdits;
-pub use self::mirror::{MAX_MIRRORED_BYTES, Mirrored, Mirrors, NotMirrored, Place};
 use self::mirror::Mirror;
-pub use self::redirect::Scheme;
+pub use self::mirror::{MAX_MIRRORED_BYTES, Mirrored, Mirrors, NotMirrored, Place};
 use self::redirect::Redirect;
+pub use self::redirect::Scheme;
 use self::respond::Respond;
 use self::rewrite::Rewrite;
 use crate::config::Route;
@@ -70,6 +70,18 @@ impl Filters {
             mirror: route.mirror.as_ref().map(Mirror::new),
             response_headers: HeaderEdits::new(&route.response_headers),
         }
+    }
+
+    /// Whether there are none, which is the usual route.
+    pub fn is_empty(&self) -> bool {
+        let Self { fault, redirect, respond, rewrite, request_headers, mirror, response_headers } = self;
+        fault.is_none()
+            && redirect.is_none()
+            && respond.is_none()
+            && rewrite.is_none()
+            && request_headers.is_none()
+            && mirror.is_none()
+            && response_headers.is_none()
     }
 
     /// Has a request pass steps 1 to 4. It came by `scheme`, and `prefix` is the length of the prefix by which the

@@ -187,7 +187,10 @@ mod tests {
         assert_eq!(location(prefix(), Scheme::Http, "api", "/old"), "http://api/new");
         let anything = config::Redirect { port: Some(81), ..config::Redirect::default() };
         assert_eq!(location(anything.clone(), Scheme::Http, "api", "*"), "http://api:81/");
-        assert_eq!(location(anything, Scheme::Http, "api", "//evil.example/x"), "http://api:81//evil.example/x");
+        assert_eq!(
+            location(anything, Scheme::Http, "api", "//evil.example/x"),
+            "http://api:81//evil.example/x"
+        );
     }
 
     #[test]

@@ -37,7 +37,11 @@ impl Rewrite {
     ///
     /// # Errors
     /// The path would be longer than one can be.
-    pub(super) fn apply<B>(&self, request: &mut Request<B>, prefix: Option<usize>) -> Result<(), LocalResponse> {
+    pub(super) fn apply<B>(
+        &self,
+        request: &mut Request<B>,
+        prefix: Option<usize>,
+    ) -> Result<(), LocalResponse> {
         if *request.method() == Method::CONNECT {
             return Ok(());
         }
@@ -104,7 +108,8 @@ impl PathChange {
         match self {
             Self::Full(full) => (&**full).into(),
             Self::Prefix(replacement) => {
-                let Some(rest) = prefix.filter(|_| path.starts_with('/')).and_then(|prefix| path.get(prefix..))
+                let Some(rest) =
+                    prefix.filter(|_| path.starts_with('/')).and_then(|prefix| path.get(prefix..))
                 else {
                     return path.into();
                 };

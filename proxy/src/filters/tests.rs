@@ -42,7 +42,8 @@ async fn a_route_without_filters_changes_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_fault_comes_first_and_its_delay_before_its_abort() {
-    let route = Route { fault: Some(fault(Some(3), Some(503))), respond: Some(respond()), ..Route::default() };
+    let route =
+        Route { fault: Some(fault(Some(3), Some(503))), respond: Some(respond()), ..Route::default() };
     let started = Instant::now();
     let Err(Answer::Error(error)) = pass(&route, &mut get()).await else { panic!("it is not aborted") };
     assert_eq!(error.error.status, StatusCode::SERVICE_UNAVAILABLE);

@@ -1,23 +1,19 @@
-//! Forwards one request to one endpoint: over the mesh as HTTP/2, else as the client spoke.
+//! One try of a request at one endpoint: over the mesh as HTTP/2, else as the client spoke.
 
-use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use h2::RecvStream;
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Request, Response, Version};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 
 use super::headers::{ORIGINAL_VERSION, version_to_mesh};
 use super::hop::{HopError, PumpGuard, is_unprocessed, send_multiplexed};
-use super::local_response::{LocalResponse, ProxyError};
-use super::record::{Recording, RequestProgress};
-use super::tunnel::{ClientSide, strip_but_upgrade};
-use crate::net::{Body, has_unknown_coding, strip_hop_by_hop, strip_mesh_headers};
+use super::record::Recording;
+use super::tunnel::strip_but_upgrade;
+use crate::net::{Body, has_unknown_coding, strip_hop_by_hop};
 use crate::telemetry::Tls;
-use crate::upstream::{ConnectError, Endpoint, EndpointPool, InFlight, Pools, StreamLease, Upstream};
+use crate::upstream::{ConnectError, Endpoint, EndpointPool, Pools, StreamLease, Upstream};
 
 /// How a request leaves the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,71 +26,24 @@ pub enum Wire {
     Own,
 }
 
-/// One way a request can go.
-pub struct Forward<'a> {
+/// One try: the way to one endpoint.
+pub(super) struct Forward<'a> {
     /// The worker's connections.
-    pub pools: &'a Pools,
+    pub(super) pools: &'a Pools,
     /// The upstream.
-    pub upstream: &'a Arc<Upstream>,
+    pub(super) upstream: &'a Arc<Upstream>,
     /// The endpoint chosen.
-    pub endpoint: &'a Arc<Endpoint>,
+    pub(super) endpoint: &'a Arc<Endpoint>,
     /// How it leaves to an endpoint without a sidecar; the mesh multiplexes all but [`Wire::Own`].
-    pub wire: Wire,
-    /// From the request's end to the response's headers.
-    pub timeout: Option<Duration>,
-    /// Fields of the mesh's own that are in the request were put there by us.
-    pub keeps_mesh_headers: bool,
-}
-
-/// Sends `request` and gives its response, or the response that the proxy makes in its place.
-pub async fn forward(
-    way: &Forward<'_>,
-    request: &mut Request<Body>,
-    mut recording: Box<Recording>,
-) -> Response<Body> {
-    recording.sent_to(InFlight::begin(way.endpoint, Instant::now()));
-    if !way.keeps_mesh_headers {
-        strip_mesh_headers(request.headers_mut());
-    }
-    let content_type = request.headers().get(CONTENT_TYPE).cloned();
-    let idle_timeout = way.upstream.policy.stream_idle_timeout;
-    recording.ends_when_idle_for(idle_timeout);
-    let body = recording.watch_request(std::mem::take(request.body_mut())).ending_when_idle_for(idle_timeout);
-    *request.body_mut() = body;
-    let client_side = (way.wire == Wire::Own).then(|| ClientSide::prepare(request));
-    let progress = recording.progress();
-    let result = match way.timeout {
-        None => way.send(request, &mut recording).await,
-        Some(limit) => within(limit, progress, Box::pin(way.send(request, &mut recording))).await,
-    };
-    match result {
-        Ok(mut response) => {
-            recording.answered(response.status(), response.headers());
-            match client_side {
-                Some(side) if side.is_granted(&response) => side.join(&mut response, recording),
-                _ => {
-                    strip_hop_by_hop(response.headers_mut());
-                    response = recording.follow(response).map(|body| body.ending_when_idle_for(idle_timeout));
-                }
-            }
-            response
-        }
-        Err(error) => {
-            let local = if recording.request_broke() {
-                // Not the endpoint's fault.
-                LocalResponse::new(ProxyError::BAD_REQUEST, "the request's body broke off")
-            } else {
-                recording.failed();
-                error.to_local_response(&way.upstream.name, way.endpoint.address)
-            };
-            let request: HeaderMap = content_type.map(|value| (CONTENT_TYPE, value)).into_iter().collect();
-            recording.answer_locally(&local, &request)
-        }
-    }
+    pub(super) wire: Wire,
+    /// The request's head once more, if the caller keeps one.
+    pub(super) spare: Option<&'a Request<Body>>,
 }
 
 impl Forward<'_> {
-    async fn send(
+    /// Sends `request` and gives the head of its response, with the mesh's fields in it. After [`HopError::Connect`] the
+    /// request is still where it was; after anything else it is gone.
+    pub(super) async fn send(
         &self,
         request: &mut Request<Body>,
         recording: &mut Recording,
@@ -122,9 +71,7 @@ impl Forward<'_> {
         request.headers_mut().insert(ORIGINAL_VERSION, version);
         let (response, stream, pump) = self.send_stream(&pool, stream, request).await?;
         recording.on_stream(stream, pump);
-        let mut response = response.map(Body::from);
-        strip_mesh_headers(response.headers_mut());
-        Ok(response)
+        Ok(response.map(Body::from))
     }
 
     /// Sends on `stream`. A request without a body that meets the peer's GOAWAY on its way goes by another
@@ -135,18 +82,20 @@ impl Forward<'_> {
         mut stream: StreamLease,
         request: &mut Request<Body>,
     ) -> Result<(Response<RecvStream>, StreamLease, Option<PumpGuard>), HopError> {
-        // Boxed: the future of every request would be as large as this one.
-        let spare = request.body().is_end().then(|| Box::new(head_of(request)));
-        match (send_multiplexed(&mut stream, std::mem::take(request)).await, spare) {
-            (Ok((response, pump)), _) => Ok((response, stream, pump)),
-            (Err(error), Some(spare)) if is_unprocessed(&error) => {
-                drop(stream);
-                let mut stream = Box::pin(pool.stream(self.upstream)).await?;
-                let (response, pump) = Box::pin(send_multiplexed(&mut stream, *spare)).await?;
-                Ok((response, stream, pump))
-            }
-            (Err(error), _) => Err(error.into()),
-        }
+        let has_body = !request.body().is_end();
+        let own = (!has_body && self.spare.is_none()).then(|| head_of(request));
+        let error = match send_multiplexed(&mut stream, std::mem::take(request)).await {
+            Ok((response, pump)) => return Ok((response, stream, pump)),
+            Err(error) => error,
+        };
+        let spare = self.spare.or(own.as_deref()).filter(|_| !has_body && is_unprocessed(&error));
+        let Some(spare) = spare else { return Err(error.into()) };
+        drop(stream);
+        let mut spare = head_of(spare);
+        // Without another connection it stays what it is: a request that nobody has processed.
+        let Ok(mut stream) = Box::pin(pool.stream(self.upstream)).await else { return Err(error.into()) };
+        let (response, pump) = Box::pin(send_multiplexed(&mut stream, std::mem::take(&mut *spare))).await?;
+        Ok((response, stream, pump))
     }
 
     async fn send_plain(
@@ -163,9 +112,7 @@ impl Forward<'_> {
                 let stream = pool.stream(self.upstream).await?;
                 let (response, stream, pump) = self.send_stream(pool, stream, request).await?;
                 recording.on_stream(stream, pump);
-                let mut response = response.map(Body::from);
-                strip_mesh_headers(response.headers_mut());
-                return Ok(response);
+                return Ok(response.map(Body::from));
             }
             Wire::Http1(version) => version,
         };
@@ -215,42 +162,19 @@ impl Forward<'_> {
 
 /// What of a response over HTTP/1.1 may go on.
 fn checked(response: Response<Incoming>) -> Result<Response<Body>, HopError> {
-    let mut response = response.map(Body::from);
+    let response = response.map(Body::from);
     if has_unknown_coding(response.headers()) && !response.body().is_end() {
         return Err(HopError::UnknownCoding);
     }
-    strip_mesh_headers(response.headers_mut());
     Ok(response)
 }
 
-/// The same request once more, without extensions and body.
-fn head_of(request: &Request<Body>) -> Request<Body> {
-    let mut head = Request::new(Body::empty());
+/// The same request once more, without extensions and body. Boxed: the future of every request would be as large as it.
+pub(super) fn head_of(request: &Request<Body>) -> Box<Request<Body>> {
+    let mut head = Box::new(Request::new(Body::empty()));
     *head.method_mut() = request.method().clone();
     *head.uri_mut() = request.uri().clone();
     *head.version_mut() = request.version();
     *head.headers_mut() = request.headers().clone();
     head
-}
-
-/// Waits for the response's headers until `limit` after the request's end.
-async fn within<F>(
-    limit: Duration,
-    progress: Option<Rc<RequestProgress>>,
-    sending: F,
-) -> Result<Response<Body>, HopError>
-where
-    F: Future<Output = Result<Response<Body>, HopError>>,
-{
-    let too_late = async {
-        if let Some(progress) = progress {
-            progress.ended().await;
-        }
-        tokio::time::sleep(limit).await;
-    };
-    tokio::select! {
-        biased;
-        response = sending => response,
-        () = too_late => Err(HopError::Timeout(limit)),
-    }
 }

@@ -3,19 +3,10 @@
 use http::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Version};
 
+pub use crate::net::{ORIGINAL_VERSION, version_to_mesh};
+
 /// The verified SPIFFE ID of the peer, for the workload. What anybody else wrote there is dropped.
 pub const CLIENT_ID: HeaderName = HeaderName::from_static("outrigger-client-id");
-/// The HTTP version a request had before it crossed the mesh: `1.0`, `1.1` or `2`.
-pub const ORIGINAL_VERSION: HeaderName = HeaderName::from_static("outrigger-version");
-
-/// The value of [`ORIGINAL_VERSION`] for a request's version.
-pub fn version_to_mesh(version: Version) -> HeaderValue {
-    HeaderValue::from_static(match version {
-        Version::HTTP_2 => "2",
-        Version::HTTP_10 => "1.0",
-        _ => "1.1",
-    })
-}
 
 /// The version that a peer's [`ORIGINAL_VERSION`] names; HTTP/1.1 when it names none.
 pub fn version_from_mesh(headers: &HeaderMap) -> Version {

@@ -35,17 +35,20 @@ pub enum HopError {
     /// The response's headers did not come in time.
     #[error("no response within {0:?}")]
     Timeout(Duration),
+    /// The caller's own deadline is over.
+    #[error("the caller's deadline (grpc-timeout) has passed")]
+    DeadlinePassed,
 }
 
 impl HopError {
-    /// What the caller is told; `target` names upstream and endpoint.
+    /// What the caller is told of a try at this endpoint.
     pub fn to_local_response(&self, upstream: &str, endpoint: std::net::SocketAddr) -> LocalResponse {
         let about = |kind, error: &dyn std::fmt::Display| {
             LocalResponse::new(kind, format!("upstream {upstream}, endpoint {endpoint}: {error}"))
         };
         match self {
             Self::Connect(error) => LocalResponse::connect(upstream, error),
-            Self::Timeout(limit) => LocalResponse::timeout(upstream, endpoint, *limit),
+            Self::Timeout(_) | Self::DeadlinePassed => about(ProxyError::TIMEOUT, self),
             Self::Http2(error) => {
                 let kind = match error.get_io() {
                     // In TLS 1.3 a refused client certificate shows after the handshake; of the error h2 keeps

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
@@ -12,7 +11,7 @@ use outrigger_ca::tls_fault::TlsFault;
 use super::headers::is_grpc;
 use crate::identity::HandshakeError;
 use crate::net::{Body, DialError};
-use crate::upstream::{ConnectError, DestinationError};
+use crate::upstream::{ConnectError, DestinationError, Open, TurnedAway, Upstream};
 
 /// RFC 9209's field.
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -129,12 +128,31 @@ impl LocalResponse {
         Self::new(ProxyError::INTERNAL, "a bug in the proxy; its log has the details")
     }
 
-    /// The endpoint did not answer in time.
-    pub fn timeout(upstream: &str, endpoint: SocketAddr, limit: Duration) -> Self {
-        Self::new(
-            ProxyError::TIMEOUT,
-            format!("upstream {upstream}, endpoint {endpoint}: no response within {limit:?}"),
-        )
+    /// The circuit breaker lets no request pass.
+    pub fn breaker_open(upstream: &str, open: Open) -> Self {
+        let why = format!("upstream {upstream}: {open}");
+        Self { retry_after: Some(open.retry_after), ..Self::new(ProxyError::NO_ENDPOINT, why) }
+    }
+
+    /// As many requests are under way as may be.
+    pub fn full(upstream: &str, full: TurnedAway) -> Self {
+        let why = format!("upstream {upstream}: {full}");
+        Self { retry_after: Some(full.retry_after), ..Self::new(ProxyError::OVERLOAD, why) }
+    }
+
+    /// The upstream has no endpoint, or none with the tags that the route asks for.
+    pub fn no_endpoint(upstream: &Upstream) -> Self {
+        let set = upstream.set();
+        let why = match &set.error {
+            Some(error) => format!("upstream {} has no endpoint: {error}", upstream.name),
+            None if set.members.is_empty() => format!("upstream {} has no endpoint", upstream.name),
+            None => format!(
+                "upstream {}: none of its {} endpoints may be chosen; /upstreams on the admin port says why",
+                upstream.name,
+                set.members.len()
+            ),
+        };
+        Self { retry_after: Some(Duration::from_secs(1)), ..Self::new(ProxyError::NO_ENDPOINT, why) }
     }
 
     /// No connection to an endpoint of `upstream`.

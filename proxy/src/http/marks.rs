@@ -7,29 +7,27 @@ use super::hop::{HopError, is_unprocessed};
 use super::local_response::PROXY_STATUS;
 use crate::upstream::{ConnectError, PeerMark, Tried};
 
-/// On a response within the mesh: the proxy that sends it has tried all it may. Tried again by each proxy on the
+/// On a response within the mesh: what it failed for has been tried as often as may be. Tried again by each proxy on the
 /// way, a request that fails would reach its server as often as the product of all their tries.
-pub const RETRIES: HeaderName = HeaderName::from_static("outrigger-retries");
+const RETRIES: HeaderName = HeaderName::from_static("outrigger-retries");
 /// On a response within the mesh: the proxy that sends it has not passed the request on to its workload.
-pub const UNPROCESSED: HeaderName = HeaderName::from_static("outrigger-unprocessed");
+const UNPROCESSED: HeaderName = HeaderName::from_static("outrigger-unprocessed");
 
 const EXHAUSTED: HeaderValue = HeaderValue::from_static("exhausted");
-/// What [`RETRIES`] says to proxies beyond a workload that passes responses on: [`RETRIES`] ends before a workload,
-/// `Proxy-Status` does not.
+/// What [`RETRIES`] says, on responses to a workload: it may pass them on to proxies further out.
 const EXHAUSTED_PARAMETER: &str = "; outrigger-retries=exhausted";
+
 impl Tried<'_> {
-    /// Without a response. `unsent`: nothing of the request was written, as hyper tells by giving it back and h2 by
-    /// refusing its head.
-    pub fn failed(error: &HopError, unsent: bool) -> Self {
+    /// Without a response.
+    pub fn failed(error: &HopError) -> Self {
         match error {
             HopError::Connect(ConnectError::Full { .. }) => Self::TurnedAway,
             HopError::Connect(_) => Self::Unprocessed,
-            HopError::Timeout(_) => Self::TimedOut,
-            _ if unsent => Self::Unprocessed,
+            HopError::Timeout(_) | HopError::DeadlinePassed => Self::TimedOut,
             HopError::Http2(error) if is_unprocessed(error) => Self::Unprocessed,
             // hyper's word for a request that it still had when the connection ended.
             HopError::Http1(error) if error.is_canceled() => Self::Unprocessed,
-            HopError::Http2(_) | HopError::Http1(_) => Self::Lost,
+            HopError::Http2(_) | HopError::Http1(_) | HopError::UnknownCoding => Self::Lost,
         }
     }
 }
@@ -56,10 +54,9 @@ fn says_exhausted(proxy_status: &HeaderValue) -> bool {
     proxy_status.to_str().is_ok_and(|value| value.contains(EXHAUSTED_PARAMETER))
 }
 
-/// Marks a response after [`AfterTry::Exhausted`]; `received` is the status of one that came from upstream, `None` for
+/// Marks a response to a workload after [`AfterTry::Exhausted`](crate::upstream::AfterTry::Exhausted); `received` is the status of one that came from upstream, `None` for
 /// one that the proxy made itself.
 pub fn mark_exhausted(headers: &mut HeaderMap, received: Option<StatusCode>) {
-    headers.insert(RETRIES, EXHAUSTED);
     if headers.get_all(PROXY_STATUS).iter().any(says_exhausted) {
         return;
     }
@@ -71,6 +68,11 @@ pub fn mark_exhausted(headers: &mut HeaderMap, received: Option<StatusCode>) {
     if let Ok(value) = HeaderValue::from_str(&text) {
         headers.append(PROXY_STATUS, value);
     }
+}
+
+/// Marks a response of the inbound side's that failed for what was tried often enough further in.
+pub fn mark_retries_exhausted(headers: &mut HeaderMap) {
+    headers.insert(RETRIES, EXHAUSTED);
 }
 
 /// Marks a response of the inbound side's that stands for a request its workload has not seen.

@@ -16,13 +16,17 @@ use super::hop::PumpGuard;
 use super::local_response::LocalResponse;
 use crate::net::{Body, BodyEnd, BodyWatch, ClientAddress, Copied};
 use crate::telemetry::{Direction, Held, Recorder, RequestRecord, Tls};
-use crate::upstream::{ConnectionPlace, Http1Lease, InFlight, StreamLease};
+use crate::upstream::{
+    Admission, Attempt, ConnectionPlace, Endpoint, Http1Lease, InFlight, StreamLease, Upstream,
+};
 
 /// The client left before there was a response; nginx's status for it.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 /// For the access log: the response's headers had gone out when it broke off.
 const RESPONSE_INCOMPLETE: &str = "outrigger; error=http_response_incomplete";
 const GRPC_STATUS: &str = "grpc-status";
+/// gRPC's 503.
+pub(super) const GRPC_UNAVAILABLE: u16 = 14;
 
 /// A request as it came in, and where it goes.
 pub struct Exchange {
@@ -65,6 +69,13 @@ pub struct Recording {
     sent_bytes: u64,
     received_bytes: u64,
     in_flight: Option<InFlight>,
+    /// Whose endpoint `in_flight` counts at.
+    upstream: Option<Arc<Upstream>>,
+    /// Response headers have come that are no failure: what comes after them decides how the try ended.
+    answered: bool,
+    admission: Admission,
+    retries: u32,
+    retry_refused: bool,
     stream: Option<StreamLease>,
     http1: Option<Http1Lease>,
     pump: Option<PumpGuard>,
@@ -115,6 +126,11 @@ impl Recording {
             sent_bytes: 0,
             received_bytes: 0,
             in_flight: None,
+            upstream: None,
+            answered: false,
+            admission: Admission::default(),
+            retries: 0,
+            retry_refused: false,
             stream: None,
             http1: None,
             pump: None,
@@ -145,10 +161,50 @@ impl Recording {
         self.progress.clone()
     }
 
-    /// The request goes to this endpoint.
-    pub(super) fn sent_to(&mut self, in_flight: InFlight) {
+    /// The request holds a place of its upstream until the response has ended.
+    pub(super) fn admitted(&mut self, admission: Admission) {
+        self.admission = admission;
+    }
+
+    /// A try goes to this endpoint of `upstream`.
+    pub(super) fn sent_to(&mut self, upstream: &Arc<Upstream>, in_flight: InFlight) {
         self.endpoint = Some(in_flight.endpoint().address);
         self.in_flight = Some(in_flight);
+        self.upstream = Some(upstream.clone());
+    }
+
+    /// Where the last try went.
+    pub(super) fn tried(&self) -> Option<&Arc<Endpoint>> {
+        self.in_flight.as_ref().map(InFlight::endpoint)
+    }
+
+    /// There is another try.
+    pub(super) fn retried(&mut self) {
+        self.retries += 1;
+    }
+
+    /// The budget did not allow another try.
+    pub(super) fn retry_refused(&mut self) {
+        self.retry_refused = true;
+    }
+
+    /// Whether the last try went to a verified peer.
+    pub(super) fn is_meshed(&self) -> bool {
+        self.exchange.tls == Tls::Mesh
+    }
+
+    /// Lets go of what a try held that is followed by another.
+    pub(super) fn try_over(&mut self) {
+        self.in_flight = None;
+        self.stream = None;
+        self.http1 = None;
+        self.pump = None;
+        self.tunnel_holds.1 = None;
+    }
+
+    /// Whether it is a gRPC call.
+    pub(super) fn is_grpc(&self) -> bool {
+        self.exchange.grpc
     }
 
     /// The request goes by this stream.
@@ -202,27 +258,35 @@ impl Recording {
         self.idle_timeout
     }
 
-    /// The response's headers are there.
-    pub(super) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
+    /// The response's headers are there that go to the client.
+    pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.code = status.as_u16();
         if self.exchange.grpc {
             self.grpc_status = grpc_status(headers);
         }
-        if let Some(in_flight) = &self.in_flight {
-            in_flight.answered(Instant::now());
+    }
+
+    /// A try has ended, or has its response's headers: the endpoint's load, its standing, and the limits learn from it.
+    pub(super) fn attempt_ended(&mut self, attempt: Attempt, now: Instant) {
+        let (Some(in_flight), Some(upstream)) = (&self.in_flight, &self.upstream) else { return };
+        match attempt {
+            Attempt::Answered => {
+                in_flight.answered(now);
+                self.admission.answered(now);
+                // Told when the response has ended: it may break off.
+                self.answered = true;
+            }
+            Attempt::Failed | Attempt::ConnectFailed => {
+                in_flight.failed(now);
+                upstream.attempt_ended(in_flight.endpoint(), attempt, now);
+            }
+            Attempt::Abandoned => {}
         }
     }
 
     /// Whether the client broke its request's body off, or HTTP in it.
     pub(super) fn request_broke(&self) -> bool {
         self.progress.as_ref().is_some_and(|progress| progress.broken.get())
-    }
-
-    /// There is no response of the endpoint's.
-    pub(super) fn failed(&mut self) {
-        if let Some(in_flight) = self.in_flight.take() {
-            in_flight.failed(Instant::now());
-        }
     }
 
     /// Answers with a response of the proxy's own.
@@ -236,6 +300,18 @@ impl Recording {
         self.grpc_status = grpc_status(made.headers());
         self.proxy_status = Some(response.proxy_status());
         self.follow(made)
+    }
+
+    /// Answers with what a fallback gives; `proxy_status` says what it stands in for.
+    pub fn answer_instead(
+        mut self: Box<Self>,
+        response: Response<Body>,
+        proxy_status: String,
+    ) -> Response<Body> {
+        self.answered(response.status(), response.headers());
+        self.proxy_status = Some(proxy_status);
+        self.try_over();
+        self.follow(response)
     }
 
     /// Has the response's body followed to its end.
@@ -276,13 +352,15 @@ impl Recording {
             received_bytes: received + self.received_bytes,
             sent_bytes: self.sent_bytes,
             endpoint: self.endpoint,
+            retries: self.retries,
+            retry_refused: self.retry_refused,
             client: exchange.client,
             proxy_status: self.proxy_status.as_deref(),
         });
     }
 }
 
-fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u16> {
     headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 
@@ -318,6 +396,13 @@ impl BodyWatch for Recording {
         }
         if how == BodyEnd::Broken && self.proxy_status.is_none() {
             self.proxy_status = Some(RESPONSE_INCOMPLETE.into());
+        }
+        if std::mem::take(&mut self.answered)
+            && let (Some(in_flight), Some(upstream)) = (&self.in_flight, &self.upstream)
+        {
+            let failed = how == BodyEnd::Broken || self.grpc_status == Some(GRPC_UNAVAILABLE);
+            let attempt = if failed { Attempt::Failed } else { Attempt::Answered };
+            upstream.attempt_ended(in_flight.endpoint(), attempt, Instant::now());
         }
         self.record();
         // A request that is still being sent keeps its connection busy: the next one would wait behind it.

@@ -33,8 +33,6 @@ const MAX_VARIANTS: usize = 8;
 const EVICT_AT_ONCE: u32 = 16 << 10;
 /// An estimate of what a response takes besides its content and fields.
 const OVERHEAD: usize = 512;
-/// moka wants a limit. Nothing is any good after so long.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const PROXY_AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
@@ -117,7 +115,7 @@ impl ResponseCache {
             })
             // Reading is rare, so how often something is read says nothing about its worth.
             .eviction_policy(EvictionPolicy::lru())
-            .time_to_live(max_age.min(LONGEST))
+            .time_to_live(max_age)
             .build();
         Self { entries, max_age, max_bytes, gathering: AtomicU64::new(0) }
     }

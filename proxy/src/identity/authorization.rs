@@ -120,9 +120,7 @@ impl PathRule {
     fn new(path: &PathMatch) -> Self {
         match path {
             PathMatch::Exact(exact) => Self::Exact(exact.clone()),
-            PathMatch::Prefix(prefix) => {
-                Self::Prefix(prefix.strip_suffix('/').unwrap_or(prefix).to_owned())
-            }
+            PathMatch::Prefix(prefix) => Self::Prefix(prefix.strip_suffix('/').unwrap_or(prefix).to_owned()),
             PathMatch::Regex(pattern) => {
                 let compiled = whole_match(pattern);
                 if let Err(error) = &compiled {

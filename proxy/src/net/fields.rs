@@ -4,6 +4,19 @@ use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
+use http::Version;
+
+/// The HTTP version a request had before it crossed the mesh: `1.0`, `1.1` or `2`.
+pub const ORIGINAL_VERSION: HeaderName = HeaderName::from_static("outrigger-version");
+
+/// The value of [`ORIGINAL_VERSION`] for a request's version.
+pub fn version_to_mesh(version: Version) -> HeaderValue {
+    HeaderValue::from_static(match version {
+        Version::HTTP_2 => "2",
+        Version::HTTP_10 => "1.0",
+        _ => "1.1",
+    })
+}
 
 /// Whether a field is the mesh's own, or would be taken for one: CGI and its heirs read `_` as `-`.
 fn is_of_the_mesh(name: &HeaderName) -> bool {

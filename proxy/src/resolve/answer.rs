@@ -40,8 +40,8 @@ pub struct Snapshot {
     pub error: Option<Arc<LookupError>>,
     /// When `answer` was last confirmed; without an answer, when the last lookup ended.
     pub refreshed: Instant,
-    /// Whose the answer's addresses are, where the hosts file or ordinary DNS gave it; `None` where that was not asked: the
-    /// answer is discovery's own, or there is no discovery.
+    /// Whose the answer's addresses are; `None` where that was not asked: the answer is discovery's own, or there is no
+    /// discovery.
     pub owners: Option<Arc<Owners>>,
 }
 
@@ -81,8 +81,8 @@ pub enum Owner {
     Unknown(Arc<LookupError>),
 }
 
-/// The owners of a name's endpoints, and of its VIPs at port 0. An address that is not in it was not asked for: a name with
-/// very many is known in part only.
+/// The owners of an answer's endpoints, and of its VIPs at port 0. An address that is not in it was not asked for: a name
+/// with very many is known in part only.
 pub type Owners = BTreeMap<SocketAddr, Owner>;
 
 /// A good answer. Endpoints are sorted by address, each address once.

@@ -17,7 +17,7 @@ use super::lookup::Lookup;
 use super::mesh::{Directory, Server};
 use super::owners::{FollowedOwners, MOST_IN_ALL};
 use super::plain::Plain;
-use super::providers::{Network, ProviderSettings, Providers};
+use super::providers::{Network, OwnersAsked, ProviderSettings, Providers};
 use super::search::{self, ResolvConf, Search};
 use super::settings::{ResolveError, ResolveSettings};
 use super::state::State;
@@ -112,11 +112,19 @@ impl Resolver {
         }
     }
 
-    /// Begins to follow what a provider other than DNS says. It is followed while any clone of what is returned lives.
-    /// May be called on any thread.
-    pub fn provide(&self, settings: &ProviderSettings) -> Followed {
-        let _runtime = self.shared.runtime.enter();
-        self.shared.providers.follow(settings)
+    /// Begins to follow what a provider other than DNS says, and whose the addresses are if `asks_owners` and there is a
+    /// discovery that knows. It is followed while any clone of what is returned lives. May be called on any thread.
+    pub fn provide(&self, settings: &ProviderSettings, asks_owners: bool) -> Followed {
+        let shared = &self.shared;
+        let _runtime = shared.runtime.enter();
+        let owners = (asks_owners && shared.lookup.directory.is_some()).then(|| {
+            let resolver = self.clone();
+            OwnersAsked {
+                owners: FollowedOwners::new(shared.owners.clone()),
+                follow: Box::new(move |target| resolver.follow(target)),
+            }
+        });
+        shared.providers.follow(settings, owners)
     }
 
     /// The full names that a host may stand for by search domains and ndots, in the order in which they are asked for:
@@ -160,7 +168,13 @@ impl Followed {
         self.snapshot.borrow().clone()
     }
 
-    /// Waits until the first lookup has ended or a provider was silent for long, at most about 5 s.
+    /// What is known now, of which [`Self::changed`] then tells no more.
+    pub(super) fn take_in(&mut self) -> Arc<Snapshot> {
+        self.snapshot.borrow_and_update().clone()
+    }
+
+    /// Waits until the first lookup has ended or a provider was silent for long, and then that of the addresses' owners: at
+    /// most about 5 s each.
     pub async fn first(&self) -> Arc<Snapshot> {
         let mut snapshot = self.snapshot.clone();
         let known = snapshot

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
+use outrigger_discovery::is_local;
 use outrigger_discovery::records::ServiceRecord;
 use tokio::time::timeout;
 
@@ -17,7 +18,7 @@ use super::search;
 use crate::config::is_not_redirected;
 
 /// A whole lookup, all candidates and sources; the C library waits as long for one question.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses of one pod's name whose owner is asked for.
 const MOST_POD_ADDRESSES: usize = 16;
 
@@ -155,6 +156,10 @@ impl Lookup {
         let Some(directory) = &self.directory else {
             return absent(&target, NEGATIVE_UNSTATED);
         };
+        if is_local(ip) {
+            // Discovery takes none of these for an endpoint.
+            return absent(&target, longest());
+        }
         let owner = match directory.owner(ip).await {
             Ok(told) => told,
             Err(miss) => return missed(&target, miss),

@@ -1,7 +1,7 @@
-//! Whose addresses those are that the hosts file or ordinary DNS led to.
+//! Whose addresses those are that others than the mesh's discovery gave: the hosts file, ordinary DNS, the config.
 //!
-//! What these say of a name proves nothing about who is called by it: the mesh's discovery is asked about each address, as
-//! it is about one that was dialled without a name.
+//! What these say of a name proves nothing about who is called by it, and a list of addresses says nothing of it at all:
+//! discovery is asked about each address, as it is about one that was dialled without a name.
 
 use std::collections::BTreeMap;
 use std::future::{Future, pending};
@@ -11,17 +11,19 @@ use std::sync::Arc;
 
 use futures_util::future::{join_all, select_all};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::answer::{Answer, LookupError, Owner, Owners, Source, Target};
 use super::follow::Followed;
+use super::lookup::LOOKUP_TIMEOUT;
 
 /// Addresses of one name that discovery is asked about; more would let one name keep it busy.
 const MOST_ADDRESSES: usize = 64;
 
-/// Addresses of all names together that are followed: each is a task.
+/// Addresses of all such names together that are followed: each is a task.
 pub(super) const MOST_IN_ALL: usize = 4096;
 
-/// Follows the owners of one name's addresses.
+/// Follows the owners of one answer's addresses.
 pub(super) struct FollowedOwners {
     addresses: BTreeMap<SocketAddr, FollowedOwner>,
     places: Arc<Semaphore>,
@@ -30,7 +32,8 @@ pub(super) struct FollowedOwners {
 struct FollowedOwner {
     followed: Followed,
     owner: Owner,
-    _place: OwnedSemaphorePermit,
+    /// None where the answer's source bounds how many there are.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl FollowedOwners {
@@ -39,16 +42,22 @@ impl FollowedOwners {
         Self { addresses: BTreeMap::new(), places }
     }
 
-    /// Turns to the addresses of an answer, and waits until each of them is known or can't be.
+    /// Turns to the addresses of an answer, and waits until each of them is known or can't be, for as long as a lookup may
+    /// take. Those that are then still asked about are known as soon as they are.
     pub(super) async fn turn_to(&mut self, answer: Option<&Answer>, follow: impl Fn(Target) -> Followed) {
         let mut before = std::mem::take(&mut self.addresses);
-        for address in answer.into_iter().flat_map(in_question).take(MOST_ADDRESSES) {
+        let most = answer.map_or(Some(0), |answer| most_addresses(answer.source));
+        for address in answer.into_iter().flat_map(in_question).take(most.unwrap_or(usize::MAX)) {
             if let Some(known) = before.remove(&address) {
                 self.addresses.insert(address, known);
                 continue;
             }
-            // Left out, it is no address of the name: dialled, it is asked about for itself.
-            let Ok(place) = self.places.clone().try_acquire_owned() else { continue };
+            let place = match most.map(|_| self.places.clone().try_acquire_owned()) {
+                None => None,
+                Some(Ok(place)) => Some(place),
+                // Left out, it is no address of the name: dialled, it is asked about for itself.
+                Some(Err(_)) => continue,
+            };
             let unasked = LookupError::Failed {
                 target: address.to_string().into(),
                 reason: "it was not asked for yet".to_owned(),
@@ -58,13 +67,14 @@ impl FollowedOwners {
             let followed = follow(Target::Address(address));
             self.addresses.insert(address, FollowedOwner { followed, owner, _place: place });
         }
-        join_all(self.addresses.values().map(|known| known.followed.first())).await;
+        let all = join_all(self.addresses.values().map(|known| known.followed.first()));
+        let _ = timeout(LOOKUP_TIMEOUT, all).await;
     }
 
     /// The owners as they are known now.
     pub(super) fn known(&mut self) -> Arc<Owners> {
         for FollowedOwner { followed, owner, .. } in self.addresses.values_mut() {
-            let snapshot = followed.current();
+            let snapshot = followed.take_in();
             match (&snapshot.answer, &snapshot.error) {
                 (Some(answer), _) => *owner = Owner::Known(answer.clone()),
                 (None, Some(error)) if matches!(**error, LookupError::NotFound(_)) => *owner = Owner::Nobody,
@@ -92,10 +102,18 @@ impl FollowedOwners {
     }
 }
 
-/// What discovery is asked about: nothing where the answer is its own. A name's VIPs stand for all its ports.
+/// How many addresses of an answer discovery is asked about; `None`: all, for the operator bounds them.
+fn most_addresses(source: Source) -> Option<usize> {
+    match source {
+        // It has said whose they are.
+        Source::Mesh => Some(0),
+        Source::Hosts | Source::Dns => Some(MOST_ADDRESSES),
+        Source::Static | Source::File | Source::Consul | Source::Eureka | Source::Kubernetes => None,
+    }
+}
+
+/// What discovery is asked about. A name's VIPs stand for all its ports.
 fn in_question(answer: &Answer) -> impl Iterator<Item = SocketAddr> {
-    let asked = answer.source != Source::Mesh;
     let vips = answer.vips.iter().map(|vip| SocketAddr::new(*vip, 0));
-    let endpoints = answer.endpoints.iter().map(|endpoint| endpoint.address);
-    vips.chain(endpoints).filter(move |_| asked)
+    vips.chain(answer.endpoints.iter().map(|endpoint| endpoint.address))
 }

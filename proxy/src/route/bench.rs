@@ -62,7 +62,10 @@ fn match_costs() {
             (route(n, format!("*.{}", host(n)), None), (format!("eu.{}", host(n)), "/api/v1/users/17".into()))
         }),
         ("one host, a prefix each", |n| {
-            (route(n, ONE.into(), Some(PathMatch::Prefix(path(n)))), (ONE.into(), format!("{}/17/items", path(n))))
+            (
+                route(n, ONE.into(), Some(PathMatch::Prefix(path(n)))),
+                (ONE.into(), format!("{}/17/items", path(n))),
+            )
         }),
         ("one host, a path each", |n| {
             (route(n, ONE.into(), Some(PathMatch::Exact(path(n)))), (ONE.into(), path(n)))
@@ -75,7 +78,10 @@ fn match_costs() {
         }),
         ("one host, a regular expression each", |n| {
             let pattern = format!("{}/[0-9]+/items", path(n));
-            (route(n, ONE.into(), Some(PathMatch::Regex(pattern))), (ONE.into(), format!("{}/17/items", path(n))))
+            (
+                route(n, ONE.into(), Some(PathMatch::Regex(pattern))),
+                (ONE.into(), format!("{}/17/items", path(n))),
+            )
         }),
     ];
     println!("{:45} {:>10} {:>10} {:>10} {:>8}", "routes", "10", "1000", "10000", "10000/10");

@@ -1,16 +1,14 @@
 //! One route, ready to be used.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
-use crate::config::{Fallback, Retry, Route};
+use crate::config::Route;
 use crate::filters::Filters;
-
-/// Tags that an endpoint must have.
-pub type Subset = Arc<BTreeMap<String, String>>;
+use crate::http::Fallback;
+use crate::upstream::{RetryPolicy, Subset};
 
 /// A route, ready to be used.
 #[derive(Debug)]
@@ -20,7 +18,7 @@ pub struct CompiledRoute {
     /// From the request's end to the response's headers, all tries together; `None` leaves it to the upstream.
     pub timeout: Option<Duration>,
     /// When a request is tried again; `None` leaves it to the upstream.
-    pub retry: Option<Retry>,
+    pub retry: Option<RetryPolicy>,
     /// Repeating a request does no harm, whatever its method.
     pub idempotent: bool,
     /// What is done when nothing else works; `None` leaves it to the upstream.
@@ -32,7 +30,7 @@ pub struct CompiledRoute {
 }
 
 /// Where a route's requests go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// Name of the upstream.
     pub upstream: Arc<str>,
@@ -41,18 +39,19 @@ pub struct Target {
 }
 
 impl CompiledRoute {
-    /// Compiles a route.
-    pub fn new(route: &Route) -> Self {
+    /// Compiles a route. `before` is what stood in its place before a change of the config.
+    pub fn new(route: &Route, before: Option<&Self>) -> Self {
         let target = |upstream: &crate::config::WeightedUpstream| {
-            let subset = (!upstream.subset.is_empty()).then(|| Arc::new(upstream.subset.clone()));
+            let subset = Subset::new(&upstream.subset);
             (Target { upstream: upstream.name.as_str().into(), subset }, upstream.weight)
         };
+        let fallback_before = before.and_then(|before| before.fallback.as_ref());
         Self {
             name: route.name.as_str().into(),
             timeout: route.timeout(),
-            retry: route.retry.clone(),
+            retry: route.retry.as_ref().map(RetryPolicy::new),
             idempotent: route.idempotent,
-            fallback: route.fallback.clone(),
+            fallback: route.fallback.as_ref().and_then(|fallback| Fallback::new(fallback, fallback_before)),
             filters: Filters::new(route),
             targets: route.upstreams.iter().map(target).collect(),
             total_weight: route.upstreams.iter().map(|upstream| u64::from(upstream.weight)).sum(),
@@ -81,7 +80,7 @@ impl CompiledRoute {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{BTreeMap, HashMap};
 
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
@@ -95,10 +94,8 @@ mod tests {
             weight: *weight,
             subset: BTreeMap::new(),
         };
-        CompiledRoute::new(&Route {
-            upstreams: upstreams.iter().map(weighted).collect(),
-            ..Route::default()
-        })
+        let route = Route { upstreams: upstreams.iter().map(weighted).collect(), ..Route::default() };
+        CompiledRoute::new(&route, None)
     }
 
     #[test]
@@ -122,12 +119,10 @@ mod tests {
     #[test]
     fn a_subset_is_kept_with_its_upstream() {
         let tags: BTreeMap<String, String> = [("version".to_owned(), "canary".to_owned())].into();
-        let route = CompiledRoute::new(&Route {
-            upstreams: vec![WeightedUpstream { name: "a".into(), weight: 1, subset: tags.clone() }],
-            ..Route::default()
-        });
+        let upstreams = vec![WeightedUpstream { name: "a".into(), weight: 1, subset: tags.clone() }];
+        let route = CompiledRoute::new(&Route { upstreams, ..Route::default() }, None);
         let target = route.choose(&mut SmallRng::seed_from_u64(1)).unwrap();
-        assert_eq!(target.subset.as_deref(), Some(&tags));
+        assert_eq!(target.subset, Subset::new(&tags));
         assert_eq!(to(&[("a", 1)]).choose(&mut SmallRng::seed_from_u64(1)).unwrap().subset, None);
     }
 }

@@ -22,5 +22,5 @@ mod paths;
 mod regexes;
 mod table;
 
-pub use compiled::{CompiledRoute, Subset, Target};
+pub use compiled::{CompiledRoute, Target};
 pub use table::{Asked, Matched, RouteTable};

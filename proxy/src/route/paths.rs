@@ -31,9 +31,7 @@ impl PathRule {
             None => Self::Prefix(String::new()),
             Some(PathMatch::Exact(path)) => Self::Exact(path.clone()),
             Some(PathMatch::Regex(pattern)) => Self::Regex(Pattern::parse(pattern)?),
-            Some(PathMatch::Prefix(path)) => {
-                Self::Prefix(path.strip_suffix('/').unwrap_or(path).to_owned())
-            }
+            Some(PathMatch::Prefix(path)) => Self::Prefix(path.strip_suffix('/').unwrap_or(path).to_owned()),
         })
     }
 }
@@ -143,8 +141,7 @@ impl Paths {
         {
             return Some((found, None));
         }
-        self.upwards(deepest)
-            .find_map(|node| Some((self.first(&node.prefix, asked)?, Some(node.path.len()))))
+        self.upwards(deepest).find_map(|node| Some((self.first(&node.prefix, asked)?, Some(node.path.len()))))
     }
 
     /// The node of the longest known path that `path` begins with.

@@ -69,9 +69,7 @@ impl Regexes {
     pub(super) fn new(patterns: &[Pattern]) -> Self {
         let whole: Vec<Hir> = patterns
             .iter()
-            .map(|pattern| {
-                Hir::concat(vec![Hir::look(Look::Start), pattern.0.clone(), Hir::look(Look::End)])
-            })
+            .map(|pattern| Hir::concat(vec![Hir::look(Look::Start), pattern.0.clone(), Hir::look(Look::End)]))
             .collect();
         let mut automata = Vec::new();
         for some in whole.chunks(MAX_PATTERNS) {
@@ -159,8 +157,20 @@ mod tests {
             "(?s)/.+",
         ];
         const PATHS: [&str; 14] = [
-            "", "/", "/users/17", "/users/", "/users", "/a", "/b", "/SHOP", "/ab/123", "/ab/1234", "/z", "/xz",
-            "/a-b", "*",
+            "",
+            "/",
+            "/users/17",
+            "/users/",
+            "/users",
+            "/a",
+            "/b",
+            "/SHOP",
+            "/ab/123",
+            "/ab/1234",
+            "/z",
+            "/xz",
+            "/a-b",
+            "*",
         ];
         let regexes = Regexes::new(&PATTERNS.map(pattern));
         for path in PATHS {

@@ -1,6 +1,7 @@
 //! All routes of a config, found by host, then path, then what else they ask for.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, Request};
@@ -18,6 +19,7 @@ mod tests;
 pub struct RouteTable {
     hosts: HostPatterns<Host>,
     paths: Paths,
+    names: HashMap<Arc<str>, Arc<CompiledRoute>>,
 }
 
 /// The route that a request goes by.
@@ -47,12 +49,7 @@ impl<'a> Asked<'a> {
     /// What routes look at of `request`.
     pub fn of<B>(request: &'a Request<B>) -> Self {
         let uri = request.uri();
-        Self {
-            method: request.method(),
-            path: uri.path(),
-            query: uri.query(),
-            headers: request.headers(),
-        }
+        Self { method: request.method(), path: uri.path(), query: uri.query(), headers: request.headers() }
     }
 }
 
@@ -69,9 +66,17 @@ pub(super) struct Alternative {
 impl RouteTable {
     /// Compiles `routes`.
     pub fn new(routes: &[Route]) -> Self {
+        Self::after(&Self::default(), routes)
+    }
+
+    /// Compiles `routes`, which take the place of those `before`: where names are the same, what lasts is handed on.
+    pub fn after(before: &Self, routes: &[Route]) -> Self {
+        let mut names = HashMap::new();
         let mut by_host: HostPatterns<Vec<(&RouteMatch, Arc<CompiledRoute>)>> = HostPatterns::default();
         for route in routes {
-            let compiled = Arc::new(CompiledRoute::new(route));
+            let last = before.names.get(&*route.name).map(|route| &**route);
+            let compiled = Arc::new(CompiledRoute::new(route, last));
+            names.insert(compiled.name.clone(), compiled.clone());
             for alternative in &route.matches {
                 let of_host = by_host.entry(alternative.host.as_deref(), Vec::new);
                 of_host.push((alternative, compiled.clone()));
@@ -81,12 +86,12 @@ impl RouteTable {
         let hosts = by_host.map(|mut alternatives| {
             // Stable: equal ones stay in the order of the file.
             alternatives.sort_by_key(|(alternative, _)| precedence(alternative));
-            let compiled = (0..).zip(alternatives).filter_map(|(order, (alternative, route))| {
-                compile(alternative, route, order)
-            });
+            let compiled = (0..)
+                .zip(alternatives)
+                .filter_map(|(order, (alternative, route))| compile(alternative, route, order));
             paths.add(compiled.collect())
         });
-        Self { hosts, paths }
+        Self { hosts, paths, names }
     }
 
     /// The route of a request for `host`. It costs no allocation, unless several fields of one name or an encoded

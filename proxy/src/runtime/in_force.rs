@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{Overlay, RunError, rules};
 use crate::config::{self, Config};
 use crate::telemetry::Metrics;
-use crate::worker::{Effective, Shared};
+use crate::worker::Shared;
 
 /// Told when the file changed; `None` without a file.
 pub(super) type Changes = Option<tokio::sync::mpsc::Receiver<()>>;
@@ -86,7 +86,7 @@ impl ConfigInForce {
     fn put_in_force(&self, config: Config, shared: &Shared) {
         let config = Arc::new(config);
         let rules = rules(&config);
-        let effective = Arc::new(Effective::new(config.clone()));
+        let effective = Arc::new(shared.effective.load().followed_by(config.clone()));
         self.current.store(config.clone());
         // Routes first: the directory answers on this thread, and so whoever asks by a new route asks the new one.
         shared.effective.store(effective);

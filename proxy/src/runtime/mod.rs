@@ -10,6 +10,7 @@ mod report;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -18,6 +19,7 @@ use outrigger_ca::workload::{self, CaOptions, Source, Status};
 use outrigger_ca::{DISCOVERY_ACCOUNT, ExpectedIdentity, SpiffeId};
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::task::LocalSet;
 
 use accept::{Listeners, Phase};
 pub use drain::Ended;
@@ -26,11 +28,11 @@ use in_force::ConfigInForce;
 use crate::admin;
 use crate::config::{CLUSTER_DOMAIN, Config, ConfigError, Mtls};
 use crate::identity::MeshTls;
-use crate::net::{HandedIn, ListenError, LocalAddresses, Role, bind_listeners};
+use crate::net::{Dialler, HandedIn, ListenError, LocalAddresses, Role, bind_listeners};
 use crate::resolve::{MeshServer, ResolveError, ResolveSettings, Resolver};
-use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, Metrics};
-use crate::upstream::{Directory, SecurityRules};
-use crate::worker::{Effective, Shared};
+use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, Metrics, Recorder};
+use crate::upstream::{Directory, HealthChecks, PoolsSettings, SecurityRules};
+use crate::worker::{Effective, Moment, Shared};
 
 /// ALPN of DNS over TLS (RFC 7858, registered as `dot`).
 const ALPN_DNS: &[u8] = b"dot";
@@ -139,7 +141,8 @@ pub enum RunError {
 pub fn run(settings: Settings) -> Result<Ended, RunError> {
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(control(settings))
+    // Health checks use connections that don't leave their thread.
+    LocalSet::new().block_on(&runtime, control(settings))
 }
 
 async fn control(mut settings: Settings) -> Result<Ended, RunError> {
@@ -152,13 +155,20 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     let status = certificates(&first, &settings.mark, settings.bundle_poll)?;
     let local = LocalAddresses::read();
     let resolver = resolver(&first, &tls, &local, settings.mark, &metrics)?;
-    let directory = Directory::start(resolver, first.clone(), rules(&first));
+    let (health_checks, checker) = HealthChecks::channel();
+    tokio::task::spawn_local(checker.run(PoolsSettings {
+        dialler: Dialler::to_peers(settings.mark),
+        tls: tls.clone(),
+        recorder: Rc::new(Recorder::new(metrics.clone(), access_log.clone())),
+    }));
+    let directory = Directory::start(resolver, health_checks, first.clone(), rules(&first));
     let draining = Arc::new(AtomicBool::new(false));
     let (drain_inbound, inbound_draining) = watch::channel(false);
     let (drain_outbound, outbound_draining) = watch::channel(false);
     let shared = Arc::new(Shared {
         effective: arc_swap::ArcSwap::from_pointee(Effective::new(first.clone())),
         tls: tls.clone(),
+        exhausted: Moment::new(),
         directory: directory.clone(),
         metrics: metrics.clone(),
         local,

@@ -148,6 +148,7 @@ fn one_upstream(upstream: &Upstream, snapshot: &Snapshot, now: Instant) -> Value
             json!({
                 "address": endpoint.address,
                 "standing": endpoint.standing.describe(now),
+                "checkedSoForSeconds": endpoint.standing.health_for(now).map(|since| since.as_secs_f64()),
                 "weight": member.weight,
                 "priority": member.priority,
                 "zone": member.zone.as_deref(),

@@ -7,14 +7,15 @@ use prometheus::proto::{MetricFamily, MetricType};
 
 use super::gathered::Family;
 use super::labels::Labels;
-use super::traffic::{TcpSeries, Traffic, lock};
+use super::traffic::{RequestSeries, TcpSeries, Traffic, lock};
 
 /// What there is to show of one series, for one family.
 type Value = fn(&TcpSeries) -> f64;
+type RequestValue = fn(&RequestSeries) -> u64;
 
 pub(super) struct TrafficCollector {
     traffic: Arc<Traffic>,
-    requests: Family,
+    requests: [(Family, RequestValue); 3],
     durations: Family,
     tcp: [(Family, Value); 4],
     tcp_closed: Family,
@@ -23,15 +24,28 @@ pub(super) struct TrafficCollector {
 impl TrafficCollector {
     pub fn new(traffic: Arc<Traffic>) -> Self {
         let tcp_labels = ["direction", "upstream", "tls", "peer"];
+        let request_labels = ["direction", "route", "upstream", "code", "grpc_status", "tls", "peer"];
+        let requests = |name, help, value: RequestValue| {
+            (Family::new(MetricType::COUNTER, name, help, &request_labels), value)
+        };
         let tcp = |kind, name, help, value: Value| (Family::new(kind, name, help, &tcp_labels), value);
         Self {
             traffic,
-            requests: Family::new(
-                MetricType::COUNTER,
-                "outrigger_requests_total",
-                "Requests by what became of them.",
-                &["direction", "route", "upstream", "code", "grpc_status", "tls", "peer"],
-            ),
+            requests: [
+                requests("outrigger_requests_total", "Requests by what became of them.", |series| {
+                    series.count.get()
+                }),
+                requests(
+                    "outrigger_retries_total",
+                    "Tries after the first, by what became of their requests in the end.",
+                    |series| series.retries.get(),
+                ),
+                requests(
+                    "outrigger_retries_refused_total",
+                    "Tries that the retry budget did not allow.",
+                    |series| series.retries_refused.get(),
+                ),
+            ],
             durations: Family::new(
                 MetricType::HISTOGRAM,
                 "outrigger_request_duration_seconds",
@@ -70,21 +84,25 @@ impl TrafficCollector {
         }
     }
 
-    fn requests(&self) -> MetricFamily {
+    fn requests(&self) -> impl Iterator<Item = MetricFamily> {
         let series = self.traffic.requests.snapshot();
-        let samples = series.iter().map(|(labels, series)| {
-            let values = [
-                labels.direction.as_str(),
-                &labels.route,
-                &labels.upstream,
-                &number(labels.code),
-                &number(labels.grpc_status),
-                labels.tls.as_str(),
-                labels.peer(),
-            ];
-            self.requests.sample(&values, series.count.get() as f64)
-        });
-        self.requests.with(samples.collect())
+        self.requests.iter().map(move |(family, value)| {
+            // Most series have no retries.
+            let counted = series.iter().filter(|(_, series)| value(series) > 0);
+            let samples = counted.map(|(labels, series)| {
+                let values = [
+                    labels.direction.as_str(),
+                    &labels.route,
+                    &labels.upstream,
+                    &number(labels.code),
+                    &number(labels.grpc_status),
+                    labels.tls.as_str(),
+                    labels.peer(),
+                ];
+                family.sample(&values, value(series) as f64)
+            });
+            family.with(samples.collect())
+        })
     }
 
     fn durations(&self) -> MetricFamily {
@@ -127,12 +145,14 @@ impl TrafficCollector {
 impl Collector for TrafficCollector {
     fn desc(&self) -> Vec<&Desc> {
         let tcp = self.tcp.iter().map(|(family, _)| family);
-        [&self.requests, &self.durations, &self.tcp_closed].into_iter().chain(tcp).map(Family::desc).collect()
+        let requests = self.requests.iter().map(|(family, _)| family);
+        [&self.durations, &self.tcp_closed].into_iter().chain(requests).chain(tcp).map(Family::desc).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         let mut families = self.tcp();
-        families.extend([self.requests(), self.durations()]);
+        families.extend(self.requests());
+        families.push(self.durations());
         families
     }
 }

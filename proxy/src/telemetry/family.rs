@@ -24,6 +24,42 @@ impl<const N: usize> CounterFamily<N> {
     }
 }
 
+/// A counter that stood still for this long goes, as the series of traffic do.
+const IDLE_FOR: Duration = Duration::from_secs(600);
+
+/// Counters told apart by `N` labels of any value. One that stood still for 10 minutes is shown no more, and starts
+/// from nothing if it is counted on.
+#[derive(Debug)]
+pub struct NamedCounters<const N: usize> {
+    counters: IntCounterVec,
+    counted: Mutex<BTreeMap<[Arc<str>; N], Instant>>,
+}
+
+impl<const N: usize> NamedCounters<N> {
+    /// On a vector that has `N` labels.
+    pub(super) fn new(counters: IntCounterVec) -> Self {
+        Self { counters, counted: Mutex::default() }
+    }
+
+    /// Adds one to the counter of these label values.
+    pub fn inc(&self, values: [&str; N]) {
+        let mut counted = lock(&self.counted);
+        counted.insert(values.map(Arc::from), Instant::now());
+        self.counters.with_label_values(&values).inc();
+    }
+
+    pub(super) fn forget(&self, now: Instant) {
+        lock(&self.counted).retain(|values, last| {
+            let kept = now.saturating_duration_since(*last) < IDLE_FOR;
+            if !kept {
+                // It fails only if there is no such counter, which is what is wanted.
+                let _ = self.counters.remove_label_values(values);
+            }
+            kept
+        });
+    }
+}
+
 /// A gauge that nobody asked for during this time describes what is gone.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 
@@ -86,6 +122,24 @@ mod tests {
             "h_total{reason=\"alert\",result=\"failure\"} 1",
         ];
         assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn a_named_counter_counts_on_until_it_stood_still_for_long() {
+        let counters = IntCounterVec::new(Opts::new("checks_total", "Checks."), &["upstream"]).unwrap();
+        let family = NamedCounters::new(counters.clone());
+        let shown_after = |passed: Duration| {
+            family.forget(Instant::now() + passed);
+            let families = counters.collect();
+            let samples = families[0].get_metric().iter();
+            samples.map(|sample| sample.get_counter().get_value()).collect::<Vec<_>>()
+        };
+        family.inc(["api"]);
+        family.inc(["api"]);
+        assert_eq!(shown_after(IDLE_FOR - Duration::from_secs(60)), [2.0]);
+        assert!(shown_after(IDLE_FOR).is_empty());
+        family.inc(["api"]);
+        assert_eq!(shown_after(Duration::ZERO), [1.0]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use super::collector::TrafficCollector;
-use super::family::{CounterFamily, GaugeFamily};
+use super::family::{CounterFamily, GaugeFamily, NamedCounters};
 use super::labels::Direction;
 use super::process::ProcessCollector;
 use super::single::{LateGauge, OpenGauge, TotalCounter};
@@ -56,10 +56,16 @@ pub struct Metrics {
     pub responses_incomplete: CounterFamily<2>,
     /// Endpoints by `upstream` and `state`.
     pub endpoints: GaugeFamily<2>,
+    /// Active health checks by `upstream` and `result` (`success`, `failure`).
+    pub health_checks: NamedCounters<2>,
     /// Connections in the pools by `upstream`.
     pub pool_connections: GaugeFamily<1>,
     /// Requests that wait for a connection by `upstream`.
     pub pool_pending_requests: GaugeFamily<1>,
+    /// What the circuit breaker of an `upstream` does: 0 closed, 1 half-open, 2 open.
+    pub breaker_state: GaugeFamily<1>,
+    /// Times a circuit breaker opened.
+    pub breaker_opened: IntCounter,
     /// DNS lookups by `result`.
     pub dns_lookups: CounterFamily<1>,
     /// Age of the oldest DNS answer that is in use, in seconds; not shown before it is set.
@@ -177,6 +183,10 @@ impl Metrics {
                 "Endpoints by state: healthy, ejected, unhealthy, draining.",
                 ["upstream", "state"],
             )),
+            health_checks: NamedCounters::new(making.registered(IntCounterVec::new(
+                Opts::new("outrigger_health_checks_total", "Active health checks by result."),
+                &["upstream", "result"],
+            ))),
             pool_connections: GaugeFamily::new(making.gauges(
                 "outrigger_pool_connections",
                 "Connections in the pools.",
@@ -187,6 +197,13 @@ impl Metrics {
                 "Requests that wait for a connection.",
                 ["upstream"],
             )),
+            breaker_state: GaugeFamily::new(making.gauges(
+                "outrigger_breaker_state",
+                "What the circuit breaker does: 0 closed, 1 half-open, 2 open.",
+                ["upstream"],
+            )),
+            breaker_opened: making
+                .counter("outrigger_breaker_opened_total", "Times a circuit breaker opened."),
             dns_lookups: making.counters("outrigger_dns_lookups_total", "DNS lookups by result.", ["result"]),
             dns_age: making.late_gauge(Opts::new(
                 "outrigger_dns_age_seconds",
@@ -224,6 +241,7 @@ impl Metrics {
     pub(super) fn sweep(&self) {
         self.traffic.sweep();
         self.forget_gauges();
+        self.health_checks.forget(Instant::now());
         self.sweeps.fetch_add(1, Relaxed);
     }
 
@@ -233,6 +251,7 @@ impl Metrics {
         self.endpoints.forget(now);
         self.pool_connections.forget(now);
         self.pool_pending_requests.forget(now);
+        self.breaker_state.forget(now);
     }
 }
 
@@ -297,7 +316,7 @@ mod tests {
                 assert!(sample.starts_with(name), "{sample} stands under {name}");
             }
         }
-        assert_eq!(seen.len(), 35, "of each family there is a sample: {seen:?}");
+        assert_eq!(seen.len(), 40, "of each family there is a sample: {seen:?}");
     }
 
     fn with_a_sample_of_everything() -> Metrics {
@@ -318,8 +337,10 @@ mod tests {
         metrics.dns_lookups.inc(["success"]);
         metrics.discovery_age.with(["api"]).set(1);
         metrics.endpoints.with(["api", "healthy"]).set(1);
+        metrics.health_checks.inc(["api", "success"]);
         metrics.pool_connections.with(["api"]).set(1);
         metrics.pool_pending_requests.with(["api"]).set(1);
+        metrics.breaker_state.with(["api"]).set(1);
         let labels = Labels {
             direction: Direction::Inbound,
             tls: Tls::Mesh,
@@ -331,8 +352,12 @@ mod tests {
         };
         let traffic = &metrics.traffic;
         let durations = traffic.durations.get(&labels, |_| Histogram::default());
-        let count = Counter::default();
-        let request = RequestSeries { count, durations };
+        let [count, retries, retries_refused] = [(); 3].map(|()| {
+            let counter = Counter::default();
+            counter.inc();
+            counter
+        });
+        let request = RequestSeries { count, retries, retries_refused, durations };
         traffic.requests.get(&labels, |_| request);
         let tcp = traffic.tcp.get(&labels, |_| TcpSeries::default());
         lock(&tcp.closed).insert("end", 1);

@@ -21,7 +21,7 @@ mod single;
 mod traffic;
 
 pub use access_log::{AccessLog, AccessLogError, AccessLogOutput};
-pub use family::{CounterFamily, GaugeFamily};
+pub use family::{CounterFamily, GaugeFamily, NamedCounters};
 pub use labels::{Direction, Tls};
 pub use metrics::{CONTENT_TYPE as METRICS_CONTENT_TYPE, Metrics, PerDirection};
 pub use recorder::{OpenTcp, Recorder, RequestRecord, TcpLabels, TcpRecord};

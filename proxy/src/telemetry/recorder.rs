@@ -74,6 +74,10 @@ pub struct RequestRecord<'a> {
     pub sent_bytes: u64,
     /// Where the request was sent, if it was.
     pub endpoint: Option<SocketAddr>,
+    /// Tries after the first.
+    pub retries: u32,
+    /// One more try was not allowed by the budget.
+    pub retry_refused: bool,
     /// Who sent it.
     pub client: SocketAddr,
     /// The value of `Proxy-Status`, if the proxy answered itself.
@@ -160,6 +164,12 @@ impl Recorder {
         let series = self.series(record);
         series.count.inc();
         series.durations.observe(record.duration);
+        if record.retries > 0 {
+            series.retries.add(record.retries.into());
+        }
+        if record.retry_refused {
+            series.retries_refused.inc();
+        }
         self.access_log.request(record);
     }
 
@@ -221,6 +231,8 @@ impl Recorder {
         };
         let series = self.metrics.traffic.requests.get(&labels, |labels| RequestSeries {
             count: Default::default(),
+            retries: Default::default(),
+            retries_refused: Default::default(),
             durations: self
                 .metrics
                 .traffic

@@ -47,6 +47,8 @@ impl Traffic {
 #[derive(Debug)]
 pub(super) struct RequestSeries {
     pub count: Counter,
+    pub retries: Counter,
+    pub retries_refused: Counter,
     /// Shared by the series that differ in the code only.
     pub durations: Arc<Histogram>,
 }

@@ -444,6 +444,15 @@ impl BreakerState {
     }
 }
 
+/// Says in the log that the breaker of `upstream` changed.
+pub fn log_change(upstream: &super::Upstream, change: Option<Change>) {
+    match change {
+        Some(change @ Change::Opened { .. }) => tracing::warn!("upstream {}: {change}", upstream.name),
+        Some(change @ Change::Closed) => tracing::info!("upstream {}: {change}", upstream.name),
+        None => {}
+    }
+}
+
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

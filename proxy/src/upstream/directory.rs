@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use outrigger_ca::host::normal;
-use rand::Rng;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -23,9 +22,9 @@ use tokio::time::{timeout, timeout_at};
 use configured::Configured;
 
 use super::recipe::{Recipe, RecipeError, Source};
-use super::{Choice, Endpoint, SecurityRules, Upstream};
+use super::{Endpoint, HealthChecks, SecurityRules, Upstream};
 use crate::config::{self, Config, Discovery};
-use crate::resolve::{self, Followed, LookupError, Resolver, Snapshot, Target};
+use crate::resolve::{self, Followed, LookupError, Owner, Resolver, Snapshot, Target};
 
 /// Upstreams made on demand that are kept.
 const MAX_ON_DEMAND: usize = 1024;
@@ -58,17 +57,6 @@ impl Destination {
     /// The whole of an upstream, of which nothing is routed elsewhere.
     fn whole(upstream: Arc<Upstream>) -> Self {
         Self { upstream, endpoint: None, routed_host: None }
-    }
-
-    /// The endpoint for one request or connection: the dialled one, or any of the upstream's.
-    pub fn choose(&self, choice: &Choice<'_>, rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
-        match &self.endpoint {
-            Some(endpoint) => {
-                self.upstream.note_use(choice.now);
-                Some(endpoint.clone())
-            }
-            None => self.upstream.choose(choice, rng),
-        }
     }
 }
 
@@ -115,6 +103,7 @@ enum About {
 
 struct Shared {
     resolver: Resolver,
+    health_checks: HealthChecks,
     configured: ArcSwap<Configured>,
     made: Mutex<HashMap<Key, Made>>,
     /// Places for questions.
@@ -188,10 +177,16 @@ impl std::fmt::Debug for Shared {
 
 impl Directory {
     /// Starts answering, on the current runtime.
-    pub fn start(resolver: Resolver, config: Arc<Config>, rules: Arc<SecurityRules>) -> Self {
+    pub fn start(
+        resolver: Resolver,
+        health_checks: HealthChecks,
+        config: Arc<Config>,
+        rules: Arc<SecurityRules>,
+    ) -> Self {
         let (questions, mut asked) = mpsc::unbounded_channel::<Question>();
         let shared = Arc::new(Shared {
             resolver,
+            health_checks,
             configured: ArcSwap::from_pointee(Configured::new(config, rules)),
             made: Mutex::default(),
             questions: Arc::new(Semaphore::new(QUESTIONS)),
@@ -399,7 +394,7 @@ impl Shared {
         for (name, upstream) in &configured.config.upstreams {
             if let Some(Discovery::Static(addresses)) = &upstream.discovery {
                 if addresses.iter().any(|fixed| fixed.address == dialled) {
-                    return self.configured(&name.as_str().into(), dialled.port()).await.map(Some);
+                    return self.stated(&name.as_str().into(), dialled).await.map(Some);
                 }
                 continue;
             }
@@ -410,6 +405,23 @@ impl Shared {
             }
         }
         Ok(None)
+    }
+
+    /// The upstream of which the config states this address.
+    async fn stated(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        dialled: SocketAddr,
+    ) -> Result<Arc<Upstream>, DestinationError> {
+        let (upstream, snapshot) = self.configured_as_known(name, dialled.port()).await?;
+        let owner = snapshot.owners.as_ref().and_then(|owners| owners.get(&dialled));
+        match owner {
+            // Not as dialled either: that would go past the upstream's identity as soon as discovery answers.
+            Some(Owner::Unknown(error)) if !upstream.is_at(dialled) => {
+                Err(DestinationError::Lookup(error.clone()))
+            }
+            _ => Ok(upstream),
+        }
     }
 
     /// What is followed for upstreams of the config, whichever port is dialled.
@@ -458,13 +470,21 @@ impl Shared {
         name: &Arc<str>,
         port: u16,
     ) -> Result<Arc<Upstream>, DestinationError> {
+        self.configured_as_known(name, port).await.map(|(upstream, _)| upstream)
+    }
+
+    async fn configured_as_known(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        port: u16,
+    ) -> Result<(Arc<Upstream>, Arc<Snapshot>), DestinationError> {
         let configured = self.configured.load_full();
         let Some(upstream) = configured.upstream(name) else {
             return Err(DestinationError::Config(format!("the config has no upstream {name}").into()));
         };
         let key = Key::configured(name, upstream, port);
         let zone = configured.config.zone.as_deref();
-        self.make(key, || Recipe::configured(name, upstream, port, zone)).await.map(|(made, _)| made)
+        self.make(key, || Recipe::configured(name, upstream, port, zone)).await
     }
 
     /// Begins to follow the configured upstreams whose addresses can be known before anybody dials them, so
@@ -474,9 +494,7 @@ impl Shared {
             // Of no use for a key that is bounded.
             let port = 0;
             let key = Key::configured(name, upstream, port);
-            // What the config itself states is found there.
-            let is_stated = matches!(upstream.discovery, Some(Discovery::Static(_)));
-            if !key.is_bounded() || is_stated || self.made().contains_key(&key) {
+            if !key.is_bounded() || self.made().contains_key(&key) {
                 continue;
             }
             match Recipe::configured(name, upstream, port, configured.config.zone.as_deref()) {
@@ -517,6 +535,9 @@ impl Shared {
         let followed = recipe.source.follow(&self.resolver);
         let name = recipe.name.clone();
         let upstream = Arc::new(Upstream::new(name, recipe.policy.clone(), recipe.any_destination));
+        if let Some(plan) = &recipe.health {
+            self.health_checks.begin(&upstream, plan);
+        }
         let refresh = if followed.is_fixed() {
             // Nobody decided otherwise before: the config said so already.
             upstream.update(recipe.endpoint_set(&self.configured.load().rules, &followed.current()));

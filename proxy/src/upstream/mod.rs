@@ -1,19 +1,21 @@
 //! Upstreams: their endpoints, how one is chosen, and the connections to it.
 //!
 //! What all workers must agree on lives in atomics on [`Upstream`] and [`Endpoint`]; connections
-//! belong to one worker and live in its [`Pools`]. Retries and breaker will stand here.
+//! belong to one worker and live in its [`Pools`]. The tries of a request stand in `http`.
 
+mod admission;
 mod balance;
 mod breaker;
 mod concurrency;
 mod connect;
 mod directory;
 mod endpoint;
+mod health;
 mod http1;
 mod load;
 mod multiplexed;
-mod owned;
 mod outlier;
+mod owned;
 mod policy;
 mod pool;
 mod recent;
@@ -24,12 +26,14 @@ mod security;
 mod set;
 mod standing;
 
+pub use admission::{Admission, TurnedAway};
 pub use balance::{Choice, Subset, hash_key};
-pub use breaker::{Breaker, BreakerState, Change, Open, Outcome, Pass, Transitions, Why};
+pub use breaker::{Breaker, BreakerState, Change, Open, Outcome, Pass, Transitions, Why, log_change};
 pub use concurrency::{ConcurrencyLimit, Full, Permit};
 pub use connect::{ConnectError, Transport};
 pub use directory::{Destination, DestinationError, Directory};
 pub use endpoint::{Endpoint, EndpointId, Verdict};
+pub use health::{Checker, HealthChecks};
 pub use http1::{HeaderLimits, Http1Lease};
 pub use load::InFlight;
 pub use multiplexed::StreamLease;

@@ -1,5 +1,5 @@
-//! Who is called by a name of which the hosts file or ordinary DNS gave the addresses: whoever the mesh's discovery says
-//! they belong to. Else the name of a stranger's zone would turn a peer of the mesh into one outside of it.
+//! Who is called by addresses that others than the mesh's discovery gave: whoever discovery says they belong to. Else the
+//! name of a stranger's zone, or a list that knows of no mesh, would turn a peer of the mesh into one outside of it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use crate::resolve::{Answer, Owner, Owners, ResolvedEndpoint, ServiceInfo};
 #[derive(Debug)]
 pub(super) struct Callee<'a> {
     pub(super) endpoint: ResolvedEndpoint,
-    /// The name that was looked up, or the service's own where that leads to its VIP.
+    /// The name that the addresses were given for, or the service's own where that leads to its VIP.
     pub(super) name: Option<&'a str>,
     /// The service's namespace, as authenticated discovery says.
     pub(super) namespace: Option<&'a str>,
@@ -26,25 +26,31 @@ pub(super) struct Owned<'a> {
     pub(super) service: Option<&'a ServiceInfo>,
 }
 
-/// Puts the owners' endpoints in place of an answer's. `name` is the one that was looked up.
+/// Puts the owners' endpoints in place of an answer's. `name` is the one that its addresses were given for, if any;
+/// `pinned`: the config says who the peers are, whoever owns the addresses.
 pub(super) fn by_owners<'a>(
     answer: &'a Answer,
     owners: &'a Owners,
-    name: &'a str,
+    name: Option<&'a str>,
+    pinned: bool,
     rules: &SecurityRules,
 ) -> Owned<'a> {
     // A name that says the namespace itself: who controls its addresses must not put another one behind it.
-    let says_namespace = rules.is_discoverys(name);
+    let says_namespace = name.is_some_and(|name| rules.is_discoverys(name));
     let mut owned = Owned::default();
     let mut services = Vec::new();
     for endpoint in &answer.endpoints {
         let address = endpoint.address;
-        let as_it_is = Callee { endpoint: endpoint.clone(), name: Some(name), namespace: None };
-        if rules.outbound.is_unmeshed(Some(name), address.port(), address.ip()) {
+        let as_it_is = Callee { endpoint: endpoint.clone(), name, namespace: None };
+        if rules.outbound.is_unmeshed(name, address.port(), address.ip()) {
             owned.callees.push(as_it_is);
             continue;
         }
         match owners.get(&address) {
+            // Mesh TLS with the pinned identity is all that it could come to.
+            None | Some(Owner::Unknown(_)) if pinned && rules.outbound.is_mesh_address(address.ip()) => {
+                owned.callees.push(as_it_is);
+            }
             None | Some(Owner::Unknown(_)) => {}
             Some(Owner::Nobody) => owned.callees.push(as_it_is),
             Some(Owner::Known(owner)) => {
@@ -55,15 +61,17 @@ pub(super) fn by_owners<'a>(
                     let mut endpoint = ResolvedEndpoint {
                         weight: if is_vip { of_owner.weight } else { endpoint.weight },
                         priority: endpoint.priority,
+                        zone: of_owner.zone.clone().or_else(|| endpoint.zone.clone()),
+                        tags: endpoint.tags.clone(),
                         ..of_owner.clone()
                     };
                     if says_namespace {
                         endpoint.identity = None;
                         endpoint.mesh = endpoint.mesh.filter(|mesh| *mesh);
-                        return Callee { endpoint, name: Some(name), namespace: None };
+                        return Callee { endpoint, name, namespace: None };
                     }
                     let namespace = owner.service.as_ref().map(|service| &*service.namespace);
-                    Callee { endpoint, name: Some(if is_vip { &*owner.name } else { name }), namespace }
+                    Callee { endpoint, name: if is_vip { Some(&*owner.name) } else { name }, namespace }
                 }));
             }
         }
@@ -179,7 +187,7 @@ mod tests {
         ];
         for (name, addresses, called) in cases {
             let answer = answer(name, addresses.iter().map(|address| endpoint(address, None)).collect(), &[]);
-            let owned = by_owners(&answer, &owners, name, &rules);
+            let owned = by_owners(&answer, &owners, Some(name), false, &rules);
             let found: Vec<Called> = owned
                 .callees
                 .iter()
@@ -198,15 +206,51 @@ mod tests {
     }
 
     #[test]
+    fn addresses_without_a_name_are_called_as_their_owners_are() {
+        let (owners, rules) = (owners(), rules());
+        let list = answer("", [POD, OTHER, OUTSIDE, VIP].map(|at| endpoint(at, None)).to_vec(), &[]);
+        let owned = by_owners(&list, &owners, None, false, &rules);
+        let called = owned.callees.iter().map(|callee| {
+            (callee.endpoint.address.to_string(), callee.endpoint.mesh, callee.name, callee.namespace)
+        });
+        let vips_name = Some("api.shop.svc.cluster.local");
+        let expected = [
+            (POD, Some(true), None, Some("shop")),
+            ("10.77.0.3:8080", Some(true), vips_name, Some("shop")),
+            (OTHER, Some(false), None, Some("shop")),
+            (OUTSIDE, None, None, None),
+        ];
+        let expected = expected.map(|(address, mesh, name, ns)| (address.to_owned(), mesh, name, ns));
+        assert_eq!(called.collect::<Vec<_>>(), expected);
+        assert_eq!(owned.vips, [at(VIP).ip()]);
+    }
+
+    #[test]
+    fn what_nobody_can_say_is_called_where_the_config_alone_leads_to_mesh_tls() {
+        const UNKNOWN: &str = "203.0.113.9:80";
+        let owners = owners();
+        let list = answer("", vec![endpoint(UNKNOWN, None)], &[]);
+        for (network, pinned, called) in
+            [("203.0.113.0/24", true, true), ("203.0.113.0/24", false, false), ("10.0.0.0/8", true, false)]
+        {
+            let mesh_networks = vec![network.parse().unwrap()];
+            let outbound = Arc::new(Outbound { mesh_networks, ..Outbound::default() });
+            let rules = SecurityRules { outbound, ..rules() };
+            let owned = by_owners(&list, &owners, None, pinned, &rules);
+            assert_eq!(!owned.callees.is_empty(), called, "{network} {pinned}");
+        }
+    }
+
+    #[test]
     fn a_vip_stands_for_its_service_and_only_nobodys_for_what_the_names_owner_says() {
         let (owners, rules) = (owners(), rules());
         let alias = answer("alias.example", vec![endpoint(VIP, None)], &[]);
-        let owned = by_owners(&alias, &owners, "alias.example", &rules);
+        let owned = by_owners(&alias, &owners, Some("alias.example"), false, &rules);
         assert_eq!(owned.vips, [at(VIP).ip()]);
         assert_eq!(owned.service.unwrap().timeout, Some(Duration::from_secs(3)));
 
         let stranger = answer("evil.example", vec![endpoint(OUTSIDE, None)], &[VIP, OUTSIDE]);
-        let owned = by_owners(&stranger, &owners, "evil.example", &rules);
+        let owned = by_owners(&stranger, &owners, Some("evil.example"), false, &rules);
         assert_eq!(owned.vips, [at(OUTSIDE).ip()]);
     }
 }

@@ -171,3 +171,6 @@ impl Drop for Pending {
         self.0.pending.fetch_sub(1, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use outrigger_ca::SpiffeId;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 
+use super::health::Plan;
 use super::owned::{Callee, Owned, by_owners};
 use super::security::{Claims, Pinned};
 use super::{Endpoint, EndpointSet, Member, Policy, Security, SecurityRules};
@@ -36,6 +36,7 @@ pub(super) struct Recipe {
     pub(super) policy: Policy,
     pub(super) any_destination: bool,
     pub(super) source: Source,
+    pub(super) health: Option<Arc<Plan>>,
     tls: Option<Security>,
     mesh: bool,
     pinned: Pinned,
@@ -44,8 +45,13 @@ pub(super) struct Recipe {
 /// Where endpoints come from.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Source {
-    /// A provider other than DNS, and the name they belong to if the config states one.
-    Provided(ProviderSettings, Option<Arc<str>>),
+    /// A provider other than DNS, and the name its endpoints belong to if the config states one.
+    Provided {
+        settings: ProviderSettings,
+        host: Option<Arc<str>>,
+        /// Not where the config says how they are called.
+        asks_owners: bool,
+    },
     /// A name.
     Name(Target),
     /// The dialled address itself; discovery says whose it is.
@@ -74,7 +80,7 @@ impl Source {
                 None => ProviderSettings::Static(Vec::new()),
             },
         };
-        Self::Provided(settings, host)
+        Self::Provided { settings, host, asks_owners: upstream.tls.is_none() }
     }
 
     /// The port that was dialled, or that the config states in its place. None where an answer says it.
@@ -82,14 +88,14 @@ impl Source {
         match self {
             Self::Name(Target::Name { port, .. }) => Some(*port),
             Self::Dialled(address) => Some(address.port()),
-            Self::Provided(..) | Self::Name(_) => None,
+            Self::Provided { .. } | Self::Name(_) => None,
         }
     }
 
     /// Begins to follow where they are.
     pub(super) fn follow(&self, resolver: &Resolver) -> Followed {
         match self {
-            Self::Provided(settings, _) => resolver.provide(settings),
+            Self::Provided { settings, asks_owners, .. } => resolver.provide(settings, *asks_owners),
             Self::Name(target) => resolver.follow(target.clone()),
             Self::Dialled(address) => resolver.follow(Target::Address(*address)),
         }
@@ -97,7 +103,7 @@ impl Source {
 }
 
 impl Recipe {
-    /// An upstream of the config. `port` is the one that was dialled, `zone` the proxy's own.
+    /// An upstream of the config, its source as [`Source::configured`] says; `zone` is the proxy's own.
     pub(super) fn configured(
         name: &str,
         upstream: &config::Upstream,
@@ -123,26 +129,11 @@ impl Recipe {
         };
         Ok(Self {
             name: name.into(),
-            policy: Policy {
-                connect_timeout: upstream.connect_timeout(),
-                max_connections: upstream.pool.max_connections(),
-                max_pending_requests: upstream.pool.max_pending_requests(),
-                max_requests: upstream.pool.max_requests(),
-                max_requests_per_connection: upstream.pool.max_requests_per_connection(),
-                max_connection_age: upstream.pool.max_connection_age.map(Into::into),
-                idle_timeout: upstream.pool.idle_timeout(),
-                stream_idle_timeout: upstream.stream_idle_timeout.map(Into::into),
-                protocol: upstream.protocol,
-                request_timeout: upstream.timeout.map(Into::into),
-                balance: upstream.balance.clone(),
-                zone: zone.filter(|_| upstream.prefer_zone).map(Into::into),
-                slow_start: upstream.slow_start.map(Into::into),
-                outlier: upstream.outlier.clone(),
-                checks_health: upstream.health_check.is_some(),
-            },
+            policy: Policy::new(upstream, zone),
             any_destination: upstream.any_destination,
             mesh: matches!(upstream.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))),
             source: Source::configured(upstream, port),
+            health: Plan::of(upstream).map(Arc::new),
             tls,
             pinned,
         })
@@ -155,6 +146,7 @@ impl Recipe {
             policy: Policy::default(),
             any_destination: false,
             source,
+            health: None,
             tls: None,
             mesh: false,
             pinned: Pinned::No,
@@ -164,7 +156,7 @@ impl Recipe {
     /// The endpoints as the latest answer gives them.
     pub(super) fn endpoint_set(&self, rules: &SecurityRules, snapshot: &Snapshot) -> EndpointSet {
         let answer = snapshot.answer.as_deref();
-        let is_provided = matches!(self.source, Source::Provided(..));
+        let is_provided = matches!(self.source, Source::Provided { .. });
         let failed = !is_provided && matches!(snapshot.error.as_deref(), Some(LookupError::Failed { .. }));
         // What a cluster calls a service, the mesh's discovery would know better, and is not asked: unknown means meshed.
         let names_services = is_provided && answer.is_some_and(|answer| answer.source.names_services());
@@ -213,21 +205,19 @@ impl Recipe {
     fn callees<'a>(&'a self, rules: &SecurityRules, snapshot: &'a Snapshot, failed: bool) -> Owned<'a> {
         let answer = snapshot.answer.as_deref();
         let (resolved, name) = match &self.source {
-            Source::Provided(_, host) => {
-                let resolved = answer.map(|answer| answer.endpoints.clone()).unwrap_or_default();
-                let service = answer.filter(|answer| answer.source.names_services());
-                let name = service.map(|answer| &*answer.name).or(host.as_deref());
-                (resolved, name.map(strip_service_labels))
-            }
-            Source::Name(_) => {
+            Source::Provided { .. } | Source::Name(_) => {
                 let Some(answer) = answer else { return Owned::default() };
-                let name = strip_service_labels(&answer.name);
+                let name = match &self.source {
+                    Source::Provided { host, .. } if !answer.source.names_services() => host.as_deref(),
+                    _ => Some(&*answer.name),
+                };
+                let name = name.map(strip_service_labels);
                 if let Some(owners) = snapshot.owners.as_deref()
                     && self.is_owners_to_say(rules, name, failed)
                 {
-                    return by_owners(answer, owners, name, rules);
+                    return by_owners(answer, owners, name, self.pinned != Pinned::No, rules);
                 }
-                (answer.endpoints.clone(), Some(name))
+                (answer.endpoints.clone(), name)
             }
             // A VIP has no listener: its service's own upstream is used.
             Source::Dialled(address) if answer.is_some_and(|a| a.vips.contains(&address.ip())) => {
@@ -247,34 +237,11 @@ impl Recipe {
         }
     }
 
-    /// Whether it depends on the owners of a name's addresses how they are called: not where the config says it, nor where
-    /// the name is of the mesh and so says whom to expect, discovery being away or not.
-    fn is_owners_to_say(&self, rules: &SecurityRules, name: &str, failed: bool) -> bool {
-        let undiscovered = failed && rules.is_discoverys(name);
-        self.tls.is_none() && !self.mesh && !undiscovered && !rules.outbound.is_mesh_name(name)
-    }
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        let pool = config::Pool::default();
-        Self {
-            connect_timeout: config::Upstream::default().connect_timeout(),
-            max_connections: pool.max_connections(),
-            max_pending_requests: pool.max_pending_requests(),
-            max_requests: pool.max_requests(),
-            max_requests_per_connection: pool.max_requests_per_connection(),
-            max_connection_age: None,
-            idle_timeout: pool.idle_timeout(),
-            stream_idle_timeout: None,
-            protocol: config::Protocol::Auto,
-            request_timeout: None::<Duration>,
-            balance: config::Balance::default(),
-            zone: None,
-            slow_start: None,
-            outlier: config::Outlier::default(),
-            checks_health: false,
-        }
+    /// Whether it depends on the addresses' owners how they are called: not where the config says it, nor where the name is
+    /// of the mesh and so says whom to expect, discovery being away or not.
+    fn is_owners_to_say(&self, rules: &SecurityRules, name: Option<&str>, failed: bool) -> bool {
+        let says_itself = |name| failed && rules.is_discoverys(name) || rules.outbound.is_mesh_name(name);
+        self.tls.is_none() && !self.mesh && !name.is_some_and(says_itself)
     }
 }
 
@@ -310,7 +277,9 @@ mod tests {
         let hosts = || vec!["API.shop".to_owned(), "other".into()];
         let name = |host: &str, port| Source::Name(Target::Name { host: host.into(), port });
         let one = vec![config::StaticEndpoint::at("10.0.0.1:80".parse().unwrap())];
-        let stated = |settings, host: &str| Source::Provided(settings, Some(host.into()));
+        let stated =
+            |settings, host: &str| Source::Provided { settings, host: Some(host.into()), asks_owners: true };
+        let nothing = ProviderSettings::Static(Vec::new());
         let file = config::FileDiscovery { path: "/api.yaml".into() };
         let cases = [
             (
@@ -320,7 +289,7 @@ mod tests {
             ),
             (hosts(), Some(Discovery::File(file.clone())), stated(ProviderSettings::File(file), "api.shop")),
             (hosts(), None, name("api.shop", 8080)),
-            (Vec::new(), None, Source::Provided(ProviderSettings::Static(Vec::new()), None)),
+            (Vec::new(), None, Source::Provided { settings: nothing, host: None, asks_owners: true }),
             (hosts(), dns("Db.shop", None), name("db.shop", 8080)),
             (hosts(), dns("db.shop", Some(5432)), name("db.shop", 5432)),
             (hosts(), dns("_pg._tcp.Db", None), Source::Name(Target::Srv { name: "_pg._tcp.db".into() })),
@@ -328,6 +297,28 @@ mod tests {
         for (hosts, discovery, source) in cases {
             let upstream = config::Upstream { hosts, discovery, ..Default::default() };
             assert_eq!(Source::configured(&upstream, 8080), source, "{upstream:?}");
+        }
+    }
+
+    #[test]
+    fn the_owners_of_provided_addresses_are_asked_for_unless_the_config_says_how_they_are_called() {
+        let server = config::ServerTls { server_name: "a.example".into(), ca_file: "ca.pem".into() };
+        let cases = [
+            (None, true),
+            (Some(UpstreamTls::Mode(UpstreamTlsMode::None)), false),
+            (Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh)), false),
+            (Some(UpstreamTls::Server(server)), false),
+        ];
+        for (tls, asked) in cases {
+            for identity in [None, Some("any".to_owned())] {
+                let one = config::StaticEndpoint::at("10.0.0.1:80".parse().unwrap());
+                let discovery = Some(Discovery::Static(vec![one]));
+                let upstream =
+                    config::Upstream { tls: tls.clone(), discovery, identity, ..Default::default() };
+                let source = Source::configured(&upstream, 80);
+                let Source::Provided { asks_owners, .. } = source else { panic!("{source:?}") };
+                assert_eq!(asks_owners, asked, "{upstream:?}");
+            }
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::time::{Duration, SystemTime};
 
 use http::header::{HeaderName, RETRY_AFTER};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, StatusCode};
 use rand::{Rng, RngExt};
 
 use crate::config::{self, MAX_RETRY_ATTEMPTS, RetryCondition};
@@ -21,7 +21,6 @@ const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-m
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryPolicy {
     attempts: u32,
-    idempotent: bool,
     on_reset: bool,
     on_timeout: bool,
     on_statuses: Statuses,
@@ -86,13 +85,22 @@ pub enum AfterTry {
     },
 }
 
+impl Tried<'_> {
+    /// Whether no server has looked at the request.
+    pub fn is_unprocessed(&self) -> bool {
+        matches!(
+            self,
+            Self::Unprocessed | Self::TurnedAway | Self::Answered { mark: PeerMark::Unprocessed, .. }
+        )
+    }
+}
+
 impl RetryPolicy {
-    /// `retry` is the route's or else the upstream's; `idempotent` is the route's.
-    pub fn new(retry: &config::Retry, idempotent: bool) -> Self {
+    /// `retry` is the route's or else the upstream's.
+    pub fn new(retry: &config::Retry) -> Self {
         let per_try_timeout = retry.per_try_timeout();
         let mut policy = Self {
             attempts: retry.attempts().min(MAX_RETRY_ATTEMPTS),
-            idempotent,
             on_reset: false,
             // A limit for one try is stated to try again after it, unless `on` is stated too.
             on_timeout: retry.on.is_none() && per_try_timeout.is_some(),
@@ -126,10 +134,11 @@ impl RetryPolicy {
         self.per_try_timeout
     }
 
-    /// Decides after a try, which `retries` came before of: 0 after the first.
+    /// Decides after a try, which `retries` came before of: 0 after the first. `repeatable`: processing the request twice
+    /// does no harm, by its method or by what its route says.
     pub fn verdict(
         &self,
-        method: &Method,
+        repeatable: bool,
         tried: Tried<'_>,
         retries: u32,
         now: SystemTime,
@@ -138,7 +147,7 @@ impl RetryPolicy {
         if let Tried::Answered { mark: PeerMark::Exhausted, .. } = tried {
             return AfterTry::Exhausted;
         }
-        if self.attempts == 0 || !self.is_worth_a_retry(method, tried) {
+        if self.attempts == 0 || !self.is_worth_a_retry(repeatable, tried) {
             return AfterTry::Done;
         }
         if retries >= self.attempts {
@@ -157,21 +166,11 @@ impl RetryPolicy {
         }
     }
 
-    /// Whether the request may be sent once more after this, to the upstream of a fallback for example: no server has
-    /// looked at it, or processing it twice does no harm.
-    pub fn may_be_repeated(&self, method: &Method, tried: Tried<'_>) -> bool {
-        let unprocessed = matches!(
-            tried,
-            Tried::Unprocessed | Tried::TurnedAway | Tried::Answered { mark: PeerMark::Unprocessed, .. }
-        );
-        unprocessed || self.idempotent || method.is_idempotent()
-    }
-
-    fn is_worth_a_retry(&self, method: &Method, tried: Tried<'_>) -> bool {
+    fn is_worth_a_retry(&self, repeatable: bool, tried: Tried<'_>) -> bool {
         match tried {
             Tried::Unprocessed | Tried::Answered { mark: PeerMark::Unprocessed, .. } => true,
             Tried::TurnedAway => false,
-            _ if !self.may_be_repeated(method, tried) => false,
+            _ if !repeatable => false,
             Tried::Lost => self.on_reset,
             Tried::TimedOut => self.on_timeout,
             Tried::Answered { status, headers, .. } => {
@@ -193,7 +192,7 @@ impl RetryPolicy {
 impl Default for RetryPolicy {
     /// That of an upstream that nobody configured.
     fn default() -> Self {
-        Self::new(&config::Retry::default(), false)
+        Self::new(&config::Retry::default())
     }
 }
 

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rand::Rng;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::balance::{Choice, Picker, Subset};
 use super::load::since_epoch;
 use super::outlier::Ejections;
 use super::standing::{EndpointState, StaleAt, States};
-use super::{Endpoint, Policy};
+use super::{Breaker, ConcurrencyLimit, Endpoint, Policy, RetryBudget};
 
 /// How exactly the last use is known, in nanoseconds: workers that all wrote the time for each request would
 /// pass the cache line around.
@@ -35,7 +35,17 @@ pub struct Upstream {
     picker: ArcSwap<Picker>,
     stale_at: Arc<StaleAt>,
     making: Mutex<Making>,
+    /// Is told when endpoints came or left.
+    pub(super) changes: watch::Sender<()>,
     pub(super) ejections: Ejections,
+    /// Lets requests pass, or none while it is open.
+    pub breaker: Breaker,
+    /// How many retries are left.
+    pub retry_budget: RetryBudget,
+    /// Limit of the requests under way at once.
+    pub concurrency: Option<Arc<ConcurrencyLimit>>,
+    /// Requests under way, where `pool.maxRequests` is stated.
+    pub(super) requests: AtomicUsize,
     /// Nanoseconds after the epoch of [`since_epoch`].
     last_used: AtomicU64,
     pub(super) connections: AtomicUsize,
@@ -55,7 +65,7 @@ struct Making {
 /// The endpoints of an upstream, as one answer of discovery gave them.
 #[derive(Debug, Default)]
 pub struct EndpointSet {
-    /// The full name that answered; `None` without an answer, and where nobody was asked.
+    /// What the answer is of ([`crate::resolve::Answer::name`]); `None` without one, and where nobody was asked.
     pub name: Option<Arc<str>>,
     /// The endpoints.
     pub members: Vec<Member>,
@@ -106,17 +116,22 @@ impl Upstream {
     pub fn new(name: impl Into<Arc<str>>, policy: Policy, any_destination: bool) -> Self {
         Self {
             name: name.into(),
-            policy,
             any_destination,
             set: ArcSwap::default(),
             picker: ArcSwap::default(),
             stale_at: Arc::default(),
             making: Mutex::default(),
+            changes: watch::Sender::new(()),
             ejections: Ejections::default(),
+            breaker: Breaker::new(&policy.breaker),
+            retry_budget: RetryBudget::new(&policy.retry_budget),
+            concurrency: policy.concurrency.as_ref().map(ConcurrencyLimit::new),
+            requests: AtomicUsize::new(0),
             last_used: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
             connection_freed: Notify::new(),
+            policy,
         }
     }
 
@@ -148,6 +163,7 @@ impl Upstream {
         self.set.store(Arc::new(next));
         if !is_spread_alike {
             self.make_picker(&making, since_epoch(Instant::now()));
+            self.changes.send_replace(());
         }
         changed
     }
@@ -155,14 +171,34 @@ impl Upstream {
     /// The upstream itself is let go of: its connections close as soon as nobody uses them.
     pub(super) fn leave(&self) {
         self.set.load().endpoints().for_each(|endpoint| endpoint.leave());
+        self.changes.send_replace(());
+    }
+
+    /// The endpoint for one try of a request: the one that was dialled by its own address, if any, else one of all.
+    pub fn pick(
+        &self,
+        dialled: Option<&Arc<Endpoint>>,
+        choice: &Choice<'_>,
+        rng: &mut impl Rng,
+    ) -> Option<Arc<Endpoint>> {
+        match dialled {
+            Some(endpoint) => {
+                self.note_use(choice.now);
+                Some(endpoint.clone())
+            }
+            None => self.choose(choice, rng),
+        }
     }
 
     /// Chooses the endpoint for one try of a request.
     pub fn choose(&self, choice: &Choice<'_>, rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
         let now = since_epoch(choice.now);
-        self.note_use(choice.now);
-        if self.stale_at.is_due(now) {
-            self.make_picker(&self.making(), now);
+        self.note_use_at(now);
+        // Who finds another at it takes the picker there is.
+        if self.stale_at.is_due(now)
+            && let Some(making) = self.try_making()
+        {
+            self.make_picker(&making, now);
         }
         let picker = self.picker.load();
         match picker.plan(choice.subset) {
@@ -201,6 +237,19 @@ impl Upstream {
         self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn try_making(&self) -> Option<MutexGuard<'_, Making>> {
+        match self.making.try_lock() {
+            Ok(making) => Some(making),
+            Err(TryLockError::Poisoned(making)) => Some(making.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// How many endpoints requests may go to, for the breaker: those that are in, and in panic all.
+    pub fn available(&self) -> usize {
+        self.picker.load().available()
+    }
+
     /// How many endpoints are in, out and leaving.
     pub fn states(&self, now: Instant) -> States {
         let mut states = States {
@@ -228,7 +277,10 @@ impl Upstream {
 
     /// Remembers that it was used, to about a second.
     pub(super) fn note_use(&self, now: Instant) {
-        let now = since_epoch(now);
+        self.note_use_at(since_epoch(now));
+    }
+
+    fn note_use_at(&self, now: u64) {
         if now.saturating_sub(self.last_used.load(Relaxed)) >= USE_NOTED_EVERY {
             self.last_used.store(now, Relaxed);
         }

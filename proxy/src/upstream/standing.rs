@@ -63,6 +63,8 @@ pub struct Standing {
 #[derive(Debug, Default)]
 struct Reasons {
     health: Option<Arc<str>>,
+    /// When health checks last put it in or out.
+    health_since: Option<Instant>,
     ejection: Option<Arc<str>>,
 }
 
@@ -81,8 +83,16 @@ impl Standing {
 
     /// What a health check found, and the words for it on the admin port.
     pub fn set_health(&self, health: Health, why: impl Into<Arc<str>>) {
-        self.reasons().health = Some(why.into());
-        if self.health.swap(health as u8, Ordering::Release) != health as u8 {
+        let has_changed = {
+            let mut reasons = self.reasons();
+            reasons.health = Some(why.into());
+            let has_changed = self.health.swap(health as u8, Ordering::Release) != health as u8;
+            if has_changed {
+                reasons.health_since = Some(Instant::now());
+            }
+            has_changed
+        };
+        if has_changed {
             self.changed();
         }
     }
@@ -94,6 +104,11 @@ impl Standing {
             health if health == Health::Unhealthy as u8 => Health::Unhealthy,
             _ => Health::Unknown,
         }
+    }
+
+    /// How long health checks have found it as they do now; `None` where nothing is checked.
+    pub fn health_for(&self, now: Instant) -> Option<Duration> {
+        self.reasons().health_since.map(|since| now.saturating_duration_since(since))
     }
 
     /// Puts it out until then (nanoseconds after the epoch).

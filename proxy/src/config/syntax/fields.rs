@@ -79,6 +79,11 @@ impl RetryCondition {
     }
 }
 
+/// The name of a gRPC status; `None` for `OK`, and for what is no status.
+pub fn grpc_status_name(status: u16) -> Option<&'static str> {
+    GRPC_STATUSES.get(usize::from(status.checked_sub(1)?)).copied()
+}
+
 fn grpc_status(name: &str) -> Option<u16> {
     let index = GRPC_STATUSES.iter().position(|known| *known == name)?;
     u16::try_from(index + 1).ok()

@@ -16,14 +16,8 @@ struct Pieces {
     breaks: bool,
 }
 
-impl http_body::Body for Pieces {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+impl BodySource for Pieces {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.waited = !self.waited;
         if self.waited {
             cx.waker().wake_by_ref();
@@ -34,11 +28,19 @@ impl http_body::Body for Pieces {
             None => self.breaks.then(|| Err(h2::Error::from(h2::Reason::CANCEL).into())),
         })
     }
+
+    fn is_end(&self) -> bool {
+        false
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
 }
 
 fn pieces(pieces: &[&'static [u8]], breaks: bool) -> Body {
     let frames = pieces.iter().map(|piece| Frame::data(Bytes::from_static(piece))).collect();
-    Body::other(Pieces { frames, waited: false, breaks })
+    Body::from_source(Pieces { frames, waited: false, breaks })
 }
 
 fn post(body: Body) -> Request<Body> {
@@ -108,7 +110,7 @@ async fn trailers_pass_and_are_not_copied() {
     let mut trailers = HeaderMap::new();
     trailers.insert("x-sum", HeaderValue::from_static("1"));
     let frames = [Frame::data(Bytes::from_static(b"data")), Frame::trailers(trailers.clone())].into();
-    let mut request = post(Body::other(Pieces { frames, waited: false, breaks: false }));
+    let mut request = post(Body::from_source(Pieces { frames, waited: false, breaks: false }));
     let outcomes = copied(&mut request, &Mirrors::default());
     assert_eq!(request.into_body().collect().await.unwrap().trailers(), Some(&trailers));
     let copy = only(&outcomes).unwrap().request.into_body().collect().await.unwrap();
@@ -186,7 +188,8 @@ async fn what_needs_a_connection_of_its_own_is_not_copied() {
 
 #[test]
 fn only_the_share_is_copied() {
-    for (percent, drawn, want) in [(Some(20.0), 0.1, 1), (Some(20.0), 0.3, 0), (None, 0.99, 1), (Some(0.0), 0.0, 0)]
+    for (percent, drawn, want) in
+        [(Some(20.0), 0.1, 1), (Some(20.0), 0.3, 0), (None, 0.99, 1), (Some(0.0), 0.0, 0)]
     {
         let told = Rc::new(Cell::new(0));
         let count = told.clone();

@@ -13,7 +13,7 @@ use super::*;
 use crate::config;
 use crate::http::{LocalResponse, ProxyError};
 use crate::net::DialError;
-use crate::upstream::{RetryPolicy, AfterTry};
+use crate::upstream::{AfterTry, RetryPolicy};
 
 const NO_FIELDS: &[(&str, &str)] = &[];
 
@@ -25,9 +25,29 @@ fn fields(list: &[(&str, &str)]) -> HeaderMap {
         .collect()
 }
 
-fn policy(on: Option<&[&str]>, idempotent: bool) -> RetryPolicy {
+/// A policy, and whether the route says `idempotent: true`.
+struct Policy(RetryPolicy, bool);
+
+impl Policy {
+    fn new(retry: &config::Retry, idempotent: bool) -> Self {
+        Self(RetryPolicy::new(retry), idempotent)
+    }
+
+    fn verdict(
+        &self,
+        method: &Method,
+        tried: Tried<'_>,
+        retries: u32,
+        now: SystemTime,
+        rng: &mut SmallRng,
+    ) -> AfterTry {
+        self.0.verdict(self.1 || method.is_idempotent(), tried, retries, now, rng)
+    }
+}
+
+fn policy(on: Option<&[&str]>, idempotent: bool) -> Policy {
     let on = on.map(|on| on.iter().map(|text| (*text).to_owned()).collect());
-    RetryPolicy::new(&config::Retry { on, ..config::Retry::default() }, idempotent)
+    Policy::new(&config::Retry { on, ..config::Retry::default() }, idempotent)
 }
 
 fn answered(status: u16, headers: &HeaderMap) -> Tried<'_> {
@@ -39,7 +59,7 @@ fn answered(status: u16, headers: &HeaderMap) -> Tried<'_> {
 }
 
 /// `done`, `exhausted` or `retry`.
-fn word(policy: &RetryPolicy, method: &Method, tried: Tried<'_>, retries: u32) -> &'static str {
+fn word(policy: &Policy, method: &Method, tried: Tried<'_>, retries: u32) -> &'static str {
     match policy.verdict(method, tried, retries, SystemTime::now(), &mut SmallRng::seed_from_u64(7)) {
         AfterTry::Done => "done",
         AfterTry::Exhausted => "exhausted",
@@ -94,7 +114,7 @@ fn all_else_needs_a_request_that_may_be_processed_twice() {
 }
 
 #[test]
-fn a_fallback_may_repeat_what_no_server_has_looked_at_and_what_does_no_harm() {
+fn what_no_server_has_looked_at_was_not_processed() {
     let unprocessed = fields(&[("outrigger-unprocessed", "1")]);
     let none = HeaderMap::new();
     for (tried, post) in [
@@ -105,9 +125,7 @@ fn a_fallback_may_repeat_what_no_server_has_looked_at_and_what_does_no_harm() {
         (Tried::Lost, false),
         (Tried::TimedOut, false),
     ] {
-        assert_eq!(policy(None, false).may_be_repeated(&Method::POST, tried), post, "{tried:?}");
-        assert!(policy(None, false).may_be_repeated(&Method::PUT, tried), "{tried:?}");
-        assert!(policy(None, true).may_be_repeated(&Method::POST, tried), "{tried:?}");
+        assert_eq!(tried.is_unprocessed(), post, "{tried:?}");
     }
 }
 
@@ -160,8 +178,8 @@ fn a_limit_for_one_try_is_there_to_try_again_unless_the_config_lists_what_is() {
             per_try_timeout: stated.then_some(limit),
             ..config::Retry::default()
         };
-        let policy = RetryPolicy::new(&retry, false);
-        assert_eq!(policy.per_try_timeout(), stated.then(|| limit.as_std()));
+        let policy = Policy::new(&retry, false);
+        assert_eq!(policy.0.per_try_timeout(), stated.then(|| limit.as_std()));
         assert_eq!(word(&policy, &Method::GET, Tried::TimedOut, 0), want, "{on:?}");
         assert_eq!(word(&policy, &Method::POST, Tried::TimedOut, 0), "done", "{on:?}");
     }
@@ -178,7 +196,7 @@ fn the_number_of_tries_is_limited_and_their_end_is_told() {
         (Some(1000), ["retry", "retry", "retry", "exhausted", "exhausted"]),
     ] {
         let retry = config::Retry { attempts: stated, ..config::Retry::default() };
-        let policy = RetryPolicy::new(&retry, false);
+        let policy = Policy::new(&retry, false);
         for (retries, want) in (0..).zip(want) {
             let got = [Tried::Unprocessed, Tried::Lost, answered(503, &none)]
                 .map(|tried| word(&policy, &Method::GET, tried, retries));
@@ -218,7 +236,7 @@ fn what_a_proxy_further_in_gave_up_is_not_tried_again() {
     let exhausted = fields(&both);
     for attempts in [0, 2] {
         let retry = config::Retry { attempts: Some(attempts), ..config::Retry::default() };
-        let policy = RetryPolicy::new(&retry, true);
+        let policy = Policy::new(&retry, true);
         // Said again to whoever is further out.
         assert_eq!(word(&policy, &Method::GET, answered(503, &exhausted), 0), "exhausted");
     }
@@ -240,13 +258,14 @@ fn a_mark_is_read_as_it_was_written() {
         "outrigger; error=connection_refused; details=\"upstream api: refused\"; outrigger-retries=exhausted";
     assert_eq!(all, [want]);
 
-    // A workload that passes responses on takes nothing of the mesh's own along.
-    passed_on.remove(RETRIES);
     assert_eq!(PeerMark::of(&passed_on, false), PeerMark::Exhausted);
     // Marked once, however many proxies there are.
     mark_exhausted(&mut passed_on, Some(StatusCode::SERVICE_UNAVAILABLE));
     assert_eq!(passed_on.get_all("proxy-status").iter().count(), 2);
-    assert!(passed_on.contains_key(RETRIES));
+
+    let mut failed = HeaderMap::new();
+    mark_retries_exhausted(&mut failed);
+    assert_eq!(PeerMark::of(&failed, true), PeerMark::Exhausted);
 
     let mut unprocessed = HeaderMap::new();
     mark_unprocessed(&mut unprocessed);
@@ -280,7 +299,7 @@ fn a_server_that_wants_to_be_left_alone_is_within_limits() {
         (&[("grpc-retry-pushback-ms", "60000")], None),
     ] {
         let retry = config::Retry { max_retry_after: Some(longest.into()), ..config::Retry::default() };
-        let policy = RetryPolicy::new(&retry, false);
+        let policy = Policy::new(&retry, false);
         let headers = fields(list);
         let verdict =
             policy.verdict(&Method::GET, answered(503, &headers), 0, now, &mut SmallRng::seed_from_u64(7));
@@ -301,7 +320,10 @@ fn a_server_that_wants_to_be_left_alone_is_within_limits() {
 fn by_default_a_second_is_waited_for_and_no_more() {
     for (seconds, want) in [("1", "retry"), ("2", "done")] {
         let headers = fields(&[("retry-after", seconds)]);
-        assert_eq!(word(&RetryPolicy::default(), &Method::GET, answered(503, &headers), 0), want);
+        assert_eq!(
+            word(&Policy(RetryPolicy::default(), false), &Method::GET, answered(503, &headers), 0),
+            want
+        );
     }
 }
 
@@ -318,7 +340,7 @@ fn the_pause_is_anything_up_to_a_limit_that_doubles() {
         (retry(Some(3), "0ms", "250ms"), [0, 0, 0]),
         (retry(Some(3), "1h", "50ms"), [50, 50, 50]),
     ] {
-        let policy = RetryPolicy::new(&retry, false);
+        let policy = Policy::new(&retry, false);
         let mut rng = SmallRng::seed_from_u64(7);
         for (retries, limit) in (0..).zip(limits.map(Duration::from_millis)) {
             let mut total = Duration::ZERO;
@@ -346,17 +368,16 @@ fn the_pause_is_anything_up_to_a_limit_that_doubles() {
 #[test]
 fn a_failure_says_whether_the_request_may_have_been_processed() {
     let address = "10.0.0.1:80".parse().unwrap();
-    let connect = |error| Tried::failed(&HopError::Connect(error), false);
+    let connect = |error| Tried::failed(&HopError::Connect(error));
     assert!(matches!(connect(ConnectError::Dial(DialError::Refused(address))), Tried::Unprocessed));
     assert!(matches!(connect(ConnectError::Protocol(address, "eof".into())), Tried::Unprocessed));
     assert!(matches!(connect(ConnectError::Refused(address, "loopback")), Tried::Unprocessed));
     let full = ConnectError::Full { upstream: Arc::from("api"), limit: 1, what: "connections" };
     assert!(matches!(connect(full), Tried::TurnedAway));
     let timeout = HopError::Timeout(Duration::from_secs(1));
-    assert!(matches!(Tried::failed(&timeout, false), Tried::TimedOut));
+    assert!(matches!(Tried::failed(&timeout), Tried::TimedOut));
     let reset = HopError::Http2(h2::Reason::INTERNAL_ERROR.into());
-    assert!(matches!(Tried::failed(&reset, false), Tried::Lost));
-    assert!(matches!(Tried::failed(&reset, true), Tried::Unprocessed));
+    assert!(matches!(Tried::failed(&reset), Tried::Lost));
 }
 
 #[tokio::test]
@@ -368,7 +389,7 @@ async fn a_request_that_hyper_had_not_begun_to_write_was_not_processed() {
     let response = sender.send_request(request());
     drop(connection);
     let error = HopError::Http1(response.await.unwrap_err());
-    assert!(matches!(Tried::failed(&error, false), Tried::Unprocessed), "{error}");
+    assert!(matches!(Tried::failed(&error), Tried::Unprocessed), "{error}");
 
     let (client, mut server) = tokio::io::duplex(1024);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
@@ -376,5 +397,5 @@ async fn a_request_that_hyper_had_not_begun_to_write_was_not_processed() {
         server.read_u8().await.unwrap();
     });
     let error = HopError::Http1(response.unwrap_err());
-    assert!(matches!(Tried::failed(&error, false), Tried::Lost), "{error}");
+    assert!(matches!(Tried::failed(&error), Tried::Lost), "{error}");
 }

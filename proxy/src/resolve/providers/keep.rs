@@ -1,5 +1,6 @@
 //! Follows a provider: the last good set stays while it misses.
 
+use std::future::pending;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -8,10 +9,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::super::answer::{Answer, LookupError, ResolvedEndpoint, Snapshot, Source};
+use super::super::answer::{Answer, LookupError, ResolvedEndpoint, Snapshot, Source, Target};
 use super::super::believe::{Belief, in_order};
-use super::super::follow::publish;
+use super::super::follow::{Followed, publish};
 use super::super::outcome::{Miss, Outcome, longest};
+use super::super::owners::FollowedOwners;
 use super::super::state::State;
 use super::Provider;
 
@@ -42,16 +44,38 @@ pub(super) enum Trust {
     Cluster,
 }
 
+/// Whose a set's addresses are.
+pub(in crate::resolve) struct OwnersAsked {
+    pub owners: FollowedOwners,
+    /// Asks about one address.
+    pub follow: Box<dyn Fn(Target) -> Followed + Send + Sync>,
+}
+
 /// Publishes what `provider` says for as long as anybody looks.
-pub(super) async fn keep<P: Provider>(mut provider: P, about: About, sender: watch::Sender<Arc<Snapshot>>) {
+pub(super) async fn keep<P: Provider>(
+    mut provider: P,
+    about: About,
+    mut asked: Option<OwnersAsked>,
+    sender: watch::Sender<Arc<Snapshot>>,
+) {
     let mut state = State::default();
     let mut has_said = false;
+    let mut pause = None;
     loop {
         let said = {
-            let mut next = pin!(provider.next());
+            let mut next = pin!(async {
+                if let Some(pause) = pause {
+                    provider.pause(pause).await;
+                }
+                provider.next().await
+            });
             loop {
                 tokio::select! {
                     said = &mut next => break said,
+                    () = owners_changed(&mut asked) => {
+                        let snapshot = Snapshot::clone(&sender.borrow());
+                        publish(&sender, with_owners(snapshot, &mut asked));
+                    }
                     () = sender.closed() => return,
                     () = sleep(FIRST), if !has_said => {
                         has_said = true;
@@ -73,14 +97,28 @@ pub(super) async fn keep<P: Provider>(mut provider: P, about: About, sender: wat
         };
         let missed = !matches!(outcome, Outcome::Found(_));
         let step = state.absorb(outcome, Instant::now().into_std());
-        about.log(&sender.borrow(), &step.snapshot);
-        publish(&sender, step.snapshot);
-        if missed {
+        pause = missed.then_some(step.again_in);
+        if let Some(OwnersAsked { owners, follow }) = &mut asked {
             tokio::select! {
-                () = provider.pause(step.again_in) => {}
+                () = owners.turn_to(step.snapshot.answer.as_deref(), &*follow) => {}
                 () = sender.closed() => return,
             }
         }
+        about.log(&sender.borrow(), &step.snapshot);
+        publish(&sender, with_owners(step.snapshot, &mut asked));
+    }
+}
+
+fn with_owners(mut snapshot: Snapshot, asked: &mut Option<OwnersAsked>) -> Snapshot {
+    let asked = asked.as_mut().filter(|_| snapshot.answer.is_some());
+    snapshot.owners = asked.map(|asked| asked.owners.known());
+    snapshot
+}
+
+async fn owners_changed(asked: &mut Option<OwnersAsked>) {
+    match asked {
+        Some(asked) => asked.owners.changed().await,
+        None => pending().await,
     }
 }
 

@@ -28,8 +28,10 @@ use crate::config::{ConsulDiscovery, EurekaDiscovery, FileDiscovery, KubernetesD
 use consul::Consul;
 use eureka::{Eureka, Registries};
 use file::File;
+use fixed::Fixed;
 use http::HttpError;
 pub(super) use http::Network;
+pub(super) use keep::OwnersAsked;
 use keep::{About, Trust, keep};
 use kubernetes::Kubernetes;
 
@@ -80,39 +82,44 @@ impl Providers {
         Self { network, own_addresses, cluster_domain, registries: Registries::default() }
     }
 
-    /// Starts to follow what a provider says, on the current runtime, until nobody looks at it any longer.
-    pub(super) fn follow(&self, settings: &ProviderSettings) -> Followed {
+    /// Starts to follow what a provider says, on the current runtime, until nobody looks at it any longer; with the owners
+    /// of its addresses if they are to be asked for.
+    pub(super) fn follow(&self, settings: &ProviderSettings, owners: Option<OwnersAsked>) -> Followed {
         let network = self.network.clone();
         match settings {
             ProviderSettings::Static(endpoints) => {
                 let about = self.about("the config", "static", Source::Static, Trust::Operator);
-                Followed::fixed(keep::good(&about, fixed::endpoints(endpoints)))
+                let endpoints = fixed::endpoints(endpoints);
+                if owners.is_none() {
+                    return Followed::fixed(keep::good(&about, endpoints));
+                }
+                self.start(about, owners, Ok::<_, HttpError>(Fixed::new(endpoints)))
             }
             ProviderSettings::File(file) => {
                 let path = file.path.display().to_string();
                 let about = self.about(&format!("the file {path}"), &path, Source::File, Trust::Operator);
-                self.start(about, Ok::<_, HttpError>(File::new(file.path.clone())))
+                self.start(about, owners, Ok::<_, HttpError>(File::new(file.path.clone())))
             }
             ProviderSettings::Consul(settings) => {
                 let consul = Consul::new(network, settings);
                 let loopback = consul.as_ref().is_ok_and(Consul::is_loopback);
                 let what = format!("the service {} in Consul", settings.service);
                 let trust = Trust::Catalog { loopback };
-                self.start(self.about(&what, &settings.service, Source::Consul, trust), consul)
+                self.start(self.about(&what, &settings.service, Source::Consul, trust), owners, consul)
             }
             ProviderSettings::Eureka(settings) => {
                 let eureka = Eureka::new(network, settings, &self.registries);
                 let loopback = eureka.as_ref().is_ok_and(Eureka::is_loopback);
                 let what = format!("the application {} in Eureka", settings.application);
                 let trust = Trust::Catalog { loopback };
-                self.start(self.about(&what, &settings.application, Source::Eureka, trust), eureka)
+                self.start(self.about(&what, &settings.application, Source::Eureka, trust), owners, eureka)
             }
             ProviderSettings::Kubernetes(settings) => {
                 let KubernetesDiscovery { service, namespace, .. } = settings;
                 let what = format!("the service {service} in the namespace {namespace} of Kubernetes");
                 let name = format!("{service}.{namespace}.svc.{}", self.cluster_domain);
                 let about = self.about(&what, &name, Source::Kubernetes, Trust::Cluster);
-                self.start(about, Kubernetes::new(network, settings))
+                self.start(about, owners, Kubernetes::new(network, settings))
             }
         }
     }
@@ -122,11 +129,16 @@ impl Providers {
         About { what: what.into(), name: name.to_ascii_lowercase().into(), source, trust, own_addresses }
     }
 
-    fn start<P: Provider, E: std::fmt::Display>(&self, about: About, provider: Result<P, E>) -> Followed {
+    fn start<P: Provider, E: std::fmt::Display>(
+        &self,
+        about: About,
+        owners: Option<OwnersAsked>,
+        provider: Result<P, E>,
+    ) -> Followed {
         let now = Instant::now().into_std();
         match provider {
             Ok(provider) => Followed::kept(Snapshot::unknown(now), |sender| {
-                tokio::spawn(keep(provider, about, sender));
+                tokio::spawn(keep(provider, about, owners, sender));
             }),
             Err(error) => {
                 let error = about.failed(error.to_string());

@@ -89,7 +89,7 @@ async fn serve<S: StandIn>(stand_in: Arc<S>, mut connection: DuplexStream) {
 }
 
 fn follow(network: Network, settings: &ProviderSettings) -> Followed {
-    providers(network).follow(settings)
+    providers(network).follow(settings, None)
 }
 
 fn providers(network: Network) -> Providers {
@@ -437,9 +437,9 @@ async fn the_next_eureka_is_asked_when_one_is_away_and_one_registry_serves_all_u
     }
     let providers = providers(network(&[("one:8761", &one), ("two:8761", &two)]));
     let urls = ["http://one:8761/eureka", "http://two:8761/eureka"];
-    let api = providers.follow(&eureka_settings(&urls, "Api"));
+    let api = providers.follow(&eureka_settings(&urls, "Api"), None);
     until_at(&api, &["10.0.0.1:80"]).await;
-    let web = providers.follow(&eureka_settings(&urls, "WEB"));
+    let web = providers.follow(&eureka_settings(&urls, "WEB"), None);
     until_at(&web, &["10.0.0.2:80"]).await;
     sleep(Duration::from_secs(295)).await;
     let asked = one.faults().asked();

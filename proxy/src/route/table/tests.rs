@@ -199,7 +199,8 @@ fn by_the_book(routes: &[Route], sent: &Sent) -> Option<(String, Option<usize>)>
     });
     alternatives.iter().find_map(|(alternative, route)| {
         let prefix = path_matches(alternative.path.as_ref(), &sent.path)?;
-        let holds = (alternative.methods.is_empty() || alternative.methods.contains(&sent.method.to_string()))
+        let holds = (alternative.methods.is_empty()
+            || alternative.methods.contains(&sent.method.to_string()))
             && alternative.headers.iter().all(|header| {
                 let value = sent.headers.get(&header.name).map(|value| value.to_str().unwrap());
                 value_matches(&header.value, value)
@@ -251,8 +252,15 @@ fn value_matches(rule: &ValueMatch, value: Option<&str>) -> bool {
 
 // Few words, so that routes overlap and requests meet them.
 const HOSTS: [&str; 5] = ["shop", "api.shop", "eu.shop", "api.eu.shop", "other"];
-const HOST_PATTERNS: [Option<&str>; 7] =
-    [None, Some("shop"), Some("*.shop"), Some("*.eu.shop"), Some("api.shop"), Some("api.eu.shop"), Some("other")];
+const HOST_PATTERNS: [Option<&str>; 7] = [
+    None,
+    Some("shop"),
+    Some("*.shop"),
+    Some("*.eu.shop"),
+    Some("api.shop"),
+    Some("api.eu.shop"),
+    Some("other"),
+];
 const REGEXES: [&str; 12] = [
     "/a/[ab]",
     "/a/(a|b)",
@@ -272,7 +280,8 @@ const VALUES: [&str; 3] = ["1", "2", "12"];
 
 /// A path of up to four segments, some of them empty.
 fn path() -> impl Strategy<Value = String> {
-    prop::collection::vec(select(&["a", "b", "ab", ""][..]), 1..=4).prop_map(|parts| format!("/{}", parts.join("/")))
+    prop::collection::vec(select(&["a", "b", "ab", ""][..]), 1..=4)
+        .prop_map(|parts| format!("/{}", parts.join("/")))
 }
 
 fn path_match() -> impl Strategy<Value = Option<PathMatch>> {

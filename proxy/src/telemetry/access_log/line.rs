@@ -32,6 +32,9 @@ pub(super) fn request(now: SystemTime, record: &RequestRecord<'_>) -> String {
     if let Some(endpoint) = record.endpoint {
         line.display("endpoint", endpoint);
     }
+    if record.retries > 0 {
+        line.raw("retries", record.retries);
+    }
     line.display("client", record.client);
     if let Some(peer) = record.peer {
         line.text("peer", peer.as_str());
@@ -216,6 +219,8 @@ mod tests {
             received_bytes: 12,
             sent_bytes: 34,
             endpoint: Some(([10, 0, 0, 7], 8080).into()),
+            retries: 0,
+            retry_refused: false,
             client: ([10, 0, 0, 5], 40_000).into(),
             proxy_status: Some("outrigger; error=connection_refused"),
         };

@@ -33,6 +33,8 @@ impl World {
             received_bytes: 0,
             sent_bytes: 0,
             endpoint: None,
+            retries: 0,
+            retry_refused: false,
             client: ([127, 0, 0, 1], 1).into(),
             proxy_status: None,
         }

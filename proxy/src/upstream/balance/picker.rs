@@ -28,6 +28,7 @@ const SLOW_START_STEP: Duration = Duration::from_millis(100);
 pub(in crate::upstream) struct Picker {
     whole: Plan,
     subsets: Vec<(Subset, Plan)>,
+    available: usize,
     /// Nanoseconds after the epoch at which an ejection ends or slow start steps.
     stale_at: u64,
 }
@@ -109,7 +110,15 @@ impl Picker {
                 weighted.iter().filter(|one| subset.holds(&one.member.tags)).copied().collect();
             (subset.clone(), making.plan(&chosen, before.plan(Some(subset))))
         });
-        Self { whole, subsets: plans.collect(), stale_at: making.stale_at }
+        let candidates = whole.groups.iter().flat_map(|group| &group.candidates);
+        let available = candidates.filter(|candidate| candidate.is_in).count();
+        let subsets = plans.collect();
+        Self { whole, subsets, available, stale_at: making.stale_at }
+    }
+
+    /// How many endpoints requests may go to.
+    pub(in crate::upstream) fn available(&self) -> usize {
+        self.available
     }
 
     /// When something that it was made of ends by itself.

@@ -15,8 +15,7 @@ fn seconds(seconds: u64) -> Option<config::Duration> {
 
 fn endpoints<const N: usize>() -> [EndpointId; N] {
     std::array::from_fn(|_| {
-        Endpoint::new(([10, 0, 0, 1], 80).into(), false, Security::Plain, "10.0.0.1".try_into().unwrap())
-            .id
+        Endpoint::new(([10, 0, 0, 1], 80).into(), false, Security::Plain, "10.0.0.1".try_into().unwrap()).id
     })
 }
 

@@ -1,9 +1,12 @@
 use std::path::Path;
 
+use outrigger_ca::ExpectedIdentity;
+
+use super::super::Choice;
 use super::super::Security;
 use super::*;
 use crate::config::DnsDiscovery;
-use crate::resolve::ResolveSettings;
+use crate::resolve::{MeshServer, ResolveSettings};
 
 fn rules() -> Arc<SecurityRules> {
     Arc::new(SecurityRules {
@@ -53,10 +56,19 @@ fn directory_asking(
         ndots: Some(1),
         cluster_domain: "cluster.local".into(),
         own_addresses: Arc::new(Vec::new),
-        mesh: None,
+        mesh: rules.discovery.then(discovery_that_is_away),
         mark: None,
     };
-    Directory::start(Resolver::new(settings, None).unwrap(), config, rules)
+    Directory::start(Resolver::new(settings, None).unwrap(), HealthChecks::channel().0, config, rules)
+}
+
+fn discovery_that_is_away() -> MeshServer {
+    let id = "spiffe://cluster.local/ns/outrigger/sa/outrigger-discovery".parse().unwrap();
+    MeshServer {
+        address: "127.0.0.1:9".into(),
+        tls: Arc::new(|| None),
+        expected: ExpectedIdentity::Exact(id),
+    }
 }
 
 async fn located(directory: &Directory, host: Option<&str>, dialled: &str) -> Destination {
@@ -116,9 +128,52 @@ async fn a_broken_upstream_fails_only_those_who_want_it() {
         let found = located(&directory, None, dialled).await;
         assert_eq!(&*found.upstream.name, name, "{dialled}");
         assert_eq!(found.endpoint.is_some(), its_endpoint, "{dialled}");
-        let chosen = found.choose(&Choice::at(Instant::now()), &mut rand::rng()).unwrap();
+        let chosen = found
+            .upstream
+            .pick(found.endpoint.as_ref(), &Choice::at(Instant::now()), &mut rand::rng())
+            .unwrap();
         assert_eq!(chosen.address, dialled.parse().unwrap());
     }
+}
+
+#[tokio::test]
+async fn a_stated_address_is_not_called_while_discovery_is_away_unless_the_config_says_how() {
+    let files = tempfile::tempdir().unwrap();
+    let plain = Some(config::UpstreamTls::Mode(config::UpstreamTlsMode::None));
+    let pinned = Some("spiffe://cluster.local/ns/shop/sa/db".to_owned());
+    let config = config([
+        ("listed", fixed(&["10.0.0.1:80", "127.0.0.1:80"])),
+        ("meshed", config::Upstream { identity: pinned.clone(), ..fixed(&["10.9.0.1:80"]) }),
+        ("pinned", config::Upstream { identity: pinned, ..fixed(&["10.0.0.2:80"]) }),
+        ("plain", config::Upstream { tls: plain, ..fixed(&["10.0.0.3:80"]) }),
+    ]);
+    let mesh_networks = vec!["10.9.0.0/24".parse().unwrap()];
+    let outbound = Arc::new(config::Outbound { mesh_networks, ..Default::default() });
+    let with = |discovery| {
+        let rules = SecurityRules { discovery, outbound: outbound.clone(), ..(*rules()).clone() };
+        let server = "127.0.0.1:9".parse().unwrap();
+        directory_asking(server, &files.path().join("hosts"), config.clone(), Arc::new(rules))
+    };
+    let directory = with(true);
+    for dialled in ["10.0.0.1:80", "10.0.0.2:80"] {
+        let answer = directory.locate(None, dialled.parse().unwrap()).await;
+        assert!(matches!(answer, Err(DestinationError::Lookup(_))), "{dialled}: {answer:?}");
+    }
+    let security =
+        async |directory: &Directory, dialled| match located(directory, None, dialled).await.endpoint {
+            Some(endpoint) => endpoint.security.clone(),
+            None => panic!("{dialled} is no endpoint"),
+        };
+    assert_eq!(security(&directory, "10.0.0.3:80").await, Security::Plain);
+    assert_eq!(security(&directory, "127.0.0.1:80").await, Security::Plain);
+    assert!(matches!(security(&directory, "10.9.0.1:80").await, Security::Mesh(_)));
+
+    // Without a discovery nothing is followed, and nothing waited for.
+    let directory = with(false);
+    for dialled in ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"] {
+        assert_eq!(security(&directory, dialled).await, Security::Plain, "{dialled}");
+    }
+    assert!(directory.shared.made().values().all(|made| made.followed.is_fixed()));
 }
 
 #[tokio::test]

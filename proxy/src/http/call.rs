@@ -1,0 +1,521 @@
+//! One request to one upstream, with all its tries: breaker and limits; then, for each try, endpoint, connection, send.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{HeaderMap, Request, Response};
+use rand::rngs::SmallRng;
+
+use super::deadline::{Deadline, Passed, TimeLimit};
+use super::forward::{Forward, Wire, head_of};
+use super::hop::HopError;
+use super::local_response::{LocalResponse, ProxyError};
+use super::marks::mark_exhausted;
+use super::record::{GRPC_UNAVAILABLE, Recording, grpc_status};
+use super::replay::Replay;
+use super::tunnel::ClientSide;
+use crate::identity::HandshakeError;
+use crate::net::{Body, DialError, strip_hop_by_hop, strip_mesh_headers};
+use crate::upstream::{
+    AfterTry, Attempt, Choice, ConnectError, Endpoint, EndpointId, InFlight, Outcome, Pass, PeerMark, Pools,
+    RetryPolicy, Subset, Tried, Upstream, log_change,
+};
+
+/// Pause before the first new try to connect to a workload; it doubles up to [`CONNECT_PAUSE_MAX`].
+const CONNECT_PAUSE: Duration = Duration::from_millis(10);
+const CONNECT_PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// One request, and all that was decided about it.
+pub struct Call<'a> {
+    /// The worker's connections.
+    pub pools: &'a Pools,
+    /// The upstream.
+    pub upstream: &'a Arc<Upstream>,
+    /// The endpoint that was asked for itself, by its address; else one is chosen for each try.
+    pub dialled: Option<&'a Arc<Endpoint>>,
+    /// Hash of what the request is balanced by.
+    pub key: Option<u64>,
+    /// Tags that the endpoint must have.
+    pub subset: Option<&'a Subset>,
+    /// How it leaves to an endpoint without a sidecar.
+    pub wire: Wire,
+    /// From the request's end to the response's headers, all tries together.
+    pub timeout: Option<Duration>,
+    /// What is done after a try that failed.
+    pub again: Again<'a>,
+    /// Processing it twice does no harm, whatever its method.
+    pub idempotent: bool,
+    /// Fields of the mesh's own that are in the request were put there by us.
+    pub keeps_mesh_headers: bool,
+    /// Whether the request may have to go to another upstream in the end.
+    pub keeps_request: bool,
+    /// The worker's random numbers.
+    pub rng: &'a RefCell<SmallRng>,
+}
+
+/// What is done after a try that failed.
+#[derive(Clone, Copy, Debug)]
+pub enum Again<'a> {
+    /// Outbound: another try, as the policy says.
+    Retry(&'a RetryPolicy),
+    /// Inbound: nothing but to connect again, for that long, to a workload that is starting.
+    Connect(Duration),
+}
+
+/// A request without a response that is good.
+pub struct Failed {
+    /// What the client gets, unless there is something better.
+    pub why: Why,
+    /// Nobody has processed the request.
+    pub unprocessed: bool,
+    /// The request once more, where [`Call::keeps_request`] and sending it once more does no harm.
+    pub request: Option<Box<Request<Body>>>,
+    /// Follows the exchange.
+    pub recording: Box<Recording>,
+    exhausted: bool,
+    content_type: Option<HeaderValue>,
+    idle_timeout: Option<Duration>,
+}
+
+/// Why there is no good response.
+pub enum Why {
+    /// There is none.
+    Local(LocalResponse),
+    /// The upstream's own says that it failed.
+    Received(Response<Body>),
+}
+
+/// Sends `request`, again if need be, and gives its response.
+///
+/// # Errors
+/// There is none that is good.
+pub async fn call(
+    call: &Call<'_>,
+    request: &mut Request<Body>,
+    mut recording: Box<Recording>,
+) -> Result<Response<Body>, Box<Failed>> {
+    let (upstream, now) = (call.upstream, Instant::now());
+    let pass = match upstream.breaker.try_pass(now) {
+        Ok(pass) => pass,
+        Err(open) => {
+            return Err(call.not_sent(request, recording, LocalResponse::breaker_open(&upstream.name, open)));
+        }
+    };
+    match upstream.admit(now) {
+        Ok(admission) => recording.admitted(admission),
+        Err(full) => {
+            return Err(call.not_sent(request, recording, LocalResponse::full(&upstream.name, full)));
+        }
+    }
+    let Some(endpoint) = call.choose(now, &[]) else {
+        return Err(call.not_sent(request, recording, LocalResponse::no_endpoint(upstream)));
+    };
+    upstream.retry_budget.note_request(now);
+    if !call.keeps_mesh_headers {
+        strip_mesh_headers(request.headers_mut());
+    }
+    let idle_timeout = upstream.policy.stream_idle_timeout;
+    recording.ends_when_idle_for(idle_timeout);
+    let body = recording.watch_request(std::mem::take(request.body_mut())).ending_when_idle_for(idle_timeout);
+    *request.body_mut() = body;
+    let client_side = (call.wire == Wire::Own).then(|| ClientSide::prepare(request));
+    let deadline = if recording.is_grpc() { Deadline::of(request.headers(), now) } else { None };
+    let mut tries = Tries::begin(call, request, deadline);
+    let limit = TimeLimit { after_request: call.timeout, deadline };
+    let Ended { result, exhausted } = if limit.is_none() {
+        tries.make(request, endpoint.clone(), &mut recording, now).await
+    } else {
+        Box::pin(tries.make_within(limit, request, endpoint.clone(), &mut recording, now)).await
+    };
+    let now = Instant::now();
+    let attempt = attempt_of(&result, &recording);
+    let what = tried_of(&result, tries.mark);
+    let unprocessed = what.is_unprocessed();
+    call.tell_breaker(pass, attempt, &result, &recording, now);
+    let failed = match result {
+        Ok(response) if attempt != Attempt::Answered => Why::Received(response),
+        Ok(mut response) => {
+            recording.answered(response.status(), response.headers());
+            match client_side {
+                Some(side) if side.is_granted(&response) => side.join(&mut response, recording),
+                _ => {
+                    strip_hop_by_hop(response.headers_mut());
+                    response = recording.follow(response).map(|body| body.ending_when_idle_for(idle_timeout));
+                }
+            }
+            return Ok(response);
+        }
+        // Not the endpoint's fault.
+        Err(_) if recording.request_broke() => {
+            Why::Local(LocalResponse::new(ProxyError::BAD_REQUEST, "the request's body broke off"))
+        }
+        Err(error) => {
+            let endpoint = recording.tried().map_or(endpoint.address, |endpoint| endpoint.address);
+            Why::Local(error.to_local_response(&upstream.name, endpoint))
+        }
+    };
+    Err(Box::new(Failed {
+        why: failed,
+        unprocessed,
+        request: if unprocessed || tries.repeatable { tries.last_request(request) } else { None },
+        recording,
+        exhausted,
+        content_type: tries.content_type,
+        idle_timeout,
+    }))
+}
+
+impl Call<'_> {
+    fn choose(&self, now: Instant, tried: &[EndpointId]) -> Option<Arc<Endpoint>> {
+        let choice = Choice { now, key: self.key, subset: self.subset, tried };
+        self.upstream.pick(self.dialled, &choice, &mut *self.rng.borrow_mut())
+    }
+
+    fn retry(&self) -> Option<&RetryPolicy> {
+        match &self.again {
+            Again::Retry(policy) => Some(policy),
+            Again::Connect(_) => None,
+        }
+    }
+
+    fn not_sent(
+        &self,
+        request: &mut Request<Body>,
+        recording: Box<Recording>,
+        why: LocalResponse,
+    ) -> Box<Failed> {
+        Box::new(Failed {
+            why: Why::Local(why),
+            unprocessed: true,
+            content_type: request.headers().get(CONTENT_TYPE).cloned(),
+            request: self.keeps_request.then(|| Box::new(std::mem::take(request))),
+            recording,
+            exhausted: false,
+            idle_timeout: None,
+        })
+    }
+
+    fn tell_breaker(
+        &self,
+        pass: Pass<'_>,
+        attempt: Attempt,
+        result: &Result<Response<Body>, HopError>,
+        recording: &Recording,
+        now: Instant,
+    ) {
+        let breaker = &self.upstream.breaker;
+        let outcome = match (attempt, result) {
+            (Attempt::Abandoned, _) => return drop(pass),
+            // What a workload answers is its own matter.
+            (Attempt::Failed, _) if self.retry().is_none() => Outcome::Success,
+            (Attempt::Answered, Ok(response))
+                if breaker.counts_every_5xx() && response.status().is_server_error() =>
+            {
+                Outcome::Failure
+            }
+            (Attempt::Answered, _) => Outcome::Success,
+            (Attempt::Failed | Attempt::ConnectFailed, _) => Outcome::Failure,
+        };
+        let available = match outcome {
+            Outcome::Success => 0,
+            Outcome::Failure => self.upstream.states(now).healthy,
+        };
+        let endpoint = recording.tried().map(|endpoint| endpoint.id);
+        log_change(self.upstream, pass.ended(outcome, endpoint, available, now));
+    }
+}
+
+impl Failed {
+    /// Whether no proxy further out shall try again.
+    pub fn is_exhausted(&self) -> bool {
+        self.exhausted
+    }
+
+    /// What the client gets where nothing better is configured.
+    pub fn into_response(self) -> Response<Body> {
+        let Self { why, recording, exhausted, content_type, idle_timeout, .. } = self;
+        let request: HeaderMap = content_type.map(|value| (CONTENT_TYPE, value)).into_iter().collect();
+        match why {
+            Why::Local(local) => {
+                let mut response = recording.answer_locally(&local, &request);
+                if exhausted {
+                    mark_exhausted(response.headers_mut(), None);
+                }
+                response
+            }
+            Why::Received(mut response) => {
+                let mut recording = recording;
+                recording.answered(response.status(), response.headers());
+                strip_hop_by_hop(response.headers_mut());
+                if exhausted {
+                    let status = response.status();
+                    mark_exhausted(response.headers_mut(), Some(status));
+                }
+                recording.follow(response).map(|body| body.ending_when_idle_for(idle_timeout))
+            }
+        }
+    }
+}
+
+/// How all tries ended.
+struct Ended {
+    result: Result<Response<Body>, HopError>,
+    /// No proxy further out shall try again.
+    exhausted: bool,
+}
+
+/// The tries of one request.
+struct Tries<'a> {
+    call: &'a Call<'a>,
+    /// Processing the request twice does no harm.
+    repeatable: bool,
+    /// The head for another try; `None` where there can be none but after a connection that failed.
+    spare: Option<Box<Request<Body>>>,
+    replay: Option<Replay>,
+    deadline: Option<Deadline>,
+    content_type: Option<HeaderValue>,
+    /// Of the last try's response.
+    mark: PeerMark,
+}
+
+impl<'a> Tries<'a> {
+    fn begin(call: &'a Call<'a>, request: &mut Request<Body>, deadline: Option<Deadline>) -> Self {
+        let is_repeatable = call.wire != Wire::Own
+            && (call.keeps_request || call.retry().is_some_and(|policy| policy.attempts() > 0));
+        let mut replay = None;
+        let spare = is_repeatable.then(|| head_of(request));
+        if is_repeatable && !request.body().is_end() {
+            let whole = Replay::new(std::mem::take(request.body_mut()));
+            *request.body_mut() = whole.next_try().unwrap_or_default();
+            replay = Some(whole);
+        }
+        Self {
+            call,
+            repeatable: call.idempotent || request.method().is_idempotent(),
+            content_type: request.headers().get(CONTENT_TYPE).cloned(),
+            spare,
+            replay,
+            deadline,
+            mark: PeerMark::None,
+        }
+    }
+
+    async fn make(
+        &mut self,
+        request: &mut Request<Body>,
+        endpoint: Arc<Endpoint>,
+        recording: &mut Recording,
+        now: Instant,
+    ) -> Ended {
+        let result = self.attempt(request, &endpoint, recording, now).await;
+        if is_good(&result) {
+            return Ended { result, exhausted: false };
+        }
+        // Boxed: the future of every request would be as large as this one.
+        match self.call.again {
+            Again::Retry(policy) => Box::pin(self.retry(policy, result, request, endpoint, recording)).await,
+            Again::Connect(limit) => {
+                let result = Box::pin(self.connect(limit, result, request, endpoint, recording)).await;
+                Ended { result, exhausted: false }
+            }
+        }
+    }
+
+    async fn make_within(
+        &mut self,
+        limit: TimeLimit,
+        request: &mut Request<Body>,
+        endpoint: Arc<Endpoint>,
+        recording: &mut Recording,
+        now: Instant,
+    ) -> Ended {
+        let progress = recording.progress();
+        let request_ended = async move {
+            if let Some(progress) = progress {
+                progress.ended().await;
+            }
+        };
+        let passed = tokio::select! {
+            biased;
+            ended = self.make(request, endpoint, recording, now) => return ended,
+            passed = limit.passed(request_ended) => passed,
+        };
+        recording.attempt_ended(Attempt::Failed, Instant::now());
+        let error = match passed {
+            Passed::Timeout(limit) => HopError::Timeout(limit),
+            Passed::Deadline => HopError::DeadlinePassed,
+        };
+        Ended { result: Err(error), exhausted: false }
+    }
+
+    async fn attempt(
+        &mut self,
+        request: &mut Request<Body>,
+        endpoint: &Arc<Endpoint>,
+        recording: &mut Recording,
+        now: Instant,
+    ) -> Result<Response<Body>, HopError> {
+        let Call { pools, upstream, wire, .. } = *self.call;
+        recording.sent_to(upstream, InFlight::begin(endpoint, now));
+        if let Some(deadline) = self.deadline
+            && deadline.pass_on(request.headers_mut(), now).is_err()
+        {
+            return Err(HopError::DeadlinePassed);
+        }
+        let forward = Forward { pools, upstream, endpoint, wire, spare: self.spare.as_deref() };
+        let mut result = match self.call.retry().and_then(RetryPolicy::per_try_timeout) {
+            None => forward.send(request, recording).await,
+            Some(limit) => {
+                match tokio::time::timeout(limit, Box::pin(forward.send(request, recording))).await {
+                    Ok(result) => result,
+                    Err(_) => Err(HopError::Timeout(limit)),
+                }
+            }
+        };
+        if let Ok(response) = &mut result {
+            self.mark = match is_good_response(response) {
+                true => PeerMark::None,
+                false => PeerMark::of(response.headers(), recording.is_meshed()),
+            };
+            strip_mesh_headers(response.headers_mut());
+        }
+        recording.attempt_ended(attempt_of(&result, recording), Instant::now());
+        result
+    }
+
+    /// Tries again, as long as the policy says so and the budget lets it.
+    async fn retry(
+        &mut self,
+        policy: &RetryPolicy,
+        mut result: Result<Response<Body>, HopError>,
+        request: &mut Request<Body>,
+        mut endpoint: Arc<Endpoint>,
+        recording: &mut Recording,
+    ) -> Ended {
+        let upstream = self.call.upstream;
+        let mut tried = Vec::new();
+        for retries in 0.. {
+            let what = tried_of(&result, self.mark);
+            let after = {
+                let rng = &mut *self.call.rng.borrow_mut();
+                policy.verdict(self.repeatable, what, retries, SystemTime::now(), rng)
+            };
+            let backoff = match after {
+                AfterTry::Done => return Ended { result, exhausted: false },
+                AfterTry::Exhausted => return Ended { result, exhausted: true },
+                AfterTry::Retry { backoff } => backoff,
+            };
+            if recording.request_broke() || !self.can_be_sent(&result) {
+                return Ended { result, exhausted: false };
+            }
+            if !upstream.retry_budget.try_retry(Instant::now()) {
+                recording.retry_refused();
+                return Ended { result, exhausted: true };
+            }
+            tokio::time::sleep(backoff).await;
+            tried.push(endpoint.id);
+            let now = Instant::now();
+            let next = self.call.choose(now, &tried);
+            let (Some(next), Some(mut again)) = (next, self.next_request(request)) else {
+                return Ended { result, exhausted: false };
+            };
+            recording.retried();
+            drop(result);
+            recording.try_over();
+            endpoint = next;
+            result = self.attempt(&mut again, &endpoint, recording, now).await;
+            // After a connection that failed it is needed once more.
+            *request = again;
+            if is_good(&result) {
+                break;
+            }
+        }
+        Ended { result, exhausted: false }
+    }
+
+    /// Connects again to a workload that is starting.
+    async fn connect(
+        &mut self,
+        limit: Duration,
+        mut result: Result<Response<Body>, HopError>,
+        request: &mut Request<Body>,
+        endpoint: Arc<Endpoint>,
+        recording: &mut Recording,
+    ) -> Result<Response<Body>, HopError> {
+        let begun = Instant::now();
+        let mut pause = CONNECT_PAUSE;
+        while let Err(HopError::Connect(ConnectError::Dial(DialError::Refused(_)))) = &result
+            && begun.elapsed() + pause < limit
+        {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(CONNECT_PAUSE_MAX);
+            recording.try_over();
+            result = self.attempt(request, &endpoint, recording, Instant::now()).await;
+        }
+        result
+    }
+
+    /// Whether there is something to send in another try.
+    fn can_be_sent(&self, result: &Result<Response<Body>, HopError>) -> bool {
+        match &self.spare {
+            Some(_) => self.replay.as_ref().is_none_or(Replay::can_be_sent),
+            None => matches!(result, Err(HopError::Connect(_))),
+        }
+    }
+
+    /// The request for another try.
+    fn next_request(&self, last: &mut Request<Body>) -> Option<Request<Body>> {
+        let Some(spare) = &self.spare else { return Some(std::mem::take(last)) };
+        let mut next = *head_of(spare);
+        if let Some(replay) = &self.replay {
+            *next.body_mut() = replay.next_try()?;
+        }
+        Some(next)
+    }
+
+    /// The request for another upstream.
+    fn last_request(&self, last: &mut Request<Body>) -> Option<Box<Request<Body>>> {
+        if self.call.keeps_request { self.next_request(last).map(Box::new) } else { None }
+    }
+}
+
+/// Whether a try needs no second look.
+fn is_good(result: &Result<Response<Body>, HopError>) -> bool {
+    result.as_ref().is_ok_and(is_good_response)
+}
+
+fn is_good_response(response: &Response<Body>) -> bool {
+    response.status().as_u16() < 400 && !response.headers().contains_key("grpc-status")
+}
+
+fn tried_of(result: &Result<Response<Body>, HopError>, mark: PeerMark) -> Tried<'_> {
+    match result {
+        Ok(response) => Tried::Answered { status: response.status(), headers: response.headers(), mark },
+        Err(error) => Tried::failed(error),
+    }
+}
+
+/// What a try says about the endpoint (the design's row "failure").
+fn attempt_of(result: &Result<Response<Body>, HopError>, recording: &Recording) -> Attempt {
+    match result {
+        Ok(response) => match response.status().as_u16() {
+            502..=504 => Attempt::Failed,
+            _ if recording.is_grpc() && grpc_status(response.headers()) == Some(GRPC_UNAVAILABLE) => {
+                Attempt::Failed
+            }
+            _ => Attempt::Answered,
+        },
+        Err(_) if recording.request_broke() => Attempt::Abandoned,
+        // Ours to mend.
+        Err(HopError::Connect(
+            ConnectError::Full { .. }
+            | ConnectError::Dial(DialError::Exhausted(..))
+            | ConnectError::Handshake { error: HandshakeError::NotCertified, .. },
+        )) => Attempt::Abandoned,
+        Err(HopError::Connect(_)) => Attempt::ConnectFailed,
+        Err(error) if matches!(Tried::failed(error), Tried::Unprocessed) => Attempt::Abandoned,
+        Err(_) => Attempt::Failed,
+    }
+}
