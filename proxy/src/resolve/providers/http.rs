@@ -305,8 +305,7 @@ impl Lines {
     /// The next line without its end; `None` when the body has ended in order.
     ///
     /// # Errors
-    /// Nothing came for `patience`, the connection broke, or a line is longer than any body may be. Half a line at the end
-    /// is dropped: whoever sent it broke off.
+    /// Nothing came for `patience`, the connection broke, a line is longer than any body may be, or the last one has no end.
     pub(super) async fn next(&mut self, patience: Duration) -> Result<Option<Bytes>, HttpError> {
         loop {
             if let Some(at) = self.pending[self.searched..].iter().position(|byte| *byte == b'\n') {
@@ -318,7 +317,8 @@ impl Lines {
             self.searched = self.pending.len();
             let frame = timeout(patience, self.answer.body.frame());
             match frame.await.map_err(|_| self.client.silent(patience))? {
-                None => return Ok(None),
+                None if self.pending.is_empty() => return Ok(None),
+                None => return Err(self.client.nonsense(&self.pending, "a line without an end")),
                 Some(Err(error)) => return Err(self.client.lost(&error)),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use http::StatusCode;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use self::slice::{EndpointSlice, Metadata, Status};
 use super::super::answer::ResolvedEndpoint;
@@ -29,6 +30,9 @@ const URL: &str = "https://kubernetes.default.svc";
 /// The server ends a watch after this many seconds, and it is begun again from where it was. Servers give bookmarks about
 /// once a minute, and need not: so the set is confirmed, and a server that has died is found out.
 const WATCH_SECONDS: std::ops::RangeInclusive<u64> = 60..=90;
+/// A watch that ends sooner without a word is no watch: whoever answers knows of none, and would confirm anything. The
+/// same time as in Kubernetes' own clients.
+const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
 /// A service.
 pub(super) struct Kubernetes {
@@ -40,9 +44,17 @@ pub(super) struct Kubernetes {
     slices: BTreeMap<String, EndpointSlice>,
     /// Up to where the slices are known.
     version: Option<String>,
-    watch: Option<(Lines, Duration)>,
+    watch: Option<Watch>,
     pace: Pace,
     passed_over: PassedOver,
+}
+
+/// Changes as they come.
+struct Watch {
+    lines: Lines,
+    patience: Duration,
+    began: Instant,
+    has_said: bool,
 }
 
 /// What proves who asks.
@@ -145,18 +157,23 @@ impl Kubernetes {
         );
         let answer = self.client.open(&path, &self.token.fields()?, PATIENCE).await?;
         let patience = Duration::from_secs(seconds) + PATIENCE;
-        self.watch = Some((Lines::new(self.client.clone(), answer), patience));
+        let lines = Lines::new(self.client.clone(), answer);
+        self.watch = Some(Watch { lines, patience, began: Instant::now(), has_said: false });
         Ok(())
     }
 
     /// Takes in what the watch says next; whether it says that something is confirmed.
     async fn event(&mut self) -> Result<bool, HttpError> {
-        let Some((lines, patience)) = &mut self.watch else { return Ok(false) };
+        let Some(Watch { lines, patience, began, has_said }) = &mut self.watch else { return Ok(false) };
         let Some(line) = lines.next(*patience).await? else {
+            if !*has_said && began.elapsed() < SHORTEST_WATCH {
+                return Err(self.client.lost("the watch ended as soon as it began"));
+            }
             // In order: it is begun again from here, which confirms what is known up to here.
             self.watch = None;
             return Ok(true);
         };
+        *has_said = true;
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(false);
         }

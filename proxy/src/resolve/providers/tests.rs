@@ -16,7 +16,7 @@ use crate::resolve::{Followed, LookupError, Snapshot};
 
 use consul::Consul;
 use eureka::Eureka;
-use http::{Fault, LOOK, Request, StandIn, Step, step};
+use http::{Exchange, Fault, Faults, LOOK, Request, StandIn, Step, response, step};
 use kubernetes::{Endpoint, Kubernetes, TOKEN};
 
 #[allow(dead_code, reason = "the integration tests use more of it")]
@@ -646,4 +646,44 @@ async fn a_connection_ends_with_whoever_asked_by_it_however_silent_the_server_is
     sleep(LONG).await;
     // Each connection that is served holds the server.
     assert_eq!(Arc::strong_count(&cluster.stand_in), 1);
+}
+
+/// A cluster behind something that knows lists only, and answers watches with this.
+struct NoWatches {
+    cluster: Kubernetes,
+    answer: &'static str,
+}
+
+impl StandIn for NoWatches {
+    fn step(&self, exchange: &mut Exchange, waited: Duration) -> Step {
+        match exchange.request.query("watch") {
+            Some(_) => Step::Finish(response(200, &[], self.answer.as_bytes())),
+            None => self.cluster.step(exchange, waited),
+        }
+    }
+
+    fn faults(&self) -> &Faults {
+        self.cluster.faults()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_none_confirms_nothing_and_leads_to_new_lists() {
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), TOKEN).unwrap();
+    for answer in ["", "{\"type\":\"ADD", "<html>", "<html>\n", "{}\n"] {
+        let stand_in = Arc::new(NoWatches { cluster: Kubernetes::default(), answer });
+        let put =
+            |address| stand_in.cluster.put("api-1", "api", &[("http", 80)], &[Endpoint::ready(address)]);
+        put("10.0.0.1");
+        let network = network(&[("kubernetes:6443", &stand_in)]);
+        let followed = follow(network, &ProviderSettings::Kubernetes(kubernetes_settings(token.path())));
+        until_at(&followed, &["10.0.0.1:80"]).await;
+        until(&followed, "the watch is missed", |snapshot| failure(snapshot).is_some()).await;
+        put("10.0.0.2");
+        until_at(&followed, &["10.0.0.2:80"]).await;
+        sleep(LONG).await;
+        let asked = stand_in.faults().asked().len();
+        assert!(asked < 150, "{answer:?}: asked {asked} times in 2 minutes");
+    }
 }
