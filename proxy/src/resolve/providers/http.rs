@@ -85,6 +85,10 @@ impl From<HttpError> for Miss {
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
+/// A connection to `host:port`.
+#[cfg(test)]
+type OpenInMemory = dyn Fn(&str) -> io::Result<tokio::io::DuplexStream> + Send + Sync;
+
 /// How servers are reached.
 #[derive(Clone)]
 pub(in crate::resolve) enum Network {
@@ -92,7 +96,7 @@ pub(in crate::resolve) enum Network {
     Sockets { names: Arc<Plain>, dialler: Dialler },
     /// A stand-in in the test's own memory, so that a paused clock is everybody's.
     #[cfg(test)]
-    Memory(Arc<dyn Fn(&str) -> io::Result<tokio::io::DuplexStream> + Send + Sync>),
+    Memory(Arc<OpenInMemory>),
 }
 
 /// A response whose body is not read yet.
