@@ -3,6 +3,8 @@
 //! Run by `tests/run`, which installs what is needed. Each test makes its own pods, so that tests
 //! run side by side and a failed one leaves nothing behind.
 
+#[allow(dead_code, reason = "the proxy's unit tests use more of it")]
+mod stand_ins;
 mod support;
 
 mod authority;
@@ -21,6 +23,7 @@ mod modes;
 mod observation;
 mod opaque;
 mod pods;
+mod providers;
 mod rotation;
 mod streams;
 mod verification;

@@ -18,8 +18,6 @@ pub enum Target {
     /// Whose address is it? Only the mesh's discovery is asked (TXT at the reverse name); without one the answer is
     /// [`LookupError::NotFound`].
     Address(SocketAddr),
-    /// Addresses that the config states: of these too, whose they are.
-    Stated(Arc<[SocketAddr]>),
 }
 
 impl fmt::Display for Target {
@@ -28,10 +26,6 @@ impl fmt::Display for Target {
             Self::Name { host, port } => write!(f, "{host}:{port}"),
             Self::Srv { name } => f.write_str(name),
             Self::Address(address) => address.fmt(f),
-            Self::Stated(addresses) => {
-                let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-                f.write_str(&addresses.join(", "))
-            }
         }
     }
 }
@@ -52,6 +46,18 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Before anybody was asked.
+    pub(super) fn unknown(now: Instant) -> Self {
+        Self { answer: None, error: None, refreshed: now, owners: None }
+    }
+
+    /// How long ago the answer was last confirmed; `None` without one, and for what the config itself states, which
+    /// doesn't age.
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        let answer = self.answer.as_ref()?;
+        (answer.source != Source::Static).then(|| now.saturating_duration_since(self.refreshed))
+    }
+
     /// Why something is missing: the last lookup's error, else that of an address whose owner nobody could say.
     pub fn trouble(&self) -> Option<&LookupError> {
         let of_owners = || {
@@ -83,7 +89,8 @@ pub type Owners = BTreeMap<SocketAddr, Owner>;
 #[derive(Clone, PartialEq, Debug)]
 pub struct Answer {
     /// The full name that answered, lower case, without a trailing dot. For [`Target::Address`]: the service's name when
-    /// the address is its VIP, else the address itself. For [`Target::Stated`]: the addresses.
+    /// the address is its VIP, else the address itself. Of a provider that knows no such names: what it was asked for,
+    /// as [`Source::names_services`] tells.
     pub name: Arc<str>,
     /// May be empty: the name exists and has nothing behind it that may be dialled.
     pub endpoints: Vec<ResolvedEndpoint>,
@@ -104,15 +111,36 @@ pub struct Answer {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ResolvedEndpoint {
     pub address: SocketAddr,
-    /// Relative share, at least 1.
+    /// Relative share; 0 for none.
     pub weight: u32,
+    /// Lower ones are used first: an SRV record's, or what an operator wrote.
+    pub priority: u32,
+    /// Availability zone.
     pub zone: Option<Arc<str>>,
+    /// By which a route's subset chooses.
+    pub tags: Arc<BTreeMap<String, String>>,
     /// Whether there is a sidecar on this port. `Some` only from authenticated discovery.
     pub mesh: Option<bool>,
     /// The account behind it, named by authenticated discovery.
     pub identity: Option<SpiffeId>,
     /// Declared as opaque bytes by authenticated discovery.
     pub opaque: bool,
+}
+
+impl ResolvedEndpoint {
+    /// An endpoint of which only the address is known.
+    pub fn at(address: SocketAddr) -> Self {
+        Self {
+            address,
+            weight: 1,
+            priority: 0,
+            zone: None,
+            tags: Arc::default(),
+            mesh: None,
+            identity: None,
+            opaque: false,
+        }
+    }
 }
 
 /// What a service's owner declared for all callers.
@@ -132,8 +160,11 @@ pub enum Source {
     Hosts,
     Mesh,
     Dns,
-    /// The config.
     Static,
+    File,
+    Consul,
+    Eureka,
+    Kubernetes,
 }
 
 impl Source {
@@ -144,6 +175,18 @@ impl Source {
             Self::Mesh => "mesh",
             Self::Dns => "dns",
             Self::Static => "static",
+            Self::File => "file",
+            Self::Consul => "consul",
+            Self::Eureka => "eureka",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
+
+    /// Whether the name of its answers is one that a client may use and a peer's certificate is judged by.
+    pub fn names_services(self) -> bool {
+        match self {
+            Self::Hosts | Self::Mesh | Self::Dns | Self::Kubernetes => true,
+            Self::Static | Self::File | Self::Consul | Self::Eureka => false,
         }
     }
 }

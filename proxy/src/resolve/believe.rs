@@ -13,6 +13,7 @@ use super::answer::ResolvedEndpoint;
 pub(super) struct Belief {
     own: Vec<IpAddr>,
     exempt: Option<IpAddr>,
+    loopback: bool,
     families: Families,
 }
 
@@ -26,7 +27,7 @@ pub(super) struct Families {
 impl Belief {
     pub(super) fn new(own: Vec<IpAddr>) -> Self {
         let own: Vec<IpAddr> = own.into_iter().map(|ip| ip.to_canonical()).collect();
-        Self { families: families(&own), own, exempt: None }
+        Self { families: families(&own), own, exempt: None, loopback: false }
     }
 
     /// The address that the client itself dialled is taken whatever it is.
@@ -41,6 +42,12 @@ impl Belief {
         self
     }
 
+    /// Loopback addresses are taken too: whoever gives them is on this machine.
+    pub(super) fn with_loopback(mut self) -> Self {
+        self.loopback = true;
+        self
+    }
+
     /// The families that can be reached.
     pub(super) fn families(&self) -> Families {
         self.families
@@ -49,7 +56,9 @@ impl Belief {
     /// Whether an answer may lead to this address.
     pub(super) fn accepts(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
-        self.exempt == Some(ip) || !(is_local(ip) || self.own.contains(&ip))
+        self.exempt == Some(ip)
+            || (self.loopback && ip.is_loopback())
+            || !(is_local(ip) || self.own.contains(&ip))
     }
 
     /// Divides endpoints into those believed, sorted, each address once, and the addresses dropped. Those of a family
@@ -63,16 +72,24 @@ impl Belief {
             endpoint.address.set_ip(ip);
             if !self.accepts(ip) {
                 dropped.push(ip);
-            } else if self.exempt == Some(ip) || if ip.is_ipv4() { families.v4 } else { families.v6 } {
+            } else if self.exempt == Some(ip)
+                || ip.is_loopback()
+                || if ip.is_ipv4() { families.v4 } else { families.v6 }
+            {
                 believed.push(endpoint);
             }
         }
-        believed.sort_by_key(|endpoint| endpoint.address);
-        believed.dedup_by_key(|endpoint| endpoint.address);
+        in_order(&mut believed);
         dropped.sort();
         dropped.dedup();
         (believed, dropped)
     }
+}
+
+/// Sorts by address, each once: named twice, it is used as early as either says.
+pub(super) fn in_order(endpoints: &mut Vec<ResolvedEndpoint>) {
+    endpoints.sort_by_key(|endpoint| (endpoint.address, endpoint.priority));
+    endpoints.dedup_by_key(|endpoint| endpoint.address);
 }
 
 /// The families in which a machine has an address of more than local meaning; where it has none at all, both.
@@ -96,14 +113,7 @@ mod tests {
     }
 
     fn endpoint(text: &str) -> ResolvedEndpoint {
-        ResolvedEndpoint {
-            address: text.parse().unwrap(),
-            weight: 1,
-            zone: None,
-            mesh: None,
-            identity: None,
-            opaque: false,
-        }
+        ResolvedEndpoint::at(text.parse().unwrap())
     }
 
     #[test]

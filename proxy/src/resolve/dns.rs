@@ -1,6 +1,6 @@
 //! Ordinary DNS: A, AAAA and SRV, over UDP and TCP. Nothing that it says is proof of anything; it finds addresses only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -38,6 +38,8 @@ const MOST_SRV_TARGETS: usize = 64;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Offered {
     pub address: SocketAddr,
+    /// Lower ones are used first.
+    pub priority: u16,
     /// As the record states it; 0 means "almost nothing" (RFC 2782).
     pub weight: u16,
 }
@@ -110,7 +112,7 @@ impl Dns {
         }
     }
 
-    /// SRV of a full name, with the addresses of its targets: those of the lowest priority.
+    /// SRV of a full name, with the addresses of its targets.
     pub(super) async fn services(
         &self,
         name: &str,
@@ -127,11 +129,8 @@ impl Dns {
             // The root as target: "decidedly not available" (RFC 2782).
             .filter(|(target, ..)| !target.is_root())
             .collect();
-        let Some(best) = offers.iter().map(|(_, _, priority, _)| *priority).min() else {
-            return Ok((Vec::new(), valid_for));
-        };
-        offers.retain(|(_, _, priority, _)| *priority == best);
-
+        // Those that are used first are asked for first, should there be too many.
+        offers.sort_by_key(|(_, _, priority, _)| *priority);
         let mut addresses: BTreeMap<&Name, Vec<IpAddr>> = BTreeMap::new();
         for record in lookup.additionals() {
             if let Some(ip) = record.data.ip_addr() {
@@ -143,8 +142,8 @@ impl Dns {
             .map(|(target, ..)| *target)
             .filter(|target| !addresses.contains_key(target))
             .collect();
-        unknown.sort();
-        unknown.dedup();
+        let mut seen = BTreeSet::new();
+        unknown.retain(|target| seen.insert(*target));
         unknown.truncate(MOST_SRV_TARGETS);
         let found = join_all(unknown.into_iter().map(|target| async move {
             let found = self.addresses(&target.to_ascii(), families).await;
@@ -164,9 +163,13 @@ impl Dns {
         }
         let endpoints: Vec<Offered> = offers
             .iter()
-            .flat_map(|(target, port, _, weight)| {
+            .flat_map(|(target, port, priority, weight)| {
                 let ips = addresses.get(target).map_or(&[][..], Vec::as_slice);
-                ips.iter().map(|ip| Offered { address: SocketAddr::new(*ip, *port), weight: *weight })
+                ips.iter().map(|ip| Offered {
+                    address: SocketAddr::new(*ip, *port),
+                    priority: *priority,
+                    weight: *weight,
+                })
             })
             .collect();
         match failed {

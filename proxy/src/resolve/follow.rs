@@ -17,9 +17,11 @@ use super::lookup::Lookup;
 use super::mesh::{Directory, Server};
 use super::owners::{FollowedOwners, MOST_IN_ALL};
 use super::plain::Plain;
+use super::providers::{Network, OwnersAsked, ProviderSettings, Providers};
 use super::search::{self, ResolvConf, Search};
 use super::settings::{ResolveError, ResolveSettings};
 use super::state::State;
+use crate::net::Dialler;
 use crate::telemetry::Metrics;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -38,6 +40,7 @@ pub struct Resolver {
 
 struct Shared {
     lookup: Lookup,
+    providers: Providers,
     followed: Mutex<HashMap<Target, watch::Sender<Arc<Snapshot>>>>,
     turns: Semaphore,
     owners: Arc<Semaphore>,
@@ -72,9 +75,13 @@ impl Resolver {
                 Ok::<_, ResolveError>(Directory::new(server, cluster_domain.clone()))
             })
             .transpose()?;
-        let lookup = Lookup { plain, directory, own_addresses: settings.own_addresses, cluster_domain };
+        let network = Network::Sockets { names: plain.clone(), dialler: Dialler::to_peers(settings.mark) };
+        let own_addresses = settings.own_addresses;
+        let providers = Providers::new(network, own_addresses.clone(), cluster_domain.clone());
+        let lookup = Lookup { plain, directory, own_addresses, cluster_domain };
         let shared = Arc::new(Shared {
             lookup,
+            providers,
             followed: Mutex::new(HashMap::new()),
             turns: Semaphore::new(MOST_LOOKUPS),
             owners: Arc::new(Semaphore::new(MOST_IN_ALL)),
@@ -95,25 +102,29 @@ impl Resolver {
         match followed.entry(target) {
             Entry::Occupied(known) => Followed { snapshot: known.get().subscribe() },
             Entry::Vacant(new) => {
-                let (sender, snapshot) = watch::channel(Arc::new(Snapshot {
-                    answer: None,
-                    error: None,
-                    refreshed: Instant::now().into_std(),
-                    owners: None,
-                }));
                 let target = new.key().clone();
-                new.insert(sender.clone());
-                let shared = self.shared.clone();
-                self.shared.runtime.spawn(keep_fresh(shared, target, sender));
-                Followed { snapshot }
+                Followed::kept(Snapshot::unknown(Instant::now().into_std()), |sender| {
+                    new.insert(sender.clone());
+                    let shared = self.shared.clone();
+                    self.shared.runtime.spawn(keep_fresh(shared, target, sender));
+                })
             }
         }
     }
 
-    /// Whether there is a discovery that says whose an address is. Without one there is nothing to learn of
-    /// [`Target::Stated`].
-    pub fn knows_owners(&self) -> bool {
-        self.shared.lookup.directory.is_some()
+    /// Begins to follow what a provider other than DNS says, and whose the addresses are if `asks_owners` and there is a
+    /// discovery that knows. It is followed while any clone of what is returned lives. May be called on any thread.
+    pub fn provide(&self, settings: &ProviderSettings, asks_owners: bool) -> Followed {
+        let shared = &self.shared;
+        let _runtime = shared.runtime.enter();
+        let owners = (asks_owners && shared.lookup.directory.is_some()).then(|| {
+            let resolver = self.clone();
+            OwnersAsked {
+                owners: FollowedOwners::new(shared.owners.clone()),
+                follow: Box::new(move |target| resolver.follow(target)),
+            }
+        });
+        shared.providers.follow(settings, owners)
     }
 
     /// The full names that a host may stand for by search domains and ndots, in the order in which they are asked for:
@@ -135,6 +146,23 @@ pub struct Followed {
 }
 
 impl Followed {
+    /// What `start` begins to refresh.
+    pub(super) fn kept(known: Snapshot, start: impl FnOnce(watch::Sender<Arc<Snapshot>>)) -> Self {
+        let (sender, snapshot) = watch::channel(Arc::new(known));
+        start(sender);
+        Self { snapshot }
+    }
+
+    /// What stays as it is.
+    pub(super) fn fixed(known: Snapshot) -> Self {
+        Self::kept(known, drop)
+    }
+
+    /// Whether nothing more will come.
+    pub fn is_fixed(&self) -> bool {
+        self.snapshot.has_changed().is_err()
+    }
+
     /// What is known now; neither an answer nor an error before the first lookup has ended.
     pub fn current(&self) -> Arc<Snapshot> {
         self.snapshot.borrow().clone()
@@ -145,7 +173,8 @@ impl Followed {
         self.snapshot.borrow_and_update().clone()
     }
 
-    /// Waits until the first lookup has ended, and that of its addresses' owners: at most about 5 s each.
+    /// Waits until the first lookup has ended or a provider was silent for long, and then that of the addresses' owners: at
+    /// most about 5 s each.
     pub async fn first(&self) -> Arc<Snapshot> {
         let mut snapshot = self.snapshot.clone();
         let known = snapshot
@@ -194,9 +223,7 @@ async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<A
         };
         hosts_changed.mark_unchanged();
         let step = state.absorb(outcome, Instant::now().into_std());
-        if let Some(metrics) = &shared.metrics
-            && !matches!(target, Target::Stated(_))
-        {
+        if let Some(metrics) = &shared.metrics {
             metrics.dns_lookups.inc([step.result]);
         }
         tracing::debug!(%target, result = step.result, error = ?step.snapshot.error, "looked up");
@@ -212,11 +239,7 @@ async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<A
         }
         loop {
             snapshot.owners = is_owners_to_say.then(|| owners.known());
-            sender.send_if_modified(|known| {
-                let changed = differs(known, &snapshot);
-                *known = Arc::new(snapshot.clone());
-                changed
-            });
+            publish(&sender, snapshot.clone());
             tokio::select! {
                 () = sleep_until(due) => break,
                 Ok(()) = hosts_changed.changed() => break,
@@ -249,6 +272,15 @@ async fn look_up(shared: &Shared, target: &Target) -> super::outcome::Outcome {
     // The semaphore is never closed; without a permit the lookup is only less polite.
     let _turn = shared.turns.acquire().await;
     shared.lookup.run(target).await
+}
+
+/// Puts in place what is known now; whoever waits is woken only by another answer or error.
+pub(super) fn publish(sender: &watch::Sender<Arc<Snapshot>>, snapshot: Snapshot) {
+    sender.send_if_modified(|known| {
+        let changed = differs(known, &snapshot);
+        *known = Arc::new(snapshot);
+        changed
+    });
 }
 
 fn differs(known: &Snapshot, new: &Snapshot) -> bool {
@@ -288,6 +320,6 @@ fn lower_case(target: Target) -> Target {
     match target {
         Target::Name { host, port } => Target::Name { host: lower(host), port },
         Target::Srv { name } => Target::Srv { name: lower(name) },
-        addresses @ (Target::Address(_) | Target::Stated(_)) => addresses,
+        address @ Target::Address(_) => address,
     }
 }

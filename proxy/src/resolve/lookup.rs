@@ -53,7 +53,6 @@ impl Lookup {
                 Target::Name { host, port } => self.name(host, *port, &mut undenied_names).await,
                 Target::Srv { name } => self.srv(name).await,
                 Target::Address(dialled) => self.address(*dialled).await,
-                Target::Stated(addresses) => stated(target, addresses),
             }
         };
         let mut outcome = timeout(LOOKUP_TIMEOUT, asking).await.unwrap_or_else(|_| {
@@ -217,7 +216,7 @@ impl Lookup {
                     valid_for = valid_for.min(told.valid_for);
                     endpoints.push(pod_endpoint(directory, &told, address));
                 }
-                Err(Miss::Absent { .. }) => endpoints.push(plain_endpoint(address)),
+                Err(Miss::Absent { .. }) => endpoints.push(ResolvedEndpoint::at(address)),
                 Err(failed) => return Err(failed),
             }
         }
@@ -334,7 +333,7 @@ fn pod_endpoint(directory: &Directory, told: &Told, address: SocketAddr) -> Reso
             mesh: of_pod().any(|record| record.mesh).then_some(true),
             identity: of_pod().find_map(|record| directory.identity(record)),
             zone: of_pod().find_map(|record| record.zone.as_deref().map(Arc::from)),
-            ..plain_endpoint(address)
+            ..ResolvedEndpoint::at(address)
         },
     };
     let mesh = endpoint.mesh.filter(|meshed| !(*meshed && is_not_redirected(address.port())));
@@ -347,20 +346,6 @@ fn no_such_port(name: &str, service: &ServiceRecord, valid_for: Duration) -> Fou
     found.answer.vips = service.vips.clone();
     found.answer.service = Some(service_info(service));
     found
-}
-
-/// What the config states is believed whatever it is, and stays as it is.
-fn stated(target: &Target, addresses: &[SocketAddr]) -> Outcome {
-    let mut found = Found::new(&target.to_string(), Source::Static, longest());
-    let canonical = |address: &SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-    found.answer.endpoints = addresses.iter().map(canonical).map(plain_endpoint).collect();
-    found.answer.endpoints.sort_by_key(|endpoint| endpoint.address);
-    found.answer.endpoints.dedup_by_key(|endpoint| endpoint.address);
-    Outcome::Found(found.answer)
-}
-
-fn plain_endpoint(address: SocketAddr) -> ResolvedEndpoint {
-    ResolvedEndpoint { address, weight: 1, zone: None, mesh: None, identity: None, opaque: false }
 }
 
 /// An answer in the making, whose addresses are not yet believed.
@@ -386,14 +371,15 @@ impl Found {
 
     fn with_addresses(mut self, addresses: &[IpAddr], port: u16) -> Self {
         let addresses = addresses.iter().map(|ip| SocketAddr::new(*ip, port));
-        self.answer.endpoints = addresses.map(plain_endpoint).collect();
+        self.answer.endpoints = addresses.map(ResolvedEndpoint::at).collect();
         self
     }
 
     fn with_offered(mut self, offered: Vec<super::dns::Offered>) -> Self {
         let endpoints = offered.into_iter().map(|offered| ResolvedEndpoint {
             weight: u32::from(offered.weight).max(1),
-            ..plain_endpoint(offered.address)
+            priority: offered.priority.into(),
+            ..ResolvedEndpoint::at(offered.address)
         });
         self.answer.endpoints = endpoints.collect();
         self

@@ -108,7 +108,7 @@ fn most_addresses(source: Source) -> Option<usize> {
         // It has said whose they are.
         Source::Mesh => Some(0),
         Source::Hosts | Source::Dns => Some(MOST_ADDRESSES),
-        Source::Static => None,
+        Source::Static | Source::File | Source::Consul | Source::Eureka | Source::Kubernetes => None,
     }
 }
 

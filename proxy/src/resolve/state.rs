@@ -118,14 +118,7 @@ mod tests {
     fn answer(source: Source, address: &str, seconds: u64) -> Answer {
         Answer {
             name: "api.example".into(),
-            endpoints: vec![ResolvedEndpoint {
-                address: address.parse().unwrap(),
-                weight: 1,
-                zone: None,
-                mesh: None,
-                identity: None,
-                opaque: false,
-            }],
+            endpoints: vec![ResolvedEndpoint::at(address.parse().unwrap())],
             vips: Vec::new(),
             dropped: Vec::new(),
             source,

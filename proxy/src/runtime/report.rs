@@ -133,14 +133,12 @@ fn all_upstreams(shared: &Shared) -> Value {
         .directory
         .upstreams()
         .iter()
-        .map(|(name, (upstream, snapshot))| {
-            (name.to_string(), one_upstream(upstream, snapshot.as_deref(), now))
-        })
+        .map(|(name, (upstream, snapshot))| (name.to_string(), one_upstream(upstream, snapshot, now)))
         .collect::<serde_json::Map<_, _>>()
         .into()
 }
 
-fn one_upstream(upstream: &Upstream, snapshot: Option<&Snapshot>, now: Instant) -> Value {
+fn one_upstream(upstream: &Upstream, snapshot: &Snapshot, now: Instant) -> Value {
     let set = upstream.set();
     let endpoints: Vec<Value> = set
         .members
@@ -166,8 +164,8 @@ fn one_upstream(upstream: &Upstream, snapshot: Option<&Snapshot>, now: Instant) 
         "endpoints": endpoints,
         "vips": set.vips,
         "source": set.source,
-        "ageSeconds": snapshot.map(|s| now.saturating_duration_since(s.refreshed).as_secs_f64()),
-        "lastError": snapshot.and_then(Snapshot::trouble).map(ToString::to_string),
+        "ageSeconds": snapshot.age(now).map(|age| age.as_secs_f64()),
+        "lastError": snapshot.trouble().map(ToString::to_string),
         "connections": upstream.open_connections(),
         "pendingRequests": upstream.pending_requests(),
     })
@@ -203,8 +201,12 @@ pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Recei
                 metrics.ca_reachable.set(reachable.into());
             }
         }
-        for (name, (upstream, _)) in shared.directory.upstreams() {
-            let states = upstream.states(Instant::now());
+        let now = Instant::now();
+        for (name, (upstream, snapshot)) in shared.directory.upstreams() {
+            if let Some(age) = snapshot.age(now) {
+                metrics.discovery_age.with([&name]).set(age.as_secs().try_into().unwrap_or(i64::MAX));
+            }
+            let states = upstream.states(now);
             for (state, count) in [
                 ("healthy", states.healthy),
                 ("ejected", states.ejected),

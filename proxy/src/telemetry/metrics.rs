@@ -70,6 +70,8 @@ pub struct Metrics {
     pub dns_lookups: CounterFamily<1>,
     /// Age of the oldest DNS answer that is in use, in seconds; not shown before it is set.
     pub dns_age: LateGauge,
+    /// Age of the endpoints in use by `upstream`, in seconds: how long ago whoever named them last said so.
+    pub discovery_age: GaugeFamily<1>,
     /// Lines of the access log that were dropped, because the queue was full or writing failed.
     pub log_dropped: IntCounter,
     /// Panics, each of which ended one connection.
@@ -207,6 +209,11 @@ impl Metrics {
                 "outrigger_dns_age_seconds",
                 "Age of the oldest DNS answer in use, in seconds.",
             )),
+            discovery_age: GaugeFamily::new(making.gauges(
+                "outrigger_discovery_age_seconds",
+                "How long ago the endpoints in use were last confirmed, in seconds.",
+                ["upstream"],
+            )),
             log_dropped: making
                 .counter("outrigger_log_dropped_total", "Lines of the access log that were dropped."),
             panics: making.counter("outrigger_panics_total", "Panics, each of which ended one connection."),
@@ -240,6 +247,7 @@ impl Metrics {
 
     fn forget_gauges(&self) {
         let now = Instant::now();
+        self.discovery_age.forget(now);
         self.endpoints.forget(now);
         self.pool_connections.forget(now);
         self.pool_pending_requests.forget(now);
@@ -308,7 +316,7 @@ mod tests {
                 assert!(sample.starts_with(name), "{sample} stands under {name}");
             }
         }
-        assert_eq!(seen.len(), 39, "of each family there is a sample: {seen:?}");
+        assert_eq!(seen.len(), 40, "of each family there is a sample: {seen:?}");
     }
 
     fn with_a_sample_of_everything() -> Metrics {
@@ -327,6 +335,7 @@ mod tests {
         metrics.audit_would_refuse.inc(["inbound", "plain"]);
         metrics.responses_incomplete.inc(["inbound", "client"]);
         metrics.dns_lookups.inc(["success"]);
+        metrics.discovery_age.with(["api"]).set(1);
         metrics.endpoints.with(["api", "healthy"]).set(1);
         metrics.health_checks.inc(["api", "success"]);
         metrics.pool_connections.with(["api"]).set(1);

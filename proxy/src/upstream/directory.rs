@@ -78,7 +78,7 @@ pub enum DestinationError {
 }
 
 /// An upstream in use, and what discovery last said of it.
-pub type InUse = (Arc<Upstream>, Option<Arc<Snapshot>>);
+pub type InUse = (Arc<Upstream>, Arc<Snapshot>);
 
 /// Asks the directory; one for all workers.
 #[derive(Clone, Debug)]
@@ -148,12 +148,12 @@ impl Key {
 struct Made {
     upstream: Arc<Upstream>,
     recipe: Arc<Recipe>,
-    followed: Option<Followed>,
+    followed: Followed,
     refresh: Option<JoinHandle<()>>,
 }
 
 /// What is needed of a [`Made`] without holding it.
-type Parts = (Arc<Upstream>, Arc<Recipe>, Option<Followed>);
+type Parts = (Arc<Upstream>, Arc<Recipe>, Followed);
 
 impl Made {
     fn parts(&self) -> Parts {
@@ -218,8 +218,7 @@ impl Directory {
                 false
             }
             _ => {
-                let snapshot = made.followed.as_ref().map(Followed::current);
-                made.upstream.update(made.recipe.endpoint_set(&now.rules, snapshot.as_deref()));
+                made.upstream.update(made.recipe.endpoint_set(&now.rules, &made.followed.current()));
                 true
             }
         });
@@ -262,11 +261,10 @@ impl Directory {
 
     /// Every upstream in use, by name, and what discovery last said of it, for the admin port and the metrics.
     pub fn upstreams(&self) -> BTreeMap<Arc<str>, InUse> {
-        let snapshot = |made: &Made| made.followed.as_ref().map(Followed::current);
         self.shared
             .made()
             .values()
-            .map(|made| (made.upstream.name.clone(), (made.upstream.clone(), snapshot(made))))
+            .map(|made| (made.upstream.name.clone(), (made.upstream.clone(), made.followed.current())))
             .collect()
     }
 }
@@ -362,7 +360,6 @@ impl Shared {
         let key = Key::Dialled(dialled);
         let recipe = || Ok(Recipe::on_demand(dialled.to_string(), Source::Dialled(dialled)));
         let (upstream, snapshot) = self.make(key, recipe).await?;
-        let Some(snapshot) = snapshot else { return Ok(Destination::whole(upstream)) };
         match (&snapshot.answer, &snapshot.error) {
             (Some(answer), _) if answer.vips.contains(&dialled.ip()) => {
                 let named = self.named(answer.name.clone(), dialled.port()).await?;
@@ -417,7 +414,7 @@ impl Shared {
         dialled: SocketAddr,
     ) -> Result<Arc<Upstream>, DestinationError> {
         let (upstream, snapshot) = self.configured_as_known(name, dialled.port()).await?;
-        let owner = snapshot.as_ref().and_then(|snapshot| snapshot.owners.as_ref()?.get(&dialled));
+        let owner = snapshot.owners.as_ref().and_then(|owners| owners.get(&dialled));
         match owner {
             // Not as dialled either: that would go past the upstream's identity as soon as discovery answers.
             Some(Owner::Unknown(error)) if !upstream.is_at(dialled) => {
@@ -430,18 +427,13 @@ impl Shared {
     /// What is followed for upstreams of the config, whichever port is dialled.
     fn followed(&self) -> Vec<Followed> {
         let made = self.made();
-        made.iter()
-            .filter(|(key, _)| key.is_bounded())
-            .filter_map(|(_, made)| made.followed.clone())
-            .collect()
+        made.iter().filter(|(key, _)| key.is_bounded()).map(|(_, made)| made.followed.clone()).collect()
     }
 
     /// The upstream of `key` if it is made, with what is known now.
     fn known(&self, key: &Key) -> Option<Arc<Upstream>> {
         let (upstream, recipe, followed) = self.made().get(key).map(Made::parts)?;
-        if let Some(followed) = followed {
-            self.take_in(key, &upstream, &recipe, &followed.current());
-        }
+        self.take_in(key, &upstream, &recipe, &followed.current());
         Some(upstream)
     }
 
@@ -454,7 +446,7 @@ impl Shared {
         let target = Target::Name { host: host.clone(), port };
         let key = Key::Name(host.clone(), port);
         let recipe = || Ok(Recipe::on_demand(format!("{host}:{port}"), Source::Name(target)));
-        let (upstream, Some(snapshot)) = self.make(key, recipe).await? else { return Ok(None) };
+        let (upstream, snapshot) = self.make(key, recipe).await?;
         let rules = self.configured.load().rules.clone();
         match (&snapshot.answer, &snapshot.error) {
             // Ordinary DNS answered what only discovery can: who the peers must be.
@@ -485,29 +477,27 @@ impl Shared {
         self: &Arc<Self>,
         name: &Arc<str>,
         port: u16,
-    ) -> Result<(Arc<Upstream>, Option<Arc<Snapshot>>), DestinationError> {
+    ) -> Result<(Arc<Upstream>, Arc<Snapshot>), DestinationError> {
         let configured = self.configured.load_full();
         let Some(upstream) = configured.upstream(name) else {
             return Err(DestinationError::Config(format!("the config has no upstream {name}").into()));
         };
         let key = Key::configured(name, upstream, port);
-        let (zone, knows_owners) = (configured.config.zone.as_deref(), self.resolver.knows_owners());
-        self.make(key, || Recipe::configured(name, upstream, port, zone, knows_owners)).await
+        let zone = configured.config.zone.as_deref();
+        self.make(key, || Recipe::configured(name, upstream, port, zone)).await
     }
 
     /// Begins to follow the configured upstreams whose addresses can be known before anybody dials them, so
     /// that traffic without a name finds them.
     fn make_configured(self: &Arc<Self>, configured: &Configured) {
-        let knows_owners = self.resolver.knows_owners();
         for (name, upstream) in &configured.config.upstreams {
             // Of no use for a key that is bounded.
             let port = 0;
             let key = Key::configured(name, upstream, port);
-            let is_followed = Source::configured(upstream, port, knows_owners).target().is_some();
-            if !key.is_bounded() || !is_followed || self.made().contains_key(&key) {
+            if !key.is_bounded() || self.made().contains_key(&key) {
                 continue;
             }
-            match Recipe::configured(name, upstream, port, configured.config.zone.as_deref(), knows_owners) {
+            match Recipe::configured(name, upstream, port, configured.config.zone.as_deref()) {
                 Ok(recipe) => _ = self.add(key, Arc::new(recipe)),
                 Err(error) => tracing::warn!("it can't be called until this is mended: {error}"),
             }
@@ -519,7 +509,7 @@ impl Shared {
         self: &Arc<Self>,
         key: Key,
         recipe: impl FnOnce() -> Result<Recipe, RecipeError>,
-    ) -> Result<(Arc<Upstream>, Option<Arc<Snapshot>>), DestinationError> {
+    ) -> Result<(Arc<Upstream>, Arc<Snapshot>), DestinationError> {
         let is_new = !key.is_bounded() && !self.made().contains_key(&key);
         let _place = if is_new { Some(self.place_for_new().await?) } else { None };
         // Looked for again: somebody may have made it in the meantime.
@@ -529,10 +519,9 @@ impl Shared {
             None => self.add(key.clone(), Arc::new(recipe().map_err(config_error)?)),
         };
         upstream.note_use(Instant::now());
-        let Some(followed) = followed else { return Ok((upstream, None)) };
         let snapshot = followed.first().await;
         self.take_in(&key, &upstream, &recipe, &snapshot);
-        Ok((upstream, Some(snapshot)))
+        Ok((upstream, snapshot))
     }
 
     async fn place_for_new(&self) -> Result<SemaphorePermit<'_>, DestinationError> {
@@ -543,30 +532,29 @@ impl Shared {
     }
 
     fn add(self: &Arc<Self>, key: Key, recipe: Arc<Recipe>) -> Parts {
-        let followed = recipe.source.target().map(|target| self.resolver.follow(target));
+        let followed = recipe.source.follow(&self.resolver);
         let name = recipe.name.clone();
         let upstream = Arc::new(Upstream::new(name, recipe.policy.clone(), recipe.any_destination));
         if let Some(plan) = &recipe.health {
             self.health_checks.begin(&upstream, plan);
         }
-        let refresh = match followed.clone() {
-            None => {
-                upstream.update(recipe.endpoint_set(&self.configured.load().rules, None));
-                None
-            }
-            Some(mut followed) => {
-                self.take_in(&key, &upstream, &recipe, &followed.current());
-                let (shared, key) = (Arc::downgrade(self), key.clone());
-                let (upstream, recipe) = (upstream.clone(), recipe.clone());
-                Some(tokio::spawn(async move {
-                    loop {
-                        followed.changed().await;
-                        let Some(shared) = shared.upgrade() else { return };
-                        // Also where `take_in` sees nothing newer: the error alone may have changed.
-                        shared.replace(&key, &upstream, &recipe, &followed.current());
-                    }
-                }))
-            }
+        let refresh = if followed.is_fixed() {
+            // Nobody decided otherwise before: the config said so already.
+            upstream.update(recipe.endpoint_set(&self.configured.load().rules, &followed.current()));
+            None
+        } else {
+            self.take_in(&key, &upstream, &recipe, &followed.current());
+            let mut followed = followed.clone();
+            let (shared, key) = (Arc::downgrade(self), key.clone());
+            let (upstream, recipe) = (upstream.clone(), recipe.clone());
+            Some(tokio::spawn(async move {
+                loop {
+                    followed.changed().await;
+                    let Some(shared) = shared.upgrade() else { return };
+                    // Also where `take_in` sees nothing newer: the error alone may have changed.
+                    shared.replace(&key, &upstream, &recipe, &followed.current());
+                }
+            }))
         };
         let made = Made { upstream, recipe, followed, refresh };
         let parts = made.parts();
@@ -594,7 +582,7 @@ impl Shared {
             set.name.is_some() || set.error.is_some()
         };
         let rules = self.configured.load().rules.clone();
-        let changed = upstream.update(recipe.endpoint_set(&rules, Some(snapshot)));
+        let changed = upstream.update(recipe.endpoint_set(&rules, snapshot));
         if changed && is_decided_by {
             self.generation.fetch_add(1, Relaxed);
         }

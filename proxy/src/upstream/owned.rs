@@ -60,6 +60,9 @@ pub(super) fn by_owners<'a>(
                 owned.callees.extend(owner.endpoints.iter().map(|of_owner| {
                     let mut endpoint = ResolvedEndpoint {
                         weight: if is_vip { of_owner.weight } else { endpoint.weight },
+                        priority: endpoint.priority,
+                        zone: of_owner.zone.clone().or_else(|| endpoint.zone.clone()),
+                        tags: endpoint.tags.clone(),
                         ..of_owner.clone()
                     };
                     if says_namespace {
@@ -73,7 +76,7 @@ pub(super) fn by_owners<'a>(
             }
         }
     }
-    owned.callees.sort_by_key(|callee| callee.endpoint.address);
+    owned.callees.sort_by_key(|callee| (callee.endpoint.address, callee.endpoint.priority));
     owned.callees.dedup_by_key(|callee| callee.endpoint.address);
     // An address of the mesh stands for what discovery says, not for what the name's owner would like it to.
     let is_nobodys = |vip: &&IpAddr| matches!(owners.get(&SocketAddr::new(**vip, 0)), Some(Owner::Nobody));
@@ -108,12 +111,9 @@ mod tests {
 
     fn endpoint(address: &str, account: Option<&str>) -> ResolvedEndpoint {
         ResolvedEndpoint {
-            address: at(address),
-            weight: 1,
-            zone: None,
             mesh: account.map(|account| account != "bare"),
             identity: account.map(|account| SpiffeId::new("cluster.local", "shop", account).unwrap()),
-            opaque: false,
+            ..ResolvedEndpoint::at(at(address))
         }
     }
 

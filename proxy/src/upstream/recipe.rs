@@ -13,7 +13,7 @@ use super::security::{Claims, Pinned};
 use super::{Endpoint, EndpointSet, Member, Policy, Security, SecurityRules};
 use crate::config::{self, Discovery, UpstreamTls, UpstreamTlsMode};
 use crate::identity::{TlsError, server_tls};
-use crate::resolve::{LookupError, ResolvedEndpoint, Snapshot, Target};
+use crate::resolve::{Followed, LookupError, ProviderSettings, ResolvedEndpoint, Resolver, Snapshot, Target};
 
 /// Why a configured upstream can't be made.
 #[derive(Debug, Error)]
@@ -43,12 +43,15 @@ pub(super) struct Recipe {
 }
 
 /// Where endpoints come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Source {
-    /// The config, where nobody is asked whose they are; and the name they belong to if it states one.
-    Fixed(Vec<SocketAddr>, Option<Arc<str>>),
-    /// A list of addresses that knows nothing of the mesh, and the name they belong to if the config states one.
-    Listed(Target, Option<Arc<str>>),
+    /// A provider other than DNS, and the name its endpoints belong to if the config states one.
+    Provided {
+        settings: ProviderSettings,
+        host: Option<Arc<str>>,
+        /// Not where the config says how they are called.
+        asks_owners: bool,
+    },
     /// A name.
     Name(Target),
     /// The dialled address itself; discovery says whose it is.
@@ -56,34 +59,28 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// Where the endpoints of an upstream of the config come from. `port` is the one that was dialled; `knows_owners`:
-    /// there is a discovery that says whose an address is.
-    pub(super) fn configured(upstream: &config::Upstream, port: u16, knows_owners: bool) -> Self {
+    /// Where the endpoints of an upstream of the config come from. `port` is the one that was dialled.
+    pub(super) fn configured(upstream: &config::Upstream, port: u16) -> Self {
         let host = upstream.hosts.first().map(|host| Arc::from(host.to_ascii_lowercase()));
-        match &upstream.discovery {
-            Some(Discovery::Static(fixed)) => {
-                let addresses: Vec<SocketAddr> = fixed.iter().map(|fixed| fixed.address).collect();
-                if knows_owners && upstream.tls.is_none() {
-                    Self::Listed(Target::Stated(addresses.into()), host)
-                } else {
-                    Self::Fixed(addresses, host)
-                }
-            }
-            Some(
-                Discovery::File(_) | Discovery::Consul(_) | Discovery::Eureka(_) | Discovery::Kubernetes(_),
-            ) => Self::Fixed(Vec::new(), host),
+        let settings = match &upstream.discovery {
+            Some(Discovery::Static(fixed)) => ProviderSettings::Static(fixed.clone()),
+            Some(Discovery::File(file)) => ProviderSettings::File(file.clone()),
+            Some(Discovery::Consul(consul)) => ProviderSettings::Consul(consul.clone()),
+            Some(Discovery::Eureka(eureka)) => ProviderSettings::Eureka(eureka.clone()),
+            Some(Discovery::Kubernetes(kubernetes)) => ProviderSettings::Kubernetes(kubernetes.clone()),
             Some(Discovery::Dns(dns)) if dns.name.starts_with('_') => {
-                Self::Name(Target::Srv { name: dns.name.to_ascii_lowercase().into() })
+                return Self::Name(Target::Srv { name: dns.name.to_ascii_lowercase().into() });
             }
-            Some(Discovery::Dns(dns)) => Self::Name(Target::Name {
-                host: dns.name.to_ascii_lowercase().into(),
-                port: dns.port.unwrap_or(port),
-            }),
+            Some(Discovery::Dns(dns)) => {
+                let (host, port) = (dns.name.to_ascii_lowercase().into(), dns.port.unwrap_or(port));
+                return Self::Name(Target::Name { host, port });
+            }
             None => match host {
-                Some(host) => Self::Name(Target::Name { host, port }),
-                None => Self::Fixed(Vec::new(), None),
+                Some(host) => return Self::Name(Target::Name { host, port }),
+                None => ProviderSettings::Static(Vec::new()),
             },
-        }
+        };
+        Self::Provided { settings, host, asks_owners: upstream.tls.is_none() }
     }
 
     /// The port that was dialled, or that the config states in its place. None where an answer says it.
@@ -91,16 +88,16 @@ impl Source {
         match self {
             Self::Name(Target::Name { port, .. }) => Some(*port),
             Self::Dialled(address) => Some(address.port()),
-            Self::Fixed(..) | Self::Listed(..) | Self::Name(_) => None,
+            Self::Provided { .. } | Self::Name(_) => None,
         }
     }
 
-    /// What is to be followed, if anything.
-    pub(super) fn target(&self) -> Option<Target> {
+    /// Begins to follow where they are.
+    pub(super) fn follow(&self, resolver: &Resolver) -> Followed {
         match self {
-            Self::Fixed(..) => None,
-            Self::Listed(target, _) | Self::Name(target) => Some(target.clone()),
-            Self::Dialled(address) => Some(Target::Address(*address)),
+            Self::Provided { settings, asks_owners, .. } => resolver.provide(settings, *asks_owners),
+            Self::Name(target) => resolver.follow(target.clone()),
+            Self::Dialled(address) => resolver.follow(Target::Address(*address)),
         }
     }
 }
@@ -112,7 +109,6 @@ impl Recipe {
         upstream: &config::Upstream,
         port: u16,
         zone: Option<&str>,
-        knows_owners: bool,
     ) -> Result<Self, RecipeError> {
         let tls = match &upstream.tls {
             None | Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh)) => None,
@@ -136,7 +132,7 @@ impl Recipe {
             policy: Policy::new(upstream, zone),
             any_destination: upstream.any_destination,
             mesh: matches!(upstream.tls, Some(UpstreamTls::Mode(UpstreamTlsMode::Mesh))),
-            source: Source::configured(upstream, port, knows_owners),
+            source: Source::configured(upstream, port),
             health: Plan::of(upstream).map(Arc::new),
             tls,
             pinned,
@@ -158,11 +154,12 @@ impl Recipe {
     }
 
     /// The endpoints as the latest answer gives them.
-    pub(super) fn endpoint_set(&self, rules: &SecurityRules, snapshot: Option<&Snapshot>) -> EndpointSet {
-        let answer = snapshot.and_then(|snapshot| snapshot.answer.as_deref());
-        let failed = snapshot
-            .and_then(|snapshot| snapshot.error.as_deref())
-            .is_some_and(|error| matches!(error, LookupError::Failed { .. }));
+    pub(super) fn endpoint_set(&self, rules: &SecurityRules, snapshot: &Snapshot) -> EndpointSet {
+        let answer = snapshot.answer.as_deref();
+        let is_provided = matches!(self.source, Source::Provided { .. });
+        let failed = !is_provided && matches!(snapshot.error.as_deref(), Some(LookupError::Failed { .. }));
+        // What a cluster calls a service, the mesh's discovery would know better, and is not asked: unknown means meshed.
+        let names_services = is_provided && answer.is_some_and(|answer| answer.source.names_services());
         let Owned { callees, vips, service } = self.callees(rules, snapshot, failed);
         let members = callees
             .iter()
@@ -170,7 +167,7 @@ impl Recipe {
                 let claims = Claims {
                     undiscovered: failed && name.is_some_and(|name| rules.is_discoverys(name)),
                     tls: self.tls.as_ref(),
-                    mesh: self.mesh,
+                    mesh: self.mesh || (names_services && name.is_some_and(|name| rules.is_discoverys(name))),
                     pinned: &self.pinned,
                     name: *name,
                     namespace: *namespace,
@@ -181,7 +178,13 @@ impl Recipe {
                     .unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
                 let security = rules.decide(&claims, endpoint, self.source.dialled_port());
                 let known = Endpoint::new(address, endpoint.opaque, security, server_name);
-                Member { weight: endpoint.weight, zone: endpoint.zone.clone(), ..Member::new(known) }
+                Member {
+                    endpoint: known,
+                    weight: endpoint.weight,
+                    priority: endpoint.priority,
+                    zone: endpoint.zone.clone(),
+                    tags: endpoint.tags.clone(),
+                }
             })
             .collect();
         EndpointSet {
@@ -189,37 +192,27 @@ impl Recipe {
             members,
             vips,
             source: match &self.source {
-                Source::Fixed(..) => "static",
                 Source::Dialled(_) if answer.is_none() => "dialled",
                 _ => answer.map_or("none", |answer| answer.source.as_str()),
             },
-            refreshed: snapshot.map(|snapshot| snapshot.refreshed),
-            error: snapshot.and_then(Snapshot::trouble).map(|error| error.to_string().into()),
+            refreshed: Some(snapshot.refreshed),
+            error: snapshot.trouble().map(|error| error.to_string().into()),
             request_timeout: service.and_then(|service| service.timeout),
         }
     }
 
     /// Who may be called, before it is decided how.
-    fn callees<'a>(
-        &'a self,
-        rules: &SecurityRules,
-        snapshot: Option<&'a Snapshot>,
-        failed: bool,
-    ) -> Owned<'a> {
-        let answer = snapshot.and_then(|snapshot| snapshot.answer.as_deref());
+    fn callees<'a>(&'a self, rules: &SecurityRules, snapshot: &'a Snapshot, failed: bool) -> Owned<'a> {
+        let answer = snapshot.answer.as_deref();
         let (resolved, name) = match &self.source {
-            Source::Fixed(addresses, host) => {
-                let resolved = addresses.iter().map(|address| unknown(*address)).collect();
-                (resolved, host.as_deref().map(strip_service_labels))
-            }
-            Source::Listed(..) | Source::Name(_) => {
+            Source::Provided { .. } | Source::Name(_) => {
                 let Some(answer) = answer else { return Owned::default() };
                 let name = match &self.source {
-                    Source::Listed(_, host) => host.as_deref(),
+                    Source::Provided { host, .. } if !answer.source.names_services() => host.as_deref(),
                     _ => Some(&*answer.name),
                 };
                 let name = name.map(strip_service_labels);
-                if let Some(owners) = snapshot.and_then(|snapshot| snapshot.owners.as_deref())
+                if let Some(owners) = snapshot.owners.as_deref()
                     && self.is_owners_to_say(rules, name, failed)
                 {
                     return by_owners(answer, owners, name, self.pinned != Pinned::No, rules);
@@ -232,7 +225,7 @@ impl Recipe {
             }
             Source::Dialled(address) => {
                 let known = answer.and_then(|answer| answer.endpoints.iter().find(|e| e.address == *address));
-                (vec![known.cloned().unwrap_or_else(|| unknown(*address))], None)
+                (vec![known.cloned().unwrap_or_else(|| ResolvedEndpoint::at(*address))], None)
             }
         };
         let service = answer.and_then(|answer| answer.service.as_ref());
@@ -264,11 +257,6 @@ fn strip_service_labels(name: &str) -> &str {
     rest
 }
 
-/// An endpoint of which only the address is known.
-fn unknown(address: SocketAddr) -> ResolvedEndpoint {
-    ResolvedEndpoint { address, weight: 1, zone: None, mesh: None, identity: None, opaque: false }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,25 +275,33 @@ mod tests {
     fn endpoints_come_from_addresses_from_dns_or_from_the_first_host() {
         let dns = |name: &str, port| Some(Discovery::Dns(config::DnsDiscovery { name: name.into(), port }));
         let hosts = || vec!["API.shop".to_owned(), "other".into()];
-        let name = |host: &str, port| Some(Target::Name { host: host.into(), port });
-        let fixed = Some(Discovery::Static(vec![config::StaticEndpoint::at("10.0.0.1:80".parse().unwrap())]));
+        let name = |host: &str, port| Source::Name(Target::Name { host: host.into(), port });
+        let one = vec![config::StaticEndpoint::at("10.0.0.1:80".parse().unwrap())];
+        let stated =
+            |settings, host: &str| Source::Provided { settings, host: Some(host.into()), asks_owners: true };
+        let nothing = ProviderSettings::Static(Vec::new());
+        let file = config::FileDiscovery { path: "/api.yaml".into() };
         let cases = [
-            (hosts(), fixed, None),
+            (
+                hosts(),
+                Some(Discovery::Static(one.clone())),
+                stated(ProviderSettings::Static(one), "api.shop"),
+            ),
+            (hosts(), Some(Discovery::File(file.clone())), stated(ProviderSettings::File(file), "api.shop")),
             (hosts(), None, name("api.shop", 8080)),
-            (Vec::new(), None, None),
+            (Vec::new(), None, Source::Provided { settings: nothing, host: None, asks_owners: true }),
             (hosts(), dns("Db.shop", None), name("db.shop", 8080)),
             (hosts(), dns("db.shop", Some(5432)), name("db.shop", 5432)),
-            (hosts(), dns("_pg._tcp.Db", None), Some(Target::Srv { name: "_pg._tcp.db".into() })),
+            (hosts(), dns("_pg._tcp.Db", None), Source::Name(Target::Srv { name: "_pg._tcp.db".into() })),
         ];
-        for (hosts, discovery, target) in cases {
+        for (hosts, discovery, source) in cases {
             let upstream = config::Upstream { hosts, discovery, ..Default::default() };
-            assert_eq!(Source::configured(&upstream, 8080, false).target(), target, "{upstream:?}");
+            assert_eq!(Source::configured(&upstream, 8080), source, "{upstream:?}");
         }
     }
 
     #[test]
-    fn the_owners_of_stated_addresses_are_asked_for_unless_the_config_says_how_they_are_called() {
-        let addresses: [SocketAddr; 1] = ["10.0.0.1:80".parse().unwrap()];
+    fn the_owners_of_provided_addresses_are_asked_for_unless_the_config_says_how_they_are_called() {
         let server = config::ServerTls { server_name: "a.example".into(), ca_file: "ca.pem".into() };
         let cases = [
             (None, true),
@@ -315,12 +311,13 @@ mod tests {
         ];
         for (tls, asked) in cases {
             for identity in [None, Some("any".to_owned())] {
-                let discovery = Some(Discovery::Static(addresses.map(config::StaticEndpoint::at).to_vec()));
+                let one = config::StaticEndpoint::at("10.0.0.1:80".parse().unwrap());
+                let discovery = Some(Discovery::Static(vec![one]));
                 let upstream =
                     config::Upstream { tls: tls.clone(), discovery, identity, ..Default::default() };
-                let target = Source::configured(&upstream, 80, true).target();
-                let expected = asked.then(|| Target::Stated(addresses.as_slice().into()));
-                assert_eq!(target, expected, "{upstream:?}");
+                let source = Source::configured(&upstream, 80);
+                let Source::Provided { asks_owners, .. } = source else { panic!("{source:?}") };
+                assert_eq!(asks_owners, asked, "{upstream:?}");
             }
         }
     }

@@ -192,12 +192,9 @@ mod tests {
 
     fn endpoint(address: &str, mesh: Option<bool>, account: Option<&str>) -> ResolvedEndpoint {
         ResolvedEndpoint {
-            address: address.parse().unwrap(),
-            weight: 1,
-            zone: None,
             mesh,
             identity: account.map(|a| SpiffeId::new("cluster.local", "shop", a).unwrap()),
-            opaque: false,
+            ..ResolvedEndpoint::at(address.parse().unwrap())
         }
     }
 

@@ -88,7 +88,7 @@ pub struct DnsDiscovery {
 }
 
 /// Endpoints from Consul. The service's `Meta` become tags, each of its `Tags` a tag with an empty value; a meta entry
-/// `zone` names the zone.
+/// `zone` names the zone. Loopback addresses are believed only if `url` is on loopback itself, other local ones never.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConsulDiscovery {
@@ -106,7 +106,8 @@ pub struct ConsulDiscovery {
     pub ca_file: Option<PathBuf>,
 }
 
-/// Endpoints from Eureka. An instance's metadata become its tags; `zone` among them names the zone.
+/// Endpoints from Eureka. An instance's metadata become its tags; `zone` among them names the zone. Loopback addresses
+/// are believed only if all `urls` are on loopback themselves, other local ones never.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EurekaDiscovery {
@@ -114,7 +115,7 @@ pub struct EurekaDiscovery {
     pub urls: Vec<String>,
     /// The application's name.
     pub application: String,
-    /// Time between two fetches of what has changed. Default: 30s.
+    /// Time between two fetches of what has changed, at least 1s. Default: 30s.
     pub interval: Option<Duration>,
     /// PEM file with the roots to verify `https` URLs by. Required with one.
     pub ca_file: Option<PathBuf>,

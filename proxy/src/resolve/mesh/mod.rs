@@ -117,12 +117,12 @@ impl Directory {
     /// What the rest of the proxy needs to know of an endpoint.
     pub(super) fn endpoint(&self, record: &EndpointRecord) -> ResolvedEndpoint {
         ResolvedEndpoint {
-            address: record.address,
             weight: record.weight.max(1),
             zone: record.zone.as_deref().map(Arc::from),
             mesh: Some(record.mesh),
             identity: self.identity(record),
             opaque: record.opaque,
+            ..ResolvedEndpoint::at(record.address)
         }
     }
 

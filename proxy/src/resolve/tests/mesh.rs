@@ -9,10 +9,11 @@ use outrigger_ca::{ExpectedIdentity, SpiffeId};
 use tokio::sync::Semaphore;
 
 use super::super::owners::FollowedOwners;
-use super::super::{LookupError, Owner, ServiceInfo, Source};
+use super::super::{LookupError, Owner, ProviderSettings, ServiceInfo, Source};
 use super::fake_dns::{FakeDns, Say};
 use super::pki::Root;
 use super::*;
+use crate::config::StaticEndpoint;
 
 const DISCOVERY: &str = "spiffe://cluster.local/ns/outrigger/sa/outrigger-discovery";
 const PROXY: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -464,12 +465,11 @@ async fn of_very_many_addresses_some_are_asked_about_and_of_discovery_s_own_none
 #[tokio::test]
 async fn discovery_is_asked_whose_all_the_addresses_are_that_the_config_states_but_for_local_ones() {
     let (discovery, dns, resolver) = honest().await;
-    assert!(resolver.knows_owners());
     discovery.zone.strings("3.0.77.10.in-addr.arpa", 5, &[SERVICE, MESHED]);
     discovery.zone.say("1.0.0.127.in-addr.arpa", RecordType::TXT, Say::Code(ResponseCode::ServFail));
     let mut stated = sockets(["127.0.0.1:80", "[::ffff:10.77.0.3]:8080", "10.77.0.3:8080"]);
     stated.extend((1..=200).map(|last| SocketAddr::from(([203, 0, 113, last], 80))));
-    let snapshot = resolver.follow(Target::Stated(stated.into())).first().await;
+    let snapshot = resolver.provide(&provided(stated), true).first().await;
     assert_eq!(addresses(&snapshot)[..2], sockets(["10.77.0.3:8080", "127.0.0.1:80"]));
     assert!(snapshot.error.is_none());
     let owners = snapshot.owners.as_ref().unwrap();
@@ -480,8 +480,10 @@ async fn discovery_is_asked_whose_all_the_addresses_are_that_the_config_states_b
     assert_eq!(discovery.zone.asked("1.0.0.127.in-addr.arpa", RecordType::TXT), 0);
 
     let alone = super::resolver(&dns, None);
-    assert!(!alone.knows_owners());
-    assert!(alone.follow(Target::Stated(sockets(["10.77.0.3:8080"]).into())).first().await.owners.is_none());
+    for (resolver, asks_owners) in [(&alone, true), (&resolver, false)] {
+        let followed = resolver.provide(&provided(sockets(["10.77.0.3:8080"])), asks_owners);
+        assert!(followed.is_fixed() && followed.first().await.owners.is_none());
+    }
     assert_eq!(dns.zone.asked("3.0.77.10.in-addr.arpa", RecordType::TXT), 0);
 }
 
@@ -540,4 +542,9 @@ async fn the_host_of_discovery_is_found_by_ordinary_dns() {
     server.address = format!("discovery.outrigger.svc:{}", discovery.address.port());
     let snapshot = resolver(&dns, Some(server)).follow(srv(API_8080)).first().await;
     assert_eq!(addresses(&snapshot), sockets(["10.77.0.3:8080"]));
+}
+
+/// Addresses that the config states.
+fn provided(addresses: Vec<SocketAddr>) -> ProviderSettings {
+    ProviderSettings::Static(addresses.into_iter().map(StaticEndpoint::at).collect())
 }

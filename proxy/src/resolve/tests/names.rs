@@ -113,7 +113,7 @@ async fn a_changed_answer_is_seen_and_the_last_good_one_stays_while_dns_fails() 
 }
 
 #[tokio::test]
-async fn srv_gives_ports_and_weights_and_the_names_own_addresses_are_its_vips() {
+async fn srv_gives_ports_priorities_and_weights_and_the_names_own_addresses_are_its_vips() {
     let dns = FakeDns::start().await;
     let at = "_80._tcp.api.lan";
     dns.zone.say(
@@ -133,16 +133,17 @@ async fn srv_gives_ports_and_weights_and_the_names_own_addresses_are_its_vips() 
     dns.zone.addresses("api.lan", 4, &["10.96.0.7", "169.254.169.254"]);
     let resolver = resolver(&dns, None);
     let snapshot = resolver.follow(name("api", 80)).first().await;
-    assert_eq!(addresses(&snapshot), sockets(["10.77.0.11:8080", "10.77.0.12:8081"]));
+    let all = sockets(["10.77.0.11:8080", "10.77.0.12:8081", "10.77.0.13:8082"]);
+    assert_eq!(addresses(&snapshot), all);
     let answer = snapshot.answer.as_ref().unwrap();
-    let weights: Vec<_> = answer.endpoints.iter().map(|one| one.weight).collect();
-    assert_eq!(weights, [30, 1]);
+    let ranks: Vec<_> = answer.endpoints.iter().map(|one| (one.priority, one.weight)).collect();
+    assert_eq!(ranks, [(1, 30), (1, 1), (2, 1)]);
     assert_eq!(answer.vips, [ip("10.96.0.7")]);
     assert_eq!(answer.dropped, [ip("127.0.0.1"), ip("169.254.169.254")]);
     assert_eq!(answer.valid_for, Duration::from_secs(3));
 
     let snapshot = resolver.follow(srv(at)).first().await;
-    assert_eq!(addresses(&snapshot), sockets(["10.77.0.11:8080", "10.77.0.12:8081"]));
+    assert_eq!(addresses(&snapshot), all);
     let snapshot = resolver.follow(srv("_81._tcp.api.lan")).first().await;
     assert!(matches!(snapshot.error.as_deref(), Some(LookupError::NotFound(_))));
 }

@@ -173,7 +173,7 @@ async fn a_stated_address_is_not_called_while_discovery_is_away_unless_the_confi
     for dialled in ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"] {
         assert_eq!(security(&directory, dialled).await, Security::Plain, "{dialled}");
     }
-    assert!(directory.shared.made().values().all(|made| made.followed.is_none()));
+    assert!(directory.shared.made().values().all(|made| made.followed.is_fixed()));
 }
 
 #[tokio::test]
