@@ -163,8 +163,14 @@ pub struct Worker {
     pub mirrors: Mirrors,
     known: RefCell<Known>,
     opaque: RefCell<HashMap<SocketAddr, Instant>>,
-    /// Of this workload, in the config in force.
-    ports: RefCell<(Option<Arc<Workload>>, HashMap<SocketAddr, WorkloadPort>)>,
+    ports: RefCell<KnownPorts>,
+}
+
+/// Ports of the workload, for as long as the config has the same policy for them.
+#[derive(Default)]
+struct KnownPorts {
+    of: Option<Arc<Workload>>,
+    ports: HashMap<SocketAddr, WorkloadPort>,
 }
 
 /// Answers of the directory, for as long as its generation lasts.
@@ -279,14 +285,14 @@ impl Worker {
     /// The workload's port as an upstream of one endpoint.
     pub fn workload_at(&self, address: SocketAddr) -> WorkloadPort {
         let effective = self.effective();
-        let mut ports = self.ports.borrow_mut();
-        if !ports.0.as_ref().is_some_and(|known| Arc::ptr_eq(known, &effective.workload)) {
-            *ports = (Some(effective.workload.clone()), HashMap::new());
+        let mut known = self.ports.borrow_mut();
+        if !known.of.as_ref().is_some_and(|known| Arc::ptr_eq(known, &effective.workload)) {
+            *known = KnownPorts { of: Some(effective.workload.clone()), ports: HashMap::new() };
         }
-        if ports.1.len() >= MAX_KNOWN {
-            ports.1.clear();
+        if known.ports.len() >= MAX_KNOWN {
+            known.ports.clear();
         }
-        ports.1.entry(address).or_insert_with(|| effective.workload.port(address)).clone()
+        known.ports.entry(address).or_insert_with(|| effective.workload.port(address)).clone()
     }
 
     /// The workload is told that retries are exhausted.

@@ -31,7 +31,7 @@ fn measure(routes: &[Route], requests: &[(String, String)]) -> f64 {
     let table = RouteTable::new(routes);
     let headers = HeaderMap::new();
     // A step that shares no factor with the count visits all of them, far from the last each time.
-    let step = requests.len() * 5 / 8 | 1;
+    let step = (requests.len() * 5 / 8) | 1;
     let mut best = f64::INFINITY;
     for _ in 0..MEASUREMENTS {
         let mut at = 0;

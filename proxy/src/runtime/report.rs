@@ -166,6 +166,9 @@ fn one_upstream(upstream: &Upstream, snapshot: &Snapshot, now: Instant) -> Value
         "source": set.source,
         "ageSeconds": snapshot.age(now).map(|age| age.as_secs_f64()),
         "lastError": snapshot.trouble().map(ToString::to_string),
+        "breaker": upstream.breaker.describe(now),
+        "retryBudget": upstream.retry_budget.describe(now),
+        "concurrency": upstream.concurrency.as_ref().map(|limit| limit.describe()),
         "connections": upstream.open_connections(),
         "pendingRequests": upstream.pending_requests(),
     })
@@ -217,6 +220,7 @@ pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Recei
             }
             metrics.pool_connections.with([&name]).set(upstream.open_connections() as i64);
             metrics.pool_pending_requests.with([&name]).set(upstream.pending_requests() as i64);
+            metrics.breaker_state.with([&name]).set(upstream.breaker.state(Instant::now()).as_metric());
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -64,8 +64,6 @@ pub struct Metrics {
     pub pool_pending_requests: GaugeFamily<1>,
     /// What the circuit breaker of an `upstream` does: 0 closed, 1 half-open, 2 open.
     pub breaker_state: GaugeFamily<1>,
-    /// Times a circuit breaker opened.
-    pub breaker_opened: IntCounter,
     /// DNS lookups by `result`.
     pub dns_lookups: CounterFamily<1>,
     /// Age of the oldest DNS answer that is in use, in seconds; not shown before it is set.
@@ -202,8 +200,6 @@ impl Metrics {
                 "What the circuit breaker does: 0 closed, 1 half-open, 2 open.",
                 ["upstream"],
             )),
-            breaker_opened: making
-                .counter("outrigger_breaker_opened_total", "Times a circuit breaker opened."),
             dns_lookups: making.counters("outrigger_dns_lookups_total", "DNS lookups by result.", ["result"]),
             dns_age: making.late_gauge(Opts::new(
                 "outrigger_dns_age_seconds",
