@@ -332,7 +332,10 @@ impl<'a> Tries<'a> {
             () = self.make(request, endpoint, recording, now) => return,
             passed = limit.passed(request_ended) => passed,
         };
-        recording.attempt_ended(Attempt::Failed, Instant::now());
+        // Between two tries the last one is counted already.
+        if matches!(self.result, Err(HopError::NotTried)) {
+            recording.attempt_ended(Attempt::Failed, Instant::now());
+        }
         self.result = Err(match passed {
             Passed::Timeout(limit) => HopError::Timeout(limit),
             Passed::Deadline => HopError::DeadlinePassed,
