@@ -316,8 +316,19 @@ impl Shared {
         let configured = self.configured.load_full();
         let candidates = self.resolver.qualify(host);
         let candidates = || std::iter::once(host).chain(candidates.iter().map(String::as_str));
-        let named = candidates().find_map(|name| configured.hosts.get(name));
-        let by_dns = match self.named(host.into(), dialled.port()).await {
+        let named = candidates().find_map(|name| configured.hosts.get_key_value(name));
+        let own = match named {
+            Some((_, name)) => Some(self.configured(name, dialled.port()).await?),
+            None => None,
+        };
+        let is_owns =
+            own.as_ref().is_some_and(|upstream| upstream.any_destination || upstream.is_at(dialled));
+        // Where the config decides it, nobody waits for DNS.
+        let named_by_dns = match is_owns {
+            true => Ok(None),
+            false => self.named(host.into(), dialled.port()).await,
+        };
+        let by_dns = match named_by_dns {
             Ok(upstream) => upstream,
             // Without an answer a name of the mesh can't be told from a forged one, and its address from
             // one outside the mesh.
@@ -339,18 +350,12 @@ impl Shared {
         let is_its_address = by_dns.as_ref().is_some_and(|upstream| upstream.holds(dialled));
         // Of the names that the search domains make of any host, one is below a domain only if it is the host's.
         let its_name = by_dns.as_ref().and_then(|upstream| upstream.set().name.clone());
-        let its_name = its_name.as_deref().map(strip_service_labels);
+        let its_name = its_name.as_deref().map(strip_service_labels).or(named.map(|(name, _)| name.as_str()));
         let routed = candidates()
             .find(|name| configured.is_routed_by_name(name))
             .or_else(|| std::iter::once(host).chain(its_name).find(|name| configured.is_routed(name)));
         if named.is_some() || routed.is_some() {
-            let mut believed = is_its_address;
-            let mut own = None;
-            if let Some(name) = named {
-                let upstream = self.configured(name, dialled.port()).await?;
-                believed |= upstream.any_destination || upstream.is_at(dialled);
-                own = Some(upstream);
-            }
+            let mut believed = is_its_address || is_owns;
             let mut broken = None;
             for name in routed.map(|host| configured.routed_to(host)).unwrap_or_default() {
                 if believed {
