@@ -121,7 +121,7 @@ fn a_subset_gets_only_what_is_routed_to_its_tags() {
         format!("{{address: \"10.77.0.2:{port}\", tags: {{version: {version}, tier: web}}}}")
     });
     let config = format!(
-        "upstreams: {{shop: {{anyDestination: true, tls: none, discovery: {{static: [{}]}}}}}}
+        "upstreams: {{shop: {{anyDestination: true, tls: none, balance: random, discovery: {{static: [{}]}}}}}}
 routes:
   - {{name: testers, match: [{{host: {SHOP}, headers: [{{name: x-tester, value: {{present: true}}}}]}}], upstreams: [{{name: shop, subset: {{version: canary}}}}]}}
   - {{name: nobody, match: [{{host: {SHOP}, path: {{prefix: /nobody}}}}], upstreams: [{{name: shop, subset: {{version: canary, tier: db}}}}]}}
