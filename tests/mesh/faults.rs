@@ -289,13 +289,38 @@ fn a_workload_that_answers_garbage_gives_502() {
 }
 
 #[test]
-fn a_response_whose_body_breaks_http_at_once_gives_502() {
-    let pair = Pair::new();
-    let _server = pair.api.serve(8080, |mut connection| {
-        connection.request();
-        connection.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n");
-    });
-    assert_told(&pair.get(8080, "/"), 502, "http_protocol_error");
+fn a_response_that_breaks_off_right_behind_its_head_arrives_as_far_as_it_came_each_time() {
+    let pair = Pair::with(&web_config(), "inbound: {ports: {8081: {mtls: permissive}}}");
+    let outside = pair.mesh.pod("outside");
+    let answer = |mut connection: Connection| {
+        let path = connection.request().map(|request| request.target().to_owned());
+        connection.send("HTTP/1.1 200 OK\r\n");
+        connection.send(match path.as_deref() {
+            Some("/head") => "Content-Length: 50\r\n\r\n",
+            Some("/part") => "Content-Length: 50\r\n\r\nhello",
+            Some("/chunk") => "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\n",
+            _ => "Transfer-Encoding: chunked\r\n\r\nno size\r\n",
+        });
+    };
+    let (_meshed, _plain) = (pair.api.serve(8080, answer), pair.api.serve(8081, answer));
+    // `Upgrade` has a connection of its own, on which HTTP/1.1 crosses the mesh.
+    let upgrade = "Connection: upgrade\r\nUpgrade: other\r\n";
+    for (from, port, more) in [(&pair.web, 8080, ""), (&pair.web, 8080, upgrade), (&outside, 8081, "")] {
+        for (path, body) in
+            [("/head", ""), ("/part", "hello"), ("/chunk", "5\r\nhello\r\n"), ("/garbage", "")]
+        {
+            for number in 0..150 {
+                let what = format!("{path} to {port} {more:?}, request {number}");
+                let mut connection = from.connect(pair.api.at(port));
+                connection.send(format!("GET {path} HTTP/1.1\r\nHost: {API}\r\n{more}\r\n"));
+                let head =
+                    connection.try_head().unwrap_or_else(|end| panic!("{what}: {end:?} without a head"));
+                assert_eq!(head.status(), 200, "{what}: {head:?}");
+                let (rest, _) = connection.take_all();
+                assert_eq!(String::from_utf8_lossy(&rest), body, "{what}");
+            }
+        }
+    }
 }
 
 #[test]
