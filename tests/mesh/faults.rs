@@ -372,6 +372,8 @@ fn a_request_that_breaks_http_gets_400_and_never_reaches_the_workload() {
         format!("GET / HTTP/1.1\r\nHost: {API}\r\nContent-Length: -1\r\n\r\n"),
         format!("GET / HTTP/1.1\r\nHost: {API}\r\nHost: other.example\r\n\r\n"),
         "GET / HTTP/1.1\r\n\r\n".to_owned(),
+        format!("GET / HTTP/1.1\r\nHost: {API}, other.example\r\n\r\n"),
+        format!("GET http://user@{API}/ HTTP/1.1\r\nHost: {API}\r\n\r\n"),
     ] {
         let answer = pair.connect(8080).ask(&request);
         assert_eq!(answer.status(), 400, "{request:?}: {answer:?}");
