@@ -405,6 +405,51 @@ fn discovery_that_knows_a_pod_does_not_hide_its_metrics_and_its_health() {
 }
 
 #[test]
+fn neither_a_forged_record_nor_a_list_leads_from_another_port_to_those_that_a_sidecar_serves_in_plaintext() {
+    let bed = Discovered::new(|api| services(&api.address, "api"));
+    let _workload = bed.api.serve_echo(8080);
+    let (web, resolver) = (bed.mesh.pod("client"), bed.mesh.pod("resolver"));
+    let dns = Dns::serve(&resolver);
+    dns.set("evil.example", Reply::Addresses(vec![bed.api.address]));
+    dns.set("_8080._tcp.evil.example", Reply::Service(15021, "target.example".to_owned()));
+    dns.set("_health._tcp.evil.example", Reply::Service(15021, "target.example".to_owned()));
+    dns.set("target.example", Reply::Addresses(vec![bed.api.address]));
+    let config = format!(
+        "upstreams:\n  listed: {{hosts: [listed.example], anyDestination: true, discovery: {{static: [\"{0}:15021\"]}}}}\n  \
+         named: {{hosts: [named.example], anyDestination: true, discovery: {{dns: {{name: _health._tcp.evil.example}}}}}}\n  \
+         plain: {{hosts: [plain.example], anyDestination: true, tls: none, discovery: {{static: [\"{0}:15020\"]}}}}\n",
+        bed.api.address
+    );
+    let (discovery, server) = (bed.discovery.at(15053).to_string(), dns.address.to_string());
+    let _sidecar = bed
+        .mesh
+        .sidecar(&web)
+        .config(&config)
+        .arguments(["--discovery", &discovery, "--dns-server", &server])
+        .start();
+    for host in ["evil.example", "listed.example", "named.example"] {
+        let answer = web.connect(bed.api.at(8080)).get(host, "/livez");
+        let error = answer.proxy_error();
+        assert_eq!(
+            (answer.status(), error.as_deref()),
+            (502, Some("tls_protocol_error")),
+            "{host}: {answer:?}"
+        );
+    }
+    // The port that was dialled counts, and what the config says.
+    for (host, port) in [
+        ("evil.example", 15021),
+        ("listed.example", 15021),
+        ("other.example", 15021),
+        ("plain.example", 8080),
+    ] {
+        let answer =
+            web.connect(bed.api.at(port)).get(host, if port == 8080 { "/metrics" } else { "/livez" });
+        assert_eq!(answer.status(), 200, "{host}: {answer:?} {}", answer.text());
+    }
+}
+
+#[test]
 fn an_address_of_the_mesh_is_called_over_mtls_by_whatever_name_it_is_called() {
     let bed = Discovered::with(
         |api| services(&api.address, "api"),

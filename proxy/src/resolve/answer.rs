@@ -109,6 +109,8 @@ pub struct ResolvedEndpoint {
     pub zone: Option<Arc<str>>,
     /// Whether there is a sidecar on this port. `Some` only from authenticated discovery.
     pub mesh: Option<bool>,
+    /// Its pod has a sidecar on other ports, by authenticated discovery, which says nothing of this port.
+    pub beside_sidecar: bool,
     /// The account behind it, named by authenticated discovery.
     pub identity: Option<SpiffeId>,
     /// Declared as opaque bytes by authenticated discovery.

@@ -337,8 +337,9 @@ fn pod_endpoint(directory: &Directory, told: &Told, address: SocketAddr) -> Reso
             ..plain_endpoint(address)
         },
     };
-    let mesh = endpoint.mesh.filter(|meshed| !(*meshed && is_not_redirected(address.port())));
-    ResolvedEndpoint { mesh, ..endpoint }
+    let beside_sidecar = endpoint.mesh == Some(true) && is_not_redirected(address.port());
+    let mesh = endpoint.mesh.filter(|_| !beside_sidecar);
+    ResolvedEndpoint { mesh, beside_sidecar, ..endpoint }
 }
 
 /// The service is known and has no such port: nothing may be dialled, which is an answer.
@@ -360,7 +361,15 @@ fn stated(target: &Target, addresses: &[SocketAddr]) -> Outcome {
 }
 
 fn plain_endpoint(address: SocketAddr) -> ResolvedEndpoint {
-    ResolvedEndpoint { address, weight: 1, zone: None, mesh: None, identity: None, opaque: false }
+    ResolvedEndpoint {
+        address,
+        weight: 1,
+        zone: None,
+        mesh: None,
+        beside_sidecar: false,
+        identity: None,
+        opaque: false,
+    }
 }
 
 /// An answer in the making, whose addresses are not yet believed.

@@ -123,6 +123,7 @@ mod tests {
                 weight: 1,
                 zone: None,
                 mesh: None,
+                beside_sidecar: false,
                 identity: None,
                 opaque: false,
             }],

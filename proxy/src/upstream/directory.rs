@@ -24,7 +24,7 @@ use configured::Configured;
 
 use super::recipe::{Recipe, RecipeError, Source};
 use super::{Endpoint, SecurityRules, Upstream};
-use crate::config::{self, Config, Discovery};
+use crate::config::{self, Config, Discovery, is_not_redirected};
 use crate::resolve::{self, Followed, LookupError, Owner, Resolver, Snapshot, Target};
 
 /// Upstreams made on demand that are kept.
@@ -127,7 +127,8 @@ struct Shared {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    /// An upstream of the config, and the dialled port where its endpoints are on that.
+    /// An upstream of the config, and the dialled port where it depends on that which endpoints there are, or how they
+    /// are called.
     Configured(Arc<str>, Option<u16>),
     Name(Arc<str>, u16),
     Dialled(SocketAddr),
@@ -135,12 +136,12 @@ enum Key {
 
 impl Key {
     fn configured(name: &str, upstream: &config::Upstream, dialled_port: u16) -> Self {
-        let is_on_dialled_port = match &upstream.discovery {
-            Some(Discovery::Static(_)) => false,
+        let depends_on_port = match &upstream.discovery {
+            Some(Discovery::Static(addresses)) => addresses.iter().any(|at| is_not_redirected(at.port())),
             Some(Discovery::Dns(dns)) => dns.port.is_none() && !dns.name.starts_with('_'),
             None => !upstream.hosts.is_empty(),
         };
-        Self::Configured(name.into(), is_on_dialled_port.then_some(dialled_port))
+        Self::Configured(name.into(), depends_on_port.then_some(dialled_port))
     }
 
     /// Whether the config alone bounds how many there are of its kind.

@@ -362,6 +362,7 @@ async fn a_vip_is_its_service_and_a_pods_address_is_that_pod() {
         assert_eq!(addresses(&snapshot), sockets([dialled]));
         let answer = snapshot.answer.as_ref().unwrap();
         assert_eq!(answer.endpoints[0].mesh, mesh, "{dialled}");
+        assert_eq!(answer.endpoints[0].beside_sidecar, mesh.is_none() && sa != "old", "{dialled}");
         assert_eq!(answer.endpoints[0].identity, account(sa), "{dialled}");
         assert!(answer.vips.is_empty(), "{dialled}");
     }
