@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use crate::support::dns::{Dns, Reply};
 use crate::support::pki::shop;
@@ -567,6 +570,42 @@ fn with_the_search_domains_of_a_pod_a_name_that_dns_refuses_leaves_the_request_w
         let answer = bed.web.connect(plain.at(8080)).get(host, "/");
         assert_eq!((answer.status(), answer.text().as_str()), (200, "plain"), "{host}: {answer:?}");
     }
+}
+
+#[test]
+fn while_discovery_and_dns_are_silent_nobody_waits_over_five_seconds_and_soon_after_all_is_well_again() {
+    let config = "outbound: {meshDomains: [svc.cluster.local]}\ndns: {search: [shop.svc.cluster.local, \
+                  svc.cluster.local, cluster.local], ndots: 5}\n";
+    let bed = Discovered::with(|api| services(&api.address, "api"), |_| String::new(), config);
+    let plain = bed.mesh.pod("plain");
+    let _servers = (serve_name(&plain, 8080), serve_name(&plain, 7999));
+    // It is asked over a connection that is there already, and over one that is to be made.
+    assert_eq!(bed.web.connect(plain.at(7999)).get("known.example", "/").status(), 200);
+    bed._discovery.signal(Signal::SIGSTOP);
+    let hosts = ["fresh", "fresh.example", "a.b.c.example", "10.77.0.99"];
+    for round in 0..3 {
+        std::thread::scope(|scope| {
+            for host in hosts {
+                let (web, address) = (&bed.web, plain.at(8080 + round));
+                scope.spawn(move || {
+                    let asked = Instant::now();
+                    let answer = web.connect(address).get(host, "/");
+                    let waited = asked.elapsed();
+                    assert!(waited < Duration::from_millis(5500), "{host}: {waited:?} {answer:?}");
+                    assert_eq!(answer.status(), 503, "{host}: {answer:?}");
+                    assert_eq!(answer.proxy_error().as_deref(), Some("dns_error"), "{host}: {answer:?}");
+                });
+            }
+        });
+    }
+    bed._discovery.signal(Signal::SIGCONT);
+    let again = Instant::now();
+    for host in hosts {
+        wait::until(&format!("{host} is found"), || {
+            bed.web.connect(plain.at(8080)).get(host, "/").text() == "plain"
+        });
+    }
+    assert!(again.elapsed() < Duration::from_secs(3), "{:?}", again.elapsed());
 }
 
 #[test]

@@ -52,6 +52,17 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether nobody has ever said what was asked for, and somebody might now.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.answer.is_none() && matches!(self.error.as_deref(), Some(LookupError::Failed { .. }))
+    }
+
+    /// Whether nobody could say whose some of its addresses are.
+    pub(super) fn has_unknown_owner(&self) -> bool {
+        let mut owners = self.owners.iter().flat_map(|owners| owners.values());
+        owners.any(|owner| matches!(owner, Owner::Unknown(_)))
+    }
+
     /// Why something is missing: the last lookup's error, else that of an address whose owner nobody could say.
     pub fn trouble(&self) -> Option<&LookupError> {
         let of_owners = || {
