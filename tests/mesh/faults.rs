@@ -54,7 +54,7 @@ fn a_peer_that_no_way_leads_to_gives_502_destination_ip_unroutable() {
 }
 
 #[test]
-fn a_peer_of_the_mesh_without_a_sidecar_gives_502_tls_protocol_error() {
+fn a_peer_of_the_mesh_without_a_sidecar_gives_502_tls_protocol_error_or_the_alert_that_it_sent() {
     let mesh = Mesh::new();
     let (web, fake) = (mesh.pod("web"), mesh.pod("fake"));
     web.add_hosts(&format!("{} {API}", fake.address));
@@ -66,8 +66,14 @@ fn a_peer_of_the_mesh_without_a_sidecar_gives_502_tls_protocol_error() {
     });
     let config = tls::server_config(&mesh.pki.identity(&shop("api")), &[], true);
     let _tls_of_its_own = fake.serve(8443, move |connection| drop(tls::server(&config, connection)));
-    for (port, reason) in [(8080, "protocol"), (8443, "not_mesh")] {
-        assert_told(&web.connect(fake.at(port)).get(API, "/"), 502, "tls_protocol_error");
+    let config = tls::server_config(&mesh.pki.identity(&shop("api")), &["h2"], true);
+    let _tls_that_objects = fake.serve(8444, move |connection| drop(tls::server(&config, connection)));
+    for (port, reason, told) in [
+        (8080, "protocol", "tls_protocol_error"),
+        (8443, "not_mesh", "tls_protocol_error"),
+        (8444, "alert", "tls_alert_received"),
+    ] {
+        assert_told(&web.connect(fake.at(port)).get(API, "/"), 502, told);
         let labels = [("direction", "outbound"), ("result", "failure"), ("reason", reason)];
         web.wait_for_metric("outrigger_tls_handshakes_total", &labels, 1.0);
     }
