@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep_until;
 
 use crate::http::LocalResponse;
-use crate::net::{ClientAddress, Copied, FirstLine, Prefixed, copy_both_ways, readable};
+use crate::net::{ClientAddress, Copied, FirstLine, LateRequest, Prefixed, copy_both_ways, readable};
 use crate::telemetry::{Direction, Recorder, TcpLabels, TcpRecord, Tls};
 use crate::upstream::{
     ConnectError, ConnectionPlace, DestinationError, Endpoint, Pools, Transport, Upstream,
@@ -184,8 +184,9 @@ impl Way {
         !self.first_bytes.is_empty() && !self.first_bytes.starts_with(b"HTTP/")
     }
 
-    /// Carries bytes until both sides have ended, or either was reset, or a certificate ends.
-    pub async fn carry<C: ClientStream>(self, carrying: &Carrying<'_>, mut client: C) {
+    /// Carries bytes until both sides have ended, or either was reset, or a certificate ends. Whether reading the
+    /// client's ended with [`LateRequest`].
+    pub async fn carry<C: ClientStream>(self, carrying: &Carrying<'_>, mut client: C) -> bool {
         let client_id = carrying.client_peer.map(|(id, _)| id);
         let labels = TcpLabels {
             direction: carrying.direction,
@@ -198,12 +199,16 @@ impl Way {
             [self.expires, carrying.client_peer.map(|(_, expires)| expires)].into_iter().flatten().min();
         let mut server = Prefixed::new(self.first_bytes, self.transport);
         let mut copied = Copied::default();
+        let mut requested = false;
         let reason = tokio::select! {
             biased;
             () = std::future::ready(()), if self.broken => "reset",
             result = copy_both_ways(&mut client, &mut server, &mut copied) => match result {
                 Ok(()) => "end",
-                Err(_) => "reset",
+                Err(error) => {
+                    requested = LateRequest::is(&error);
+                    "reset"
+                }
             },
             () = certificate_ends(expires) => "certificate_expired",
         };
@@ -224,6 +229,7 @@ impl Way {
                 proxy_status: None,
             },
         );
+        requested
     }
 }
 
