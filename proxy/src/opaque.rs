@@ -19,8 +19,8 @@ use crate::upstream::{
     ConnectError, ConnectionPlace, DestinationError, Endpoint, Pools, Transport, Upstream,
 };
 
-/// Time for the first request on a connection that nothing but requests can go by.
-pub const WAIT_FOR_REQUEST: Duration = Duration::from_secs(60);
+/// Time for the first request on a connection that nothing but requests can go by: as long as strict ports wait.
+pub const WAIT_FOR_REQUEST: Duration = Duration::from_secs(10);
 
 /// Why opaque bytes are not carried.
 #[derive(Debug, Error)]
@@ -37,10 +37,10 @@ pub enum OpaqueError {
 }
 
 impl OpaqueError {
-    /// Whether it would end requests as well: the endpoint does not answer. Other errors are about bytes
-    /// without a name; requests may have one.
+    /// Whether waiting for requests is of no use: the endpoint does not answer, or a limit is reached, of the
+    /// upstream or of open files. Other errors are about bytes without a name; requests may have one.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Connect(_, ConnectError::Dial(_)))
+        matches!(self, Self::Connect(_, ConnectError::Dial(_) | ConnectError::Full { .. }))
     }
 
     /// The label `reason`, and what the access log says.
@@ -265,5 +265,31 @@ async fn certificate_ends(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::DialError;
+
+    #[test]
+    fn limits_and_endpoints_that_do_not_answer_are_final_and_what_a_name_may_mend_is_not() {
+        let address = SocketAddr::from(([10, 0, 0, 1], 80));
+        let full = ConnectError::Full { upstream: "api".into(), limit: 1, what: "connections" };
+        let dial = |error| ConnectError::Dial(error);
+        let kind = std::io::ErrorKind::Other;
+        for (error, is_final) in [
+            (full, true),
+            (dial(DialError::Refused(address)), true),
+            (dial(DialError::Exhausted(address, kind)), true),
+            (ConnectError::Refused(address, "no identity"), false),
+            (ConnectError::NotMeshed(address), false),
+        ] {
+            let text = error.to_string();
+            assert_eq!(OpaqueError::Connect("api".into(), error).is_final(), is_final, "{text}");
+        }
+        assert!(!OpaqueError::NoEndpoint("api".into()).is_final());
+        assert!(!OpaqueError::Destination(DestinationError::Overload).is_final());
     }
 }
