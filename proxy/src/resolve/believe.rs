@@ -101,6 +101,7 @@ mod tests {
             weight: 1,
             zone: None,
             mesh: None,
+            beside_sidecar: false,
             identity: None,
             opaque: false,
         }

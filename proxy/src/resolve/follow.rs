@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answer::{Snapshot, Source, Target};
@@ -27,6 +27,8 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const DEFAULT_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53);
 /// Lookups under way at once; the others wait their turn.
 const MOST_LOOKUPS: usize = 64;
+/// What has never been answered is looked up again when somebody wants it, but not sooner than this after the last time.
+const AGAIN_WHEN_WANTED: Duration = Duration::from_secs(1);
 /// Half of what metrics are commonly scraped at.
 const AGE_REPORTED: Duration = Duration::from_secs(5);
 
@@ -38,11 +40,24 @@ pub struct Resolver {
 
 struct Shared {
     lookup: Lookup,
-    followed: Mutex<HashMap<Target, watch::Sender<Arc<Snapshot>>>>,
+    followed: Mutex<HashMap<Target, Kept>>,
     turns: Semaphore,
     owners: Arc<Semaphore>,
     metrics: Option<Arc<Metrics>>,
     runtime: Handle,
+}
+
+/// What those who follow a target share with the task that looks it up.
+#[derive(Clone)]
+struct Kept {
+    sender: watch::Sender<Arc<Snapshot>>,
+    wanted: Arc<Notify>,
+}
+
+impl Kept {
+    fn follow(&self) -> Followed {
+        Followed { snapshot: self.sender.subscribe(), wanted: self.wanted.clone() }
+    }
 }
 
 impl Resolver {
@@ -93,19 +108,21 @@ impl Resolver {
         let target = lower_case(target);
         let mut followed = self.shared.followed();
         match followed.entry(target) {
-            Entry::Occupied(known) => Followed { snapshot: known.get().subscribe() },
+            Entry::Occupied(known) => known.get().follow(),
             Entry::Vacant(new) => {
-                let (sender, snapshot) = watch::channel(Arc::new(Snapshot {
+                let sender = watch::Sender::new(Arc::new(Snapshot {
                     answer: None,
                     error: None,
                     refreshed: Instant::now().into_std(),
                     owners: None,
                 }));
+                let kept = Kept { sender, wanted: Arc::default() };
                 let target = new.key().clone();
-                new.insert(sender.clone());
+                let followed = kept.follow();
+                new.insert(kept.clone());
                 let shared = self.shared.clone();
-                self.shared.runtime.spawn(keep_fresh(shared, target, sender));
-                Followed { snapshot }
+                self.shared.runtime.spawn(keep_fresh(shared, target, kept));
+                followed
             }
         }
     }
@@ -132,6 +149,7 @@ impl Resolver {
 #[derive(Clone)]
 pub struct Followed {
     snapshot: watch::Receiver<Arc<Snapshot>>,
+    wanted: Arc<Notify>,
 }
 
 impl Followed {
@@ -145,14 +163,24 @@ impl Followed {
         self.snapshot.borrow_and_update().clone()
     }
 
-    /// Waits until the first lookup has ended, and that of its addresses' owners: at most about 5 s each.
+    /// Waits until the first lookup has ended, and that of its addresses' owners: at most about 3.5 s each. What could not be
+    /// found out then is looked up again soon, for it is wanted.
     pub async fn first(&self) -> Arc<Snapshot> {
         let mut snapshot = self.snapshot.clone();
         let known = snapshot
             .wait_for(|known| known.answer.is_some() || known.error.is_some())
             .await
             .map(|known| known.clone());
-        known.unwrap_or_else(|_| self.current())
+        let known = known.unwrap_or_else(|_| self.current());
+        if known.is_unanswered() || known.has_unknown_owner() {
+            self.want();
+        }
+        known
+    }
+
+    /// Has it looked up soon if it has never been answered.
+    pub(super) fn want(&self) {
+        self.wanted.notify_one();
     }
 
     /// Waits until the answer or the error is another one than when this was last called; a refresh that confirms them
@@ -165,7 +193,7 @@ impl Followed {
 }
 
 impl Shared {
-    fn followed(&self) -> std::sync::MutexGuard<'_, HashMap<Target, watch::Sender<Arc<Snapshot>>>> {
+    fn followed(&self) -> std::sync::MutexGuard<'_, HashMap<Target, Kept>> {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -182,7 +210,8 @@ impl Shared {
 }
 
 /// Looks a target up again and again until nobody follows it.
-async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<Arc<Snapshot>>) {
+async fn keep_fresh(shared: Arc<Shared>, target: Target, kept: Kept) {
+    let Kept { sender, wanted } = kept;
     let resolver = Resolver { shared: shared.clone() };
     let mut state = State::default();
     let mut owners = FollowedOwners::new(shared.owners.clone());
@@ -201,7 +230,8 @@ async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<A
         }
         tracing::debug!(%target, result = step.result, error = ?step.snapshot.error, "looked up");
         let mut snapshot = step.snapshot;
-        let due = Instant::now() + step.again_in;
+        let mut due = Instant::now() + step.again_in;
+        let soonest = Instant::now() + AGAIN_WHEN_WANTED;
         let is_owners_to_say = shared.lookup.directory.is_some()
             && snapshot.answer.as_ref().is_some_and(|answer| answer.source != Source::Mesh);
         if shared.lookup.directory.is_some() {
@@ -221,6 +251,12 @@ async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<A
                 () = sleep_until(due) => break,
                 Ok(()) = hosts_changed.changed() => break,
                 () = owners.changed() => {}
+                () = wanted.notified() => {
+                    owners.want_unknown();
+                    if snapshot.is_unanswered() {
+                        due = due.min(soonest);
+                    }
+                }
                 () = sender.closed() => if shared.forget(&target, &sender) { return } else { break },
             }
         }
@@ -233,8 +269,8 @@ async fn report_age(shared: Weak<Shared>, metrics: Arc<Metrics>) {
         let oldest = shared
             .followed()
             .values()
-            .filter_map(|sender| {
-                let snapshot = sender.borrow();
+            .filter_map(|kept| {
+                let snapshot = kept.sender.borrow();
                 snapshot.answer.as_ref().map(|_| snapshot.refreshed)
             })
             .min();

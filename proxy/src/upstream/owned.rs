@@ -112,6 +112,7 @@ mod tests {
             weight: 1,
             zone: None,
             mesh: account.map(|account| account != "bare"),
+            beside_sidecar: false,
             identity: account.map(|account| SpiffeId::new("cluster.local", "shop", account).unwrap()),
             opaque: false,
         }

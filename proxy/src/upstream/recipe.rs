@@ -44,10 +44,11 @@ pub(super) struct Recipe {
 /// Where endpoints come from.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
-    /// The config, where nobody is asked whose they are; and the name they belong to if it states one.
-    Fixed(Vec<SocketAddr>, Option<Arc<str>>),
-    /// A list of addresses that knows nothing of the mesh, and the name they belong to if the config states one.
-    Listed(Target, Option<Arc<str>>),
+    /// The config, where nobody is asked whose they are; the name they belong to if it states one, and the dialled port.
+    Fixed(Vec<SocketAddr>, Option<Arc<str>>, u16),
+    /// A list of addresses that knows nothing of the mesh; the name they belong to if the config states one, and the
+    /// dialled port.
+    Listed(Target, Option<Arc<str>>, u16),
     /// A name.
     Name(Target),
     /// The dialled address itself; discovery says whose it is.
@@ -61,9 +62,9 @@ impl Source {
         let host = upstream.hosts.first().map(|host| Arc::from(host.to_ascii_lowercase()));
         match &upstream.discovery {
             Some(Discovery::Static(addresses)) if knows_owners && upstream.tls.is_none() => {
-                Self::Listed(Target::Stated(addresses.as_slice().into()), host)
+                Self::Listed(Target::Stated(addresses.as_slice().into()), host, port)
             }
-            Some(Discovery::Static(addresses)) => Self::Fixed(addresses.clone(), host),
+            Some(Discovery::Static(addresses)) => Self::Fixed(addresses.clone(), host, port),
             Some(Discovery::Dns(dns)) if dns.name.starts_with('_') => {
                 Self::Name(Target::Srv { name: dns.name.to_ascii_lowercase().into() })
             }
@@ -73,17 +74,18 @@ impl Source {
             }),
             None => match host {
                 Some(host) => Self::Name(Target::Name { host, port }),
-                None => Self::Fixed(Vec::new(), None),
+                None => Self::Fixed(Vec::new(), None, port),
             },
         }
     }
 
-    /// The port that was dialled, or that the config states in its place. None where an answer says it.
+    /// The port that was dialled, or that the config states in its place for a host name. None where an answer says it.
     fn dialled_port(&self) -> Option<u16> {
         match self {
             Self::Name(Target::Name { port, .. }) => Some(*port),
             Self::Dialled(address) => Some(address.port()),
-            Self::Fixed(..) | Self::Listed(..) | Self::Name(_) => None,
+            Self::Fixed(_, _, port) | Self::Listed(_, _, port) => Some(*port),
+            Self::Name(_) => None,
         }
     }
 
@@ -91,7 +93,7 @@ impl Source {
     pub(super) fn target(&self) -> Option<Target> {
         match self {
             Self::Fixed(..) => None,
-            Self::Listed(target, _) | Self::Name(target) => Some(target.clone()),
+            Self::Listed(target, ..) | Self::Name(target) => Some(target.clone()),
             Self::Dialled(address) => Some(Target::Address(*address)),
         }
     }
@@ -203,14 +205,14 @@ impl Recipe {
     ) -> Owned<'a> {
         let answer = snapshot.and_then(|snapshot| snapshot.answer.as_deref());
         let (resolved, name) = match &self.source {
-            Source::Fixed(addresses, host) => {
+            Source::Fixed(addresses, host, _) => {
                 let resolved = addresses.iter().map(|address| unknown(*address)).collect();
                 (resolved, host.as_deref().map(strip_service_labels))
             }
             Source::Listed(..) | Source::Name(_) => {
                 let Some(answer) = answer else { return Owned::default() };
                 let name = match &self.source {
-                    Source::Listed(_, host) => host.as_deref(),
+                    Source::Listed(_, host, _) => host.as_deref(),
                     _ => Some(&*answer.name),
                 };
                 let name = name.map(strip_service_labels);
@@ -275,7 +277,15 @@ fn strip_service_labels(name: &str) -> &str {
 
 /// An endpoint of which only the address is known.
 fn unknown(address: SocketAddr) -> ResolvedEndpoint {
-    ResolvedEndpoint { address, weight: 1, zone: None, mesh: None, identity: None, opaque: false }
+    ResolvedEndpoint {
+        address,
+        weight: 1,
+        zone: None,
+        mesh: None,
+        beside_sidecar: false,
+        identity: None,
+        opaque: false,
+    }
 }
 
 #[cfg(test)]

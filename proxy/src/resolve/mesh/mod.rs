@@ -121,6 +121,7 @@ impl Directory {
             weight: record.weight.max(1),
             zone: record.zone.as_deref().map(Arc::from),
             mesh: Some(record.mesh),
+            beside_sidecar: false,
             identity: self.identity(record),
             opaque: record.opaque,
         }
