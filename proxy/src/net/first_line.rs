@@ -31,8 +31,6 @@ const MORE_METHODS: &[&[u8]] = &[
 ];
 /// The longest method.
 const WORD: usize = 13;
-/// Methods that are also inline commands of Redis.
-const INLINE_COMMANDS: &[&[u8]] = &[b"GET", b"COPY", b"MOVE", b"ACL", b"SUBSCRIBE", b"UNSUBSCRIBE"];
 const PROXY_1: &[u8] = b"PROXY";
 const PROXY_2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
@@ -62,6 +60,7 @@ pub struct FirstLineWatch {
     tls: bool,
     word: [u8; WORD],
     word_length: usize,
+    version: Version,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,8 +73,8 @@ enum Place {
     Gap { plain: bool },
     /// In the rest of a line of no interest but for a version.
     Rest,
-    /// In an inline command's line.
-    Inline,
+    /// Behind a method and one space, in words that are no path: Redis' inline `GET key`, SIP's `OPTIONS sip:…`.
+    Words { blank: bool, third: bool },
     /// Behind it: a server of HTTP/0.9 may read fields there.
     Fields(Field),
     /// In a PROXY header of version 1.
@@ -84,6 +83,16 @@ enum Place {
     Proxy2(u8),
     /// In one of version 2, with so many bytes to come.
     Proxy2Rest(u16),
+}
+
+/// How much of `HTTP/1.1` at the end of a line has come. Elsewhere in it, as in a line of an access log that is shipped,
+/// no server takes it for a request's.
+#[derive(Clone, Copy, Debug)]
+enum Version {
+    None,
+    Named,
+    Numbered,
+    Ended,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +114,7 @@ impl FirstLineWatch {
             tls: false,
             word: [0; WORD],
             word_length: 0,
+            version: Version::None,
         }
     }
 
@@ -148,20 +158,30 @@ impl FirstLineWatch {
             // A record of version 3.x with a handshake message, a ClientHello of less than 64 KiB.
             self.tls = matches!(recent, [.., 0x16, 3, 0..=4, _, _, 1, 0]);
         }
-        if !self.tls && recent[11..].eq_ignore_ascii_case(b"HTTP/") {
-            return Found::Request;
-        }
+        self.version = match (self.version, byte) {
+            (_, b'/') if !self.tls && names_a_protocol(&recent) => Version::Named,
+            (Version::Named | Version::Numbered, b'0'..=b'9' | b'.') => Version::Numbered,
+            (Version::Numbered | Version::Ended, b'\r' | b'\n') => return Found::Request,
+            (Version::Numbered | Version::Ended, byte) if is_blank(byte) => Version::Ended,
+            _ => Version::None,
+        };
         match self.place {
             Place::Lead if is_blank(byte) => {}
             Place::Lead | Place::Word => return self.in_word(byte),
             Place::Gap { .. } if byte == b'\n' => return Found::Opaque,
             Place::Gap { .. } if is_blank(byte) => self.place = Place::Gap { plain: false },
-            Place::Gap { plain: true } if byte != b'/' && INLINE_COMMANDS.contains(&self.word()) => {
-                self.place = Place::Inline;
+            Place::Gap { plain: true } if !matches!(byte, b'/' | b'*') => {
+                self.place = Place::Words { blank: false, third: false };
             }
             Place::Gap { .. } => return Found::Request,
             Place::Rest if byte == b'\n' => return Found::Opaque,
-            Place::Inline if byte == b'\n' => self.place = Place::Fields(Field::Lead),
+            // A third word that is no version is nothing that a server of HTTP knows.
+            Place::Words { third: true, .. } if byte == b'\n' => return Found::Opaque,
+            Place::Words { .. } if byte == b'\n' => self.place = Place::Fields(Field::Lead),
+            Place::Words { blank, third } => {
+                self.place =
+                    Place::Words { blank: is_blank(byte), third: third || (blank && !is_blank(byte)) };
+            }
             Place::Proxy1 if byte == b'\n' => self.restart(),
             _ => {}
         }
@@ -211,6 +231,12 @@ impl FirstLineWatch {
 /// Whether some server skips such a byte, or splits words by it: whitespace and control bytes, of Latin-1 too.
 fn is_blank(byte: u8) -> bool {
     byte <= b' ' || (0x7f..=0xa0).contains(&byte)
+}
+
+/// Whether what came last is a name that a version follows.
+fn names_a_protocol(recent: &[u8]) -> bool {
+    let ends_with = |name: &[u8]| recent[recent.len() - name.len()..].eq_ignore_ascii_case(name);
+    ends_with(b"HTTP/") || ends_with(b"RTSP/") || ends_with(b"ICE/")
 }
 
 fn is_method(word: &[u8]) -> bool {

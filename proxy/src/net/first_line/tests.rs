@@ -41,6 +41,8 @@ fn what_some_server_takes_for_a_request_is_found() {
         b"\x1c\x85 \r\n\x16\x0cGET\xa0/\r\n",
         b"OPTIONS * RTSP/1.0\r\n",
         b"SETUP / RTSP/1.0\r\n",
+        b"SETUP rtsp://a/ RTSP/1.0\r\n",
+        b"GET http://a/ HTTP/1.1 \t\r\n",
         b"SETUP /\r\n",
         b"SOURCE / ICE/1.0\r\n",
         b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\nGET / HTTP/1.1\r\n",
@@ -82,6 +84,10 @@ fn other_protocols_pass() {
         b"\0\0\0\x50\0\x03\0\0user\0web\0database\0shop\0\0\n",
         b"\0\0\0\x24\0\x12\0\x03\0\0\0\x01\0\x05kafka\n",
         b"{\"method\":\"GET\"}\n",
+        b"{\"said\":\"GET / HTTP/1.1\"}\n",
+        b"<134>1 - web - \"GET / HTTP/1.1\" 200\n",
+        b"COPY a b\r\n",
+        b"OPTIONS sip:a@b.example SIP/2.0\r\n",
         b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n*1\r\n",
     ];
     for line in lines {
@@ -102,7 +108,7 @@ fn a_client_hello_may_name_http_and_bytes_that_only_begin_like_one_may_not() {
 
 #[test]
 fn inline_commands_pass_until_a_field_follows() {
-    for first in ["GET key", "GET user:1", "GET http://a/", "COPY a b", "ACL WHOAMI", "SUBSCRIBE a:b"] {
+    for first in ["GET key", "GET user:1", "GET http://a/", "POST http://a/", "ACL WHOAMI", "SUBSCRIBE a:b"] {
         for (rest, want) in [
             ("", Found::Nothing),
             ("PING\r\nSET user:1 a:b\r\n GET b\r\n", Found::Nothing),
@@ -122,7 +128,8 @@ fn a_line_without_an_end_is_watched_in_little_memory() {
     for _ in 0..1000 {
         assert_eq!(watch.feed(&[b'a'; 1000]), Found::Nothing);
     }
-    assert_eq!(watch.feed(b" HTTP/"), Found::Request);
+    assert_eq!(watch.feed(b" HTTP/1.1"), Found::Nothing);
+    assert_eq!(watch.feed(b"\r"), Found::Request);
     assert!(size_of::<FirstLineWatch>() <= 80, "{} bytes", size_of::<FirstLineWatch>());
 }
 
