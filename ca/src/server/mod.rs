@@ -24,11 +24,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::Certificate;
 use crate::authority::{Authority, AuthorityError, Lifetimes, Signer, Storage};
 use crate::tls_fault::{Worded, handshake, words};
 use crate::tokens::{TokenOptions, Tokens, TokensError};
 use crate::verify::provider;
+use crate::{Certificate, LogPace};
 use metrics::Metrics;
 use service::Service;
 
@@ -44,6 +44,8 @@ const MOST_CONNECTIONS: usize = 1024;
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Out of file descriptors, accepting fails at once and again; a pause keeps the CPU for what frees them.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Each pause would be a line.
+static REFUSALS: LogPace = LogPace::new();
 
 /// How a CA is run.
 #[derive(Clone, Debug)]
@@ -180,7 +182,9 @@ async fn accept(
     match listener.accept().await {
         Ok((stream, _)) => Some((stream, permit)),
         Err(error) => {
-            tracing::warn!(%error, "a connection could not be accepted");
+            if let Some(times) = REFUSALS.count(std::time::Instant::now()) {
+                tracing::warn!(times, %error, "a connection could not be accepted");
+            }
             sleep(ACCEPT_PAUSE).await;
             None
         }
