@@ -13,15 +13,15 @@ use tokio::net::TcpStream;
 use tokio::time::sleep_until;
 
 use crate::http::LocalResponse;
-use crate::net::{ClientAddress, Copied, FirstLine, Prefixed, copy_both_ways, readable};
+use crate::net::{ClientAddress, Copied, FirstLine, LateRequest, Prefixed, copy_both_ways, readable};
 use crate::telemetry::{Direction, Recorder, TcpLabels, TcpRecord, Tls};
 use crate::upstream::{
     Attempt, ConnectError, ConnectionPlace, DestinationError, Endpoint, EndpointId, Open, Outcome, Pools,
     Transport, Upstream, log_change,
 };
 
-/// Time for the first request on a connection that nothing but requests can go by.
-pub const WAIT_FOR_REQUEST: Duration = Duration::from_secs(60);
+/// Time for the first request on a connection that nothing but requests can go by: as long as strict ports wait.
+pub const WAIT_FOR_REQUEST: Duration = Duration::from_secs(10);
 
 /// Why opaque bytes are not carried.
 #[derive(Debug, Error)]
@@ -41,10 +41,10 @@ pub enum OpaqueError {
 }
 
 impl OpaqueError {
-    /// Whether it would end requests as well: the endpoint does not answer. Other errors are about bytes
-    /// without a name; requests may have one.
+    /// Whether waiting for requests is of no use: the endpoint does not answer, or a limit is reached, of the
+    /// upstream or of open files. Other errors are about bytes without a name; requests may have one.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Connect(_, ConnectError::Dial(_)))
+        matches!(self, Self::Connect(_, ConnectError::Dial(_) | ConnectError::Full { .. }))
     }
 
     /// The label `reason`, and what the access log says.
@@ -191,8 +191,9 @@ impl Way {
         !self.first_bytes.is_empty() && !self.first_bytes.starts_with(b"HTTP/")
     }
 
-    /// Carries bytes until both sides have ended, or either was reset, or a certificate ends.
-    pub async fn carry<C: ClientStream>(self, carrying: &Carrying<'_>, mut client: C) {
+    /// Carries bytes until both sides have ended, or either was reset, or a certificate ends. Whether reading the
+    /// client's ended with [`LateRequest`].
+    pub async fn carry<C: ClientStream>(self, carrying: &Carrying<'_>, mut client: C) -> bool {
         let client_id = carrying.client_peer.map(|(id, _)| id);
         let labels = TcpLabels {
             direction: carrying.direction,
@@ -206,13 +207,17 @@ impl Way {
         let mut server = Prefixed::new(self.first_bytes, self.transport);
         let idle_timeout = self.upstream.policy.stream_idle_timeout;
         let mut copied = Copied::default();
+        let mut requested = false;
         let reason = tokio::select! {
             biased;
             () = std::future::ready(()), if self.broken => "reset",
             result = copy_both_ways(&mut client, &mut server, &mut copied, idle_timeout) => match result {
                 Ok(()) => "end",
                 Err(error) if error.kind() == std::io::ErrorKind::TimedOut => "idle_timeout",
-                Err(_) => "reset",
+                Err(error) => {
+                    requested = LateRequest::is(&error);
+                    "reset"
+                }
             },
             () = certificate_ends(expires) => "certificate_expired",
         };
@@ -233,6 +238,7 @@ impl Way {
                 proxy_status: None,
             },
         );
+        requested
     }
 }
 
@@ -317,5 +323,31 @@ async fn certificate_ends(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::DialError;
+
+    #[test]
+    fn limits_and_endpoints_that_do_not_answer_are_final_and_what_a_name_may_mend_is_not() {
+        let address = SocketAddr::from(([10, 0, 0, 1], 80));
+        let full = ConnectError::Full { upstream: "api".into(), limit: 1, what: "connections" };
+        let dial = |error| ConnectError::Dial(error);
+        let kind = std::io::ErrorKind::Other;
+        for (error, is_final) in [
+            (full, true),
+            (dial(DialError::Refused(address)), true),
+            (dial(DialError::Exhausted(address, kind)), true),
+            (ConnectError::Refused(address, "no identity"), false),
+            (ConnectError::NotMeshed(address), false),
+        ] {
+            let text = error.to_string();
+            assert_eq!(OpaqueError::Connect("api".into(), error).is_final(), is_final, "{text}");
+        }
+        assert!(!OpaqueError::NoEndpoint("api".into()).is_final());
+        assert!(!OpaqueError::Destination(DestinationError::Overload).is_final());
     }
 }

@@ -71,7 +71,8 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
                     if opened.server_spoke_opaquely() {
                         worker.remember_opaque(destination.0);
                     }
-                    return Box::pin(opened.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
+                    Box::pin(opened.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
+                    return;
                 }
                 Some(false) => way = Some(opened),
                 None => return,
@@ -105,13 +106,16 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
             Some(way) => Ok(way),
             None => Box::pin(way_to(&worker, destination, client)).await,
         };
-        return match way {
-            Ok(way) => Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await,
+        match way {
+            Ok(way) => {
+                Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
+            }
             Err((upstream, error)) => {
                 carrying.refused(&upstream, &error);
                 reset(&stream);
             }
-        };
+        }
+        return;
     }
     drop(way);
     let limits = Limits {

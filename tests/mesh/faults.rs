@@ -503,14 +503,21 @@ fn exhausted_file_descriptors_pause_accepting_and_kill_nothing() {
     let mut api_sidecar = mesh.sidecar(&api).through(&["prlimit", "--nofile=80:80"]).start();
     let _web_sidecar = mesh.sidecar(&web).config(web_config()).start();
     let _workload = api.serve_echo(8080);
+    let exhausted_at = Instant::now();
     let silent: Vec<_> =
         (0..200).map(|_| outside.try_connect(api.at(8080)).expect("the kernel accepts")).collect();
     wait::until("the descriptors are used up", || api_sidecar.open_files() >= 78);
+    std::thread::sleep(Duration::from_millis(1500));
     assert!(api_sidecar.running());
     drop(silent);
     wait::until("accepts resume", || web.connect(api.at(8080)).get(API, "/").status() == 200);
     assert!(api_sidecar.running());
+    // Twenty tries a second would be as many lines.
     api.wait_for_metric("outrigger_connections_refused_total", &[("reason", "exhausted")], 1.0);
+    let output = api_sidecar.output();
+    let lines = output.matches("can't accept connections").count();
+    let most = usize::try_from(exhausted_at.elapsed().as_secs()).expect("few") + 2;
+    assert!((1..=most).contains(&lines), "{lines} lines, at most {most}: {output}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod command_line;
 mod configuration;
 mod destination;
 mod faults;
+mod forgery;
 mod grpc;
 mod headers;
 mod health;

@@ -136,6 +136,7 @@ pub struct Dns {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Inbound {
     /// Ports on which nothing is parsed, added to 25, 587, 3306, 4222, 5672, 9300, 11211, 27017.
+    /// `outrigger-client-id` proves nothing there.
     pub opaque_ports: Vec<u16>,
     /// What differs for single ports.
     pub ports: BTreeMap<u16, InboundPort>,
@@ -159,7 +160,8 @@ pub struct Inbound {
 pub struct InboundPort {
     /// mTLS mode of this port. Default: the proxy's `mtls`.
     pub mtls: Option<Mtls>,
-    /// What is spoken on this port. Default: `auto`, read off the first bytes.
+    /// What is spoken on this port; one of HTTP has it refuse opaque bytes. Default: `auto`, read off
+    /// the first bytes.
     pub protocol: Protocol,
 }
 
