@@ -123,7 +123,10 @@ fn with_body(method: &str, host: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// A client and three pods, all with sidecars, behind one upstream that is called [`API`].
+/// Another name for the endpoints of a [`Trio`].
+const SURE: &str = "sure.shop.svc.cluster.local";
+
+/// A client and three pods, all with sidecars; the client knows the hosts [`API`] and [`SURE`].
 struct Trio {
     _sidecar: Process,
     sidecars: [Process; 3],
@@ -140,7 +143,7 @@ impl Trio {
         let pods = ["one", "two", "three"].map(|name| mesh.pod(name));
         let sidecars = pods.each_ref().map(|pod| mesh.sidecar(pod).start());
         let all = pods.each_ref().map(|pod| format!("\"{}\"", pod.at(8080))).join(", ");
-        web.add_hosts(&format!("{} {API}", pods[0].address));
+        web.add_hosts(&format!("{} {API} {SURE}", pods[0].address));
         let config = format!("{MESHED}{}", upstreams.replace("{all}", &all));
         let sidecar = mesh.sidecar(&web).config(config).start();
         Self { _sidecar: sidecar, sidecars, web, pods, mesh }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::load::{Load, Tally, bad, total};
-use super::{Bench, ENDPOINTS, Trio, endpoint};
+use super::{Bench, ENDPOINTS, SURE, Trio, endpoint};
 use crate::grpc::{peer, python};
-use crate::health::wait_for_standing;
+use crate::health::{standing, wait_for_standing};
 use crate::support::dns::{Dns, Reply};
 use crate::support::pod::Pod;
 use crate::support::process::Process;
@@ -43,21 +43,24 @@ fn no_get_fails_when_a_workload_and_a_sidecar_are_killed_and_come_back() {
     wait_for_standing(&trio.web, "api", one.at(8080), "out for");
     assert_eq!(bad(&load.take()), Tally::new(), "the workload of one was killed");
     workloads[0] = workload(one, 20);
-    assert_eq!(bad(&load.until_told("200 one")), Tally::new(), "the workload of one came back");
+    // Only one of three may be out at once.
+    wait::until("the workload of one is back", || standing(&trio.web, "api", one.at(8080)) == "in");
+    assert_eq!(bad(&load.take()), Tally::new(), "the workload of one came back");
+    load.until_told("200 one");
 
     trio.sidecars[1].signal(Signal::SIGKILL);
     wait_for_standing(&trio.web, "api", two.at(8080), "out for");
     assert_eq!(bad(&load.take()), Tally::new(), "the sidecar of two was killed");
     trio.sidecars[1] = trio.mesh.sidecar(two).rules_stand().start();
-    load.take();
-    assert_eq!(bad(&load.until_told("200 two")), Tally::new(), "the sidecar of two came back");
+    wait::until("the sidecar of two is back", || standing(&trio.web, "api", two.at(8080)) == "in");
+    assert_eq!(bad(&load.take()), Tally::new(), "the sidecar of two came back");
+    load.until_told("200 two");
     assert_eq!(bad(&load.end()), Tally::new());
     assert!(trio.web.metric("outrigger_retries_total", &[("upstream", "api")]) >= 1.0);
 }
 
 #[test]
 fn a_paused_sidecar_or_workload_is_left_alone_once_it_is_ejected_and_asked_again_when_it_goes_on() {
-    const SURE: &str = "sure.shop.svc.cluster.local";
     let endpoints =
         "discovery: {static: [{all}]}, identity: any, balance: roundRobin, outlier: {ejection: 6s}";
     let trio = Trio::new(&format!(
@@ -121,7 +124,7 @@ fn a_slowed_endpoint_gets_fewer_requests_and_one_that_fails_a_share_is_ejected_u
     assert_eq!(bad(&load.take()), Tally::new(), "what fails is tried again elsewhere");
     bench.endpoints[2].set_failing(100);
     // It may come back on probation once more, and is out again by its next failure.
-    wait_for_standing(&bench.web, "rated", endpoint(2), "1 failures in a row");
+    wait_for_standing(&bench.web, "rated", endpoint(2), "failures in a row");
     bench.endpoints[2].set_failing(0);
     let until_back = load.until_told(&format!("200 {}", ENDPOINTS[2]));
     assert_eq!(bad(&until_back), Tally::new());
