@@ -92,7 +92,7 @@ fn a_workload_that_has_enough_to_do_gets_no_more_and_its_callers_go_elsewhere() 
 
 #[test]
 fn the_breaker_of_a_workload_that_is_not_there_answers_at_once_until_it_is() {
-    let config = "inbound: {connectRetry: 300ms, breaker: {consecutiveFailures: 3, openFor: 3s}}\n";
+    let config = "inbound: {connectRetry: 300ms, breaker: {consecutiveFailures: 3, openFor: 6s}}\n";
     let web = format!(
         "{}  api: {{hosts: [{API}], discovery: {{static: [\"10.77.0.2:8080\"]}}, identity: any, retry: {{attempts: 0}}, breaker: {{enabled: false}}}}\n",
         web_config()
