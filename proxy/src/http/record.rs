@@ -71,6 +71,8 @@ pub struct Recording {
     in_flight: Option<InFlight>,
     /// Whose endpoint `in_flight` counts at.
     upstream: Option<Arc<Upstream>>,
+    /// A try is under way that nobody has judged.
+    trying: bool,
     /// Response headers have come that are no failure: what comes after them decides how the try ended.
     answered: bool,
     admission: Admission,
@@ -127,6 +129,7 @@ impl Recording {
             received_bytes: 0,
             in_flight: None,
             upstream: None,
+            trying: false,
             answered: false,
             admission: Admission::default(),
             retries: 0,
@@ -171,6 +174,7 @@ impl Recording {
         self.endpoint = Some(in_flight.endpoint().address);
         self.in_flight = Some(in_flight);
         self.upstream = Some(upstream.clone());
+        self.trying = true;
     }
 
     /// Where the last try went.
@@ -266,8 +270,12 @@ impl Recording {
         }
     }
 
-    /// A try has ended, or has its response's headers: the endpoint's load, its standing, and the limits learn from it.
+    /// A try has ended, or has its response's headers: the endpoint's load, its standing, and the limits learn from it,
+    /// once: a time limit may pass between two tries.
     pub(super) fn attempt_ended(&mut self, attempt: Attempt, now: Instant) {
+        if !std::mem::take(&mut self.trying) {
+            return;
+        }
         let (Some(in_flight), Some(upstream)) = (&self.in_flight, &self.upstream) else { return };
         match attempt {
             Attempt::Answered => {
