@@ -40,6 +40,10 @@ use crate::worker::{Worker, reset};
 const SIDE: Direction = Direction::Outbound;
 /// Time for a copy of a request where its upstream states none, and for reading what it says.
 const MIRRORED: Duration = Duration::from_secs(15);
+/// How long discovery may take to say that a destination is opaque, before its bytes are looked at. It answers within
+/// milliseconds, over a new connection within a second; what it does not answer costs the request's own lookups as much
+/// again.
+const OPAQUE_KNOWN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Carries one connection of the workload.
 pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress, open: Rc<Held>) {
@@ -142,10 +146,13 @@ async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
     if effective.config.outbound.is_opaque(destination.port()) || worker.is_remembered_opaque(destination.0) {
         return true;
     }
+    let asked = || timeout(OPAQUE_KNOWN_WITHIN, worker.locate(None, destination.0));
     effective.config.dns.mesh_server.is_some()
-        && worker.locate(None, destination.0).await.is_ok_and(|located| {
-            let set = located.upstream.set();
-            !set.members.is_empty() && set.endpoints().all(|endpoint| endpoint.opaque)
+        && asked().await.is_ok_and(|answer| {
+            answer.is_ok_and(|located| {
+                let set = located.upstream.set();
+                !set.members.is_empty() && set.endpoints().all(|endpoint| endpoint.opaque)
+            })
         })
 }
 

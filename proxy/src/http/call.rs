@@ -331,7 +331,7 @@ impl<'a> Tries<'a> {
             () = self.make(request, endpoint, recording, now) => return,
             passed = limit.passed(request_ended) => passed,
         };
-        recording.attempt_ended(Attempt::Failed, Instant::now());
+        recording.timed_out(Instant::now());
         self.result = Err(match passed {
             Passed::Timeout(limit) => HopError::Timeout(limit),
             Passed::Deadline => HopError::DeadlinePassed,

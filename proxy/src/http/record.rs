@@ -71,7 +71,7 @@ pub struct Recording {
     in_flight: Option<InFlight>,
     /// Whose endpoint `in_flight` counts at.
     upstream: Option<Arc<Upstream>>,
-    /// A try is under way that nobody has judged.
+    /// How the last try ended is not told yet.
     trying: bool,
     /// Response headers have come that are no failure: what comes after them decides how the try ended.
     answered: bool,
@@ -270,13 +270,12 @@ impl Recording {
         }
     }
 
-    /// A try has ended, or has its response's headers: the endpoint's load, its standing, and the limits learn from it,
-    /// once: a time limit may pass between two tries.
+    /// A try has ended, or has its response's headers: the endpoint's load, its standing, and the limits learn from it.
     pub(super) fn attempt_ended(&mut self, attempt: Attempt, now: Instant) {
+        let (Some(in_flight), Some(upstream)) = (&self.in_flight, &self.upstream) else { return };
         if !std::mem::take(&mut self.trying) {
             return;
         }
-        let (Some(in_flight), Some(upstream)) = (&self.in_flight, &self.upstream) else { return };
         match attempt {
             Attempt::Answered => {
                 in_flight.answered(now);
@@ -290,6 +289,12 @@ impl Recording {
             }
             Attempt::Abandoned => {}
         }
+    }
+
+    /// The time for the response's headers is over.
+    pub(super) fn timed_out(&mut self, now: Instant) {
+        self.admission.answered(now);
+        self.attempt_ended(Attempt::Failed, now);
     }
 
     /// Whether the client broke its request's body off, or HTTP in it.

@@ -6,6 +6,7 @@
 mod configured;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,7 @@ use configured::Configured;
 
 use super::recipe::{Recipe, RecipeError, Source};
 use super::{Endpoint, HealthChecks, SecurityRules, Upstream};
-use crate::config::{self, Config, Discovery};
+use crate::config::{self, Config, Discovery, is_not_redirected};
 use crate::resolve::{self, Followed, LookupError, Owner, Resolver, Snapshot, Target};
 
 /// Upstreams made on demand that are kept.
@@ -38,9 +39,14 @@ const QUESTIONS: usize = 4096;
 /// Upstreams made on demand that wait for their first answer. Many new names at once, as of a workload that calls
 /// names which nobody answers for, must not push out those in use.
 const NEW_AT_ONCE: usize = 256;
-/// How long a new one waits for a place among them: behind lookups that nobody answers (5 s each), trying again later
+/// How long a new one waits for a place among them: behind lookups that nobody answers (3.5 s each), trying again later
 /// serves its caller better.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// A whole question, however many lookups it comes to. With what the outbound side waits before it (1 s) that is 5 s, for
+/// which the C library waits.
+const LONGEST_QUESTION: Duration = Duration::from_secs(4);
+/// The part of it in which the name may be found; the rest is for whose the dialled address is.
+const LONGEST_BY_NAME: Duration = Duration::from_millis(3750);
 
 /// Where a connection or request goes.
 #[derive(Clone, Debug)]
@@ -101,6 +107,16 @@ enum About {
     Configured { name: Arc<str>, port: u16 },
 }
 
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Request { host: Some(host), dialled } => write!(f, "{host}, dialled at {dialled},"),
+            Self::Request { host: None, dialled } => dialled.fmt(f),
+            Self::Configured { name, .. } => write!(f, "upstream {name}"),
+        }
+    }
+}
+
 struct Shared {
     resolver: Resolver,
     health_checks: HealthChecks,
@@ -116,7 +132,8 @@ struct Shared {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    /// An upstream of the config, and the dialled port where its endpoints are on that.
+    /// An upstream of the config, and the dialled port where it depends on that which endpoints there are, or how they
+    /// are called.
     Configured(Arc<str>, Option<u16>),
     Name(Arc<str>, u16),
     Dialled(SocketAddr),
@@ -124,18 +141,15 @@ enum Key {
 
 impl Key {
     fn configured(name: &str, upstream: &config::Upstream, dialled_port: u16) -> Self {
-        let is_on_dialled_port = match &upstream.discovery {
+        let depends_on_port = match &upstream.discovery {
+            Some(Discovery::Static(fixed)) => fixed.iter().any(|at| is_not_redirected(at.address.port())),
             Some(
-                Discovery::Static(_)
-                | Discovery::File(_)
-                | Discovery::Consul(_)
-                | Discovery::Eureka(_)
-                | Discovery::Kubernetes(_),
+                Discovery::File(_) | Discovery::Consul(_) | Discovery::Eureka(_) | Discovery::Kubernetes(_),
             ) => false,
             Some(Discovery::Dns(dns)) => dns.port.is_none() && !dns.name.starts_with('_'),
             None => !upstream.hosts.is_empty(),
         };
-        Self::Configured(name.into(), is_on_dialled_port.then_some(dialled_port))
+        Self::Configured(name.into(), depends_on_port.then_some(dialled_port))
     }
 
     /// Whether the config alone bounds how many there are of its kind.
@@ -169,8 +183,8 @@ impl Drop for Made {
     }
 }
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("configured", &self.configured).finish_non_exhaustive()
     }
 }
@@ -276,6 +290,12 @@ impl Shared {
     }
 
     async fn answer(self: &Arc<Self>, about: About) -> Result<Destination, DestinationError> {
+        let asked = about.to_string();
+        let answer = timeout(LONGEST_QUESTION, self.find(about)).await;
+        answer.unwrap_or_else(|_| Err(late(asked, LONGEST_QUESTION, Vec::new())))
+    }
+
+    async fn find(self: &Arc<Self>, about: About) -> Result<Destination, DestinationError> {
         match about {
             About::Configured { name, port } => self.configured(&name, port).await.map(Destination::whole),
             About::Request { host: Some(host), dialled } if host.parse::<IpAddr>().is_err() => {
@@ -300,7 +320,13 @@ impl Shared {
         let candidates = || std::iter::once(host).chain(candidates.iter().map(String::as_str));
         let routes = candidates().find_map(|name| configured.routes.get_key_value(name));
         let named = candidates().find_map(|name| configured.hosts.get(name));
-        let by_dns = match self.named(host.into(), dialled.port()).await {
+        let by_dns = timeout(LONGEST_BY_NAME, self.named(host.into(), dialled.port())).await;
+        let by_dns = by_dns.unwrap_or_else(|_| {
+            // Nobody has denied any of them.
+            let undenied = candidates().map(str::to_owned).collect();
+            Err(late(format!("{host}:{}", dialled.port()), LONGEST_BY_NAME, undenied))
+        });
+        let by_dns = match by_dns {
             Ok(upstream) => upstream,
             // Without an answer a name of the mesh can't be told from a forged one, and its address from
             // one outside the mesh.
@@ -606,6 +632,11 @@ impl Shared {
         }
         self.generation.fetch_add(1, Relaxed);
     }
+}
+
+fn late(target: String, limit: Duration, undenied: Vec<String>) -> DestinationError {
+    let reason = format!("no answer within {limit:?}");
+    DestinationError::Lookup(Arc::new(LookupError::Failed { target: target.into(), reason, undenied }))
 }
 
 fn config_error(error: RecipeError) -> DestinationError {

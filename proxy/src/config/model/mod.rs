@@ -139,7 +139,8 @@ pub struct Inbound {
     pub opaque_ports: Vec<u16>,
     /// What differs for single ports.
     pub ports: BTreeMap<u16, InboundPort>,
-    /// Who may do what; a request must satisfy one rule. Default: any identity of the trust domain.
+    /// Who may do what; a request must satisfy one rule. Default: whoever the port's mTLS mode lets in, of identities any of
+    /// the trust domain.
     pub allow: Option<Vec<AllowRule>>,
     /// How long a connection to a workload that refuses it is tried again, so that a workload that is still starting
     /// costs nobody a request; 0s: it is not. Default: 1s.
@@ -183,7 +184,8 @@ pub enum Protocol {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AllowRule {
-    /// SPIFFE IDs, exact, or ending in `/*` for all below. Default: any of the trust domain.
+    /// SPIFFE IDs, exact, or ending in `/*` for all below. Default: any caller; on strict ports that is any identity of the
+    /// trust domain, on permissive ones and those in audit mode also callers without an identity.
     pub identities: Vec<String>,
     /// Ports of the workload. Default: all.
     pub ports: Vec<u16>,
