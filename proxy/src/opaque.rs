@@ -1,6 +1,5 @@
 //! Opaque bytes, carried both ways; both pipelines use it.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,7 +64,7 @@ impl OpaqueError {
 /// The way out of opaque bytes: an open connection to an endpoint.
 pub struct Way {
     upstream: Arc<Upstream>,
-    endpoint: SocketAddr,
+    endpoint: Arc<Endpoint>,
     transport: Transport,
     expires: Option<Instant>,
     peer: Option<SpiffeId>,
@@ -142,7 +141,7 @@ impl Way {
             opened.map_err(|error| OpaqueError::Connect(upstream.name.clone(), error))?;
         Ok(Self {
             upstream: upstream.clone(),
-            endpoint: endpoint.address,
+            endpoint: endpoint.clone(),
             tls: match &peer {
                 Some(_) => Tls::Mesh,
                 None if pool.is_server_tls() => Tls::Server,
@@ -204,6 +203,7 @@ impl Way {
         let open = carrying.recorder.tcp_opened(&labels);
         let expires =
             [self.expires, carrying.client_peer.map(|(_, expires)| expires)].into_iter().flatten().min();
+        let has_spoken = !self.first_bytes.is_empty();
         let mut server = Prefixed::new(self.first_bytes, self.transport);
         let idle_timeout = self.upstream.policy.stream_idle_timeout;
         let mut copied = Copied::default();
@@ -221,6 +221,16 @@ impl Way {
             },
             () = certificate_ends(expires) => "certificate_expired",
         };
+        if self.peer.is_some() {
+            // That the peer's sidecar let us in says nothing of its workload, where it resets what can't go on.
+            let has_spoken = has_spoken || copied.sent > 0;
+            let attempt = match reason {
+                "reset" if !has_spoken && (self.broken || copied.server_failed) => Attempt::Failed,
+                "reset" if !has_spoken => Attempt::Abandoned,
+                _ => Attempt::Answered,
+            };
+            self.upstream.attempt_ended(&self.endpoint, attempt, Instant::now());
+        }
         if reason != "end" {
             crate::worker::reset(client.socket());
             crate::worker::reset(server.get_ref().socket());
@@ -233,7 +243,7 @@ impl Way {
                 duration: carrying.accepted.elapsed(),
                 received_bytes: copied.received,
                 sent_bytes: copied.sent,
-                endpoint: Some(self.endpoint),
+                endpoint: Some(self.endpoint.address),
                 client: carrying.client.0,
                 proxy_status: None,
             },
@@ -297,24 +307,24 @@ pub async fn open_way(
         let now = Instant::now();
         match opened {
             Ok(way) => {
-                upstream.attempt_ended(&endpoint, Attempt::Answered, now);
+                if way.peer.is_none() {
+                    upstream.attempt_ended(&endpoint, Attempt::Answered, now);
+                }
                 log_change(upstream, pass.ended(Outcome::Success, None, 0, now));
                 return Ok(Box::new(way));
             }
             Err(error) => {
-                let is_full = matches!(error, OpaqueError::Connect(_, ConnectError::Full { .. }));
-                let attempt = if is_full { Attempt::Abandoned } else { Attempt::ConnectFailed };
-                upstream.attempt_ended(&endpoint, attempt, now);
-                last = error;
-                if is_full {
-                    return Err(last);
+                if matches!(&error, OpaqueError::Connect(_, error) if error.is_ours()) {
+                    return Err(error);
                 }
+                upstream.attempt_ended(&endpoint, Attempt::ConnectFailed, now);
+                last = error;
             }
         }
     }
     if !tried.is_empty() {
         let now = Instant::now();
-        log_change(upstream, pass.ended(Outcome::Failure, tried, upstream.states(now).healthy, now));
+        log_change(upstream, pass.ended(Outcome::Failure, tried, upstream.available(), now));
     }
     Err(last)
 }

@@ -308,6 +308,27 @@ fn the_hosts_file_is_read_again_when_it_changes() {
     wait::until("the name means another address", || pair.connect(8080).get(name, "/").status() != 200);
 }
 
+/// Starts the real discovery server in `pod`, which knows these services, over DNS over TLS and plain DNS.
+pub fn serve_discovery(mesh: &Mesh, pod: &Pod, services: String) -> Process {
+    mesh.pki.identity("spiffe://cluster.local/ns/outrigger/sa/outrigger-discovery").write(&pod.directory);
+    let file = pod.write("services.yaml", services).display().to_string();
+    let own = |name: &str| pod.directory.join(name).display().to_string();
+    pod.start(&[
+        &pod.binary(),
+        "discovery",
+        "--file",
+        &file,
+        "--certificate",
+        &own("tls.crt"),
+        "--key",
+        &own("tls.key"),
+        "--trust-bundle",
+        &mesh.bundle().display().to_string(),
+        "--plain",
+        "0.0.0.0:53",
+    ])
+}
+
 /// A mesh with the real discovery server, asked over DNS over TLS.
 struct Discovered {
     _web_sidecar: Process,
@@ -329,25 +350,7 @@ impl Discovered {
         let mesh = Mesh::new();
         let (web, api, discovery) = (mesh.pod("web"), mesh.pod("api"), mesh.pod("discovery"));
         web.add_hosts(&hosts(&api));
-        mesh.pki
-            .identity("spiffe://cluster.local/ns/outrigger/sa/outrigger-discovery")
-            .write(&discovery.directory);
-        let file = discovery.write("services.yaml", services(&api)).display().to_string();
-        let own = |name: &str| discovery.directory.join(name).display().to_string();
-        let server = discovery.start(&[
-            &discovery.binary(),
-            "discovery",
-            "--file",
-            &file,
-            "--certificate",
-            &own("tls.crt"),
-            "--key",
-            &own("tls.key"),
-            "--trust-bundle",
-            &mesh.bundle().display().to_string(),
-            "--plain",
-            "0.0.0.0:53",
-        ]);
+        let server = serve_discovery(&mesh, &discovery, services(&api));
         wait::until("discovery listens", || web.try_connect(discovery.at(15053)).is_ok());
         let _api_sidecar = mesh.sidecar(&api).start();
         let address = discovery.at(15053).to_string();

@@ -25,6 +25,7 @@ mod observation;
 mod opaque;
 mod pods;
 mod providers;
+mod resilience;
 mod rotation;
 mod streams;
 mod verification;

@@ -55,6 +55,18 @@ pub enum ConnectError {
     NotMeshed(SocketAddr),
 }
 
+impl ConnectError {
+    /// Whether it is ours to mend, and says nothing about the endpoint.
+    pub fn is_ours(&self) -> bool {
+        matches!(
+            self,
+            Self::Full { .. }
+                | Self::Dial(DialError::Exhausted(..))
+                | Self::Handshake { error: HandshakeError::NotCertified, .. }
+        )
+    }
+}
+
 /// A connection to an endpoint.
 #[derive(Debug)]
 pub enum Transport {
