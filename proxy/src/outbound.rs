@@ -45,6 +45,9 @@ const MIRRORED: Duration = Duration::from_secs(15);
 /// again.
 const OPAQUE_KNOWN_WITHIN: Duration = Duration::from_secs(1);
 
+/// Times a request is looked up again because the config changed meanwhile.
+const MOST_CONFIGS: u32 = 4;
+
 /// Carries one connection of the workload.
 pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress, open: Rc<Held>) {
     let accepted = Instant::now();
@@ -256,10 +259,28 @@ impl Handler for Outbound {
 }
 
 impl Outbound {
-    /// Destination, then route, then upstream.
+    /// Destination, then route, then upstream: all by one config. Half by the next one, a request could fail, or go where
+    /// neither has it go.
     async fn find(&self, request: &Request<Body>, exchange: &mut Exchange) -> Result<Found, LocalResponse> {
-        let Destination { upstream, endpoint: dialled, routed_host } =
-            self.locate(host_of(request)).await.map_err(|error| LocalResponse::destination(&error))?;
+        let directory = &self.worker.shared.directory;
+        let mut tries = MOST_CONFIGS;
+        loop {
+            let generation = directory.generation();
+            let found = self.find_once(request, exchange).await;
+            tries -= 1;
+            if tries == 0 || directory.generation() == generation {
+                return found.map_err(|error| LocalResponse::destination(&error));
+            }
+            exchange.route = self.worker.unnamed.clone();
+        }
+    }
+
+    async fn find_once(
+        &self,
+        request: &Request<Body>,
+        exchange: &mut Exchange,
+    ) -> Result<Found, DestinationError> {
+        let Destination { upstream, endpoint: dialled, routed_host } = self.locate(host_of(request)).await?;
         let mut found = Found { upstream, dialled, subset: None, routed: None };
         let Some(host) = routed_host else { return Ok(found) };
         let effective = self.worker.effective().clone();
@@ -268,10 +289,7 @@ impl Outbound {
         };
         exchange.route = route.name.clone();
         if let Some(target) = self.worker.random(|rng| route.choose(rng).cloned()) {
-            found.upstream = self
-                .configured(&target.upstream)
-                .await
-                .map_err(|error| LocalResponse::destination(&error))?;
+            found.upstream = self.configured(&target.upstream).await?;
             found.dialled = None;
             found.subset = target.subset;
         }
@@ -364,19 +382,22 @@ impl Outbound {
         way.keeps_request = matches!(fallback, Some(Fallback::Upstream(_)));
         // What a fixed response and the cache look at.
         let fields = fallback.map(|_| request.headers().clone());
-        let mut response = match call(&way, request, recording).await {
-            Ok(response) => match (fallback.and_then(Fallback::cache), asked) {
+        let result = match call(&way, request, recording).await {
+            Ok(response) => Ok(match (fallback.and_then(Fallback::cache), asked) {
                 (Some(cache), Some(asked)) => cache.pass(asked, response, Instant::now(), SystemTime::now()),
                 _ => response,
-            },
+            }),
             Err(failed) => match (fallback, fields) {
                 (Some(fallback), Some(fields)) => {
-                    self.fall_back(fallback, &fields, asked.as_ref(), *failed, wire).await
+                    self.fall_back(fallback, &fields, asked.as_ref(), failed, wire).await
                 }
-                _ => self.give_up(*failed),
+                _ => Err(failed),
             },
         };
-        if let Some((filters, _)) = filters {
+        let is_the_proxys =
+            result.as_ref().is_err_and(|failed: &Box<Failed>| matches!(failed.why, Why::Local(_)));
+        let mut response = result.unwrap_or_else(|failed| self.give_up(*failed));
+        if let Some((filters, _)) = filters.filter(|_| !is_the_proxys) {
             filters.response(response.headers_mut());
         }
         if let Some(affinity) = affinity {
@@ -385,28 +406,25 @@ impl Outbound {
         response
     }
 
-    /// The next best thing.
+    /// The next best thing, if there is one.
     async fn fall_back(
         &self,
         fallback: &Fallback,
         request: &HeaderMap,
         asked: Option<&cache::Asked>,
-        mut failed: Failed,
+        mut failed: Box<Failed>,
         wire: Wire,
-    ) -> Response<Body> {
+    ) -> Result<Response<Body>, Box<Failed>> {
         if let Fallback::Upstream(name) = fallback {
             let (Some(mut request), Ok(upstream)) = (failed.request.take(), self.configured(name).await)
             else {
-                return self.give_up(failed);
+                return Err(failed);
             };
             let mut recording = failed.recording;
             recording.exchange().upstream = upstream.name.clone();
             let found = Found { upstream, dialled: None, subset: None, routed: None };
             // Its own fallback does not apply.
-            return match call(&self.way(&found, wire), &mut request, recording).await {
-                Ok(response) => response,
-                Err(failed) => self.give_up(*failed),
-            };
+            return call(&self.way(&found, wire), &mut request, recording).await;
         }
         let why = match &failed.why {
             Why::Local(local) => Failure::Local(local),
@@ -415,9 +433,9 @@ impl Outbound {
         match fallback.answer(request, asked, why, Instant::now()) {
             Some(response) => {
                 let why = why.proxy_status();
-                failed.recording.answer_instead(response, why)
+                Ok(failed.recording.answer_instead(response, why))
             }
-            None => self.give_up(failed),
+            None => Err(failed),
         }
     }
 

@@ -89,8 +89,7 @@ impl ConfigInForce {
         let effective = Arc::new(shared.effective.load().followed_by(config.clone()));
         self.current.store(config.clone());
         // Routes first: the directory answers on this thread, and so whoever asks by a new route asks the new one.
-        shared.effective.store(effective);
-        shared.directory.reconfigure(config, rules);
+        shared.directory.reconfigure(config, rules, || shared.effective.store(effective));
     }
 }
 

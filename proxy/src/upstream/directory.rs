@@ -8,7 +8,8 @@ mod configured;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use tokio::time::{timeout, timeout_at};
 
 use configured::Configured;
 
-use super::recipe::{Recipe, RecipeError, Source};
+use super::recipe::{Recipe, RecipeError, Source, strip_service_labels};
 use super::{Endpoint, HealthChecks, SecurityRules, Upstream};
 use crate::config::{self, Config, Discovery, is_not_redirected};
 use crate::resolve::{self, Followed, LookupError, Owner, Resolver, Snapshot, Target};
@@ -221,9 +222,14 @@ impl Directory {
         Self { questions, shared }
     }
 
-    /// Puts a new config in force. Upstreams it does not change stay, with their connections and averages.
-    pub fn reconfigure(&self, config: Arc<Config>, rules: Arc<SecurityRules>) {
+    /// Puts a new config in force, of which `publish` has the workers see what is not the directory's. Upstreams it does
+    /// not change stay, with their connections and averages.
+    ///
+    /// The generation moves before and after: who sees it stand still while asking has asked by one config.
+    pub fn reconfigure(&self, config: Arc<Config>, rules: Arc<SecurityRules>, publish: impl FnOnce()) {
         let shared = &self.shared;
+        shared.generation.fetch_add(1, AcqRel);
+        publish();
         let before = shared.configured.swap(Arc::new(Configured::new(config, rules)));
         let now = shared.configured.load_full();
         shared.made().retain(|key, made| match key {
@@ -236,12 +242,12 @@ impl Directory {
                 true
             }
         });
-        shared.generation.fetch_add(1, Relaxed);
+        shared.generation.fetch_add(1, AcqRel);
     }
 
     /// Changes when earlier answers no longer hold.
     pub fn generation(&self) -> u64 {
-        self.shared.generation.load(Relaxed)
+        self.shared.generation.load(Acquire)
     }
 
     /// Where a request for `host` goes that was dialled at `dialled`; opaque bytes have no host.
@@ -296,15 +302,27 @@ impl Shared {
     }
 
     async fn find(self: &Arc<Self>, about: About) -> Result<Destination, DestinationError> {
+        loop {
+            let asked_by = self.configured.load_full();
+            let answer = self.find_once(&about).await;
+            // An upstream may have gone while others were looked up.
+            let may_be_stale = matches!(answer, Err(DestinationError::Config(_)));
+            if !may_be_stale || Arc::ptr_eq(&asked_by, &self.configured.load()) {
+                return answer;
+            }
+        }
+    }
+
+    async fn find_once(self: &Arc<Self>, about: &About) -> Result<Destination, DestinationError> {
         match about {
-            About::Configured { name, port } => self.configured(&name, port).await.map(Destination::whole),
+            About::Configured { name, port } => self.configured(name, *port).await.map(Destination::whole),
             About::Request { host: Some(host), dialled } if host.parse::<IpAddr>().is_err() => {
-                match self.by_name(&normal(&host), dialled).await? {
+                match self.by_name(&normal(host), *dialled).await? {
                     Some(destination) => Ok(destination),
-                    None => self.by_address(dialled).await,
+                    None => self.by_address(*dialled).await,
                 }
             }
-            About::Request { dialled, .. } => self.by_address(dialled).await,
+            About::Request { dialled, .. } => self.by_address(*dialled).await,
         }
     }
 
@@ -318,7 +336,6 @@ impl Shared {
         let configured = self.configured.load_full();
         let candidates = self.resolver.qualify(host);
         let candidates = || std::iter::once(host).chain(candidates.iter().map(String::as_str));
-        let routes = candidates().find_map(|name| configured.routes.get_key_value(name));
         let named = candidates().find_map(|name| configured.hosts.get(name));
         let by_dns = timeout(LONGEST_BY_NAME, self.named(host.into(), dialled.port())).await;
         let by_dns = by_dns.unwrap_or_else(|_| {
@@ -346,7 +363,13 @@ impl Shared {
             }
         };
         let is_its_address = by_dns.as_ref().is_some_and(|upstream| upstream.holds(dialled));
-        if named.is_some() || routes.is_some() {
+        // Of the names that the search domains make of any host, one is below a domain only if it is the host's.
+        let its_name = by_dns.as_ref().and_then(|upstream| upstream.set().name.clone());
+        let its_name = its_name.as_deref().map(strip_service_labels);
+        let routed = candidates()
+            .find(|name| configured.is_routed_by_name(name))
+            .or_else(|| std::iter::once(host).chain(its_name).find(|name| configured.is_routed(name)));
+        if named.is_some() || routed.is_some() {
             let mut believed = is_its_address;
             let mut own = None;
             if let Some(name) = named {
@@ -355,7 +378,7 @@ impl Shared {
                 own = Some(upstream);
             }
             let mut broken = None;
-            for name in routes.iter().flat_map(|(_, upstreams)| *upstreams) {
+            for name in routed.map(|host| configured.routed_to(host)).unwrap_or_default() {
                 if believed {
                     break;
                 }
@@ -368,11 +391,15 @@ impl Shared {
                 // The address may be this one's: as dialled, it would go past its TLS and identity.
                 return Err(error);
             }
-            if believed && let Some(upstream) = own.or(by_dns) {
-                let routed_host = routes.map(|(host, _)| Arc::from(host.as_str()));
-                return Ok(Some(Destination { routed_host, ..Destination::whole(upstream) }));
+            if !believed {
+                return Ok(None);
             }
-            return Ok(None);
+            // A name that only routes know, and one of them leads to where it was dialled: what no route matches goes there.
+            let unrouted = match own.or(by_dns) {
+                Some(upstream) => Destination::whole(upstream),
+                None => self.by_address(dialled).await?,
+            };
+            return Ok(Some(Destination { routed_host: routed.map(Arc::from), ..unrouted }));
         }
         Ok(by_dns.filter(|_| is_its_address).map(Destination::whole))
     }
@@ -610,7 +637,7 @@ impl Shared {
         let rules = self.configured.load().rules.clone();
         let changed = upstream.update(recipe.endpoint_set(&rules, snapshot));
         if changed && is_decided_by {
-            self.generation.fetch_add(1, Relaxed);
+            self.generation.fetch_add(1, AcqRel);
         }
     }
 
@@ -630,7 +657,7 @@ impl Shared {
                 made.upstream.leave();
             }
         }
-        self.generation.fetch_add(1, Relaxed);
+        self.generation.fetch_add(1, AcqRel);
     }
 }
 

@@ -86,7 +86,7 @@ impl Http1Lease {
 impl EndpointPool {
     /// A connection that no other request uses.
     pub async fn http1(self: &Rc<Self>, upstream: &Arc<Upstream>) -> Result<Http1Lease, ConnectError> {
-        while let Some(reusable) = self.pop_idle() {
+        while let Some(reusable) = self.pop_idle(upstream) {
             if reusable.sender.is_ready() {
                 return Ok(self.http1_reused(upstream, reusable));
             }
@@ -109,7 +109,7 @@ impl EndpointPool {
                 pending = Some(Pending::enter(upstream)?);
             }
             Pending::connection_freed(upstream).await?;
-            while let Some(reusable) = self.pop_idle() {
+            while let Some(reusable) = self.pop_idle(upstream) {
                 if reusable.sender.is_ready() {
                     return Ok(self.http1_reused(upstream, reusable));
                 }
@@ -151,8 +151,17 @@ impl EndpointPool {
         }
     }
 
-    fn pop_idle(&self) -> Option<Reusable> {
-        self.http1.idle.borrow_mut().pop().map(|(reusable, _)| reusable)
+    /// The one used last; those that have become too old are closed.
+    fn pop_idle(&self, upstream: &Upstream) -> Option<Reusable> {
+        let mut idle = self.http1.idle.borrow_mut();
+        loop {
+            let (reusable, _) = idle.pop()?;
+            if upstream.policy.max_connection_age.is_none()
+                || upstream.policy.keeps_connection(reusable.opened, reusable.requests, Instant::now())
+            {
+                return Some(reusable);
+            }
+        }
     }
 
     async fn open_http1(

@@ -250,7 +250,7 @@ impl Recipe {
 }
 
 /// `_8080._tcp.api.shop…` is the service `api.shop…`.
-fn strip_service_labels(name: &str) -> &str {
+pub(super) fn strip_service_labels(name: &str) -> &str {
     let mut rest = name;
     while let Some(("", _)) = rest.split_once('_') {
         match rest.split_once('.') {

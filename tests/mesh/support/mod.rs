@@ -3,6 +3,7 @@
 
 pub mod dns;
 pub mod mesh;
+pub mod outside;
 pub mod pki;
 pub mod pod;
 pub mod process;

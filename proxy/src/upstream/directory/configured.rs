@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use outrigger_ca::host::normal;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, HostPatterns};
 use crate::upstream::SecurityRules;
 
 /// What the config in force says about destinations.
@@ -16,10 +16,19 @@ pub(super) struct Configured {
     pub(super) rules: Arc<SecurityRules>,
     /// Upstream by host name.
     pub(super) hosts: HashMap<String, Arc<str>>,
-    /// Upstreams of the routes of a host name.
-    pub(super) routes: HashMap<String, Vec<Arc<str>>>,
+    /// The routes of host names, and of all names below a domain.
+    routed: HostPatterns<Routed>,
     /// When its upstreams were made whose addresses don't depend on what is dialled.
     pub(super) made: OnceLock<Instant>,
+}
+
+/// The routes of one pattern of host names.
+#[derive(Debug)]
+struct Routed {
+    /// The pattern is a name, and not all below one.
+    is_name: bool,
+    /// Where they lead.
+    upstreams: Vec<Arc<str>>,
 }
 
 impl Configured {
@@ -30,18 +39,39 @@ impl Configured {
                 hosts.insert(normal(host), Arc::from(name.as_str()));
             }
         }
-        let mut routes: HashMap<String, Vec<Arc<str>>> = HashMap::new();
+        let mut routed: HostPatterns<Routed> = HostPatterns::default();
         for route in &config.routes {
             for host in route.matches.iter().filter_map(|m| m.host.as_deref()) {
-                let upstreams = routes.entry(normal(host)).or_default();
-                upstreams.extend(route.upstreams.iter().map(|upstream| Arc::from(upstream.name.as_str())));
+                let is_name = !host.starts_with("*.");
+                let of_host = routed.entry(Some(host), || Routed { is_name, upstreams: Vec::new() });
+                of_host.upstreams.extend(route.upstreams.iter().map(|to| Arc::from(to.name.as_str())));
             }
         }
-        Self { config, rules, hosts, routes, made: OnceLock::new() }
+        Self { config, rules, hosts, routed, made: OnceLock::new() }
     }
 
     pub(super) fn upstream(&self, name: &str) -> Option<&config::Upstream> {
         self.config.upstreams.get(name)
+    }
+
+    /// Whether a route names this host itself.
+    pub(super) fn is_routed_by_name(&self, host: &str) -> bool {
+        self.routed.find_map(host, |routed| routed.is_name.then_some(())).is_some()
+    }
+
+    /// Whether there is a route that this host may go by.
+    pub(super) fn is_routed(&self, host: &str) -> bool {
+        self.routed.find_map(host, |_| Some(())).is_some()
+    }
+
+    /// The upstreams of all routes that this host may go by.
+    pub(super) fn routed_to(&self, host: &str) -> Vec<&Arc<str>> {
+        let mut upstreams = Vec::new();
+        self.routed.find_map(host, |routed| {
+            upstreams.extend(&routed.upstreams);
+            None::<()>
+        });
+        upstreams
     }
 
     /// Whether an upstream is made as by the config before.

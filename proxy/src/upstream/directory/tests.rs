@@ -188,7 +188,11 @@ async fn a_reload_keeps_unchanged_upstreams_and_applies_new_rules_to_them() {
     let endpoint = a.set().members[0].endpoint.clone();
     let before = directory.generation();
 
-    directory.reconfigure(config([("a", fixed(&["10.0.0.1:80"])), ("b", fixed(&["10.0.0.3:80"]))]), rules());
+    directory.reconfigure(
+        config([("a", fixed(&["10.0.0.1:80"])), ("b", fixed(&["10.0.0.3:80"]))]),
+        rules(),
+        || (),
+    );
     assert_ne!(directory.generation(), before);
     assert!(Arc::ptr_eq(&a, &get("a").await.unwrap()));
     assert!(Arc::ptr_eq(&endpoint, &a.set().members[0].endpoint));
@@ -197,7 +201,7 @@ async fn a_reload_keeps_unchanged_upstreams_and_applies_new_rules_to_them() {
     let outbound =
         config::Outbound { mesh_networks: vec!["10.0.0.0/24".parse().unwrap()], ..Default::default() };
     let meshed = SecurityRules { outbound: Arc::new(outbound), ..(*rules()).clone() };
-    directory.reconfigure(config([("a", fixed(&["10.0.0.1:80"]))]), Arc::new(meshed));
+    directory.reconfigure(config([("a", fixed(&["10.0.0.1:80"]))]), Arc::new(meshed), || ());
     assert!(Arc::ptr_eq(&a, &get("a").await.unwrap()));
     assert!(matches!(a.set().members[0].endpoint.security, Security::Refused(_)));
     assert!(get("b").await.is_err());
