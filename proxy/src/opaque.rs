@@ -338,6 +338,8 @@ async fn certificate_ends(at: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::net::DialError;
 
