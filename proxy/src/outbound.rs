@@ -394,8 +394,7 @@ impl Outbound {
                 _ => Err(failed),
             },
         };
-        let is_the_proxys =
-            result.as_ref().is_err_and(|failed: &Box<Failed>| matches!(failed.why, Why::Local(_)));
+        let is_the_proxys = matches!(&result, Err(failed) if matches!(failed.why, Why::Local(_)));
         let mut response = result.unwrap_or_else(|failed| self.give_up(*failed));
         if let Some((filters, _)) = filters.filter(|_| !is_the_proxys) {
             filters.response(response.headers_mut());
