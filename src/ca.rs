@@ -13,6 +13,7 @@ use outrigger_proxy::config::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failure;
+use crate::flags;
 use crate::log::LogArgs;
 
 const EXAMPLE: &str = "\
@@ -24,6 +25,10 @@ Then, for whoever verifies peers:
   outrigger ca bundle --directory ./ca > roots.pem
 And every few years, or at once when a key may have leaked:
   outrigger ca rotate --directory ./ca";
+
+/// What the CA is called on its own machine, in its namespace, in other ones, and in full.
+const DNS_NAMES: [&str; 4] =
+    ["localhost", "outrigger-ca", "outrigger-ca.outrigger.svc", "outrigger-ca.outrigger.svc.cluster.local"];
 
 /// Run the certificate authority, rotate its root, or show it.
 ///
@@ -84,6 +89,17 @@ struct Serve {
     /// The trust domain of all certificates.
     #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", default_value = "cluster.local")]
     trust_domain: String,
+    /// A name that clients other than Outrigger's call the CA by: its own certificate carries it, beside the SPIFFE ID that
+    /// Outrigger's check. Those that are given take the place of the default ones.
+    #[arg(
+        long,
+        env = "OUTRIGGER_DNS_NAME",
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_parser = flags::host_name,
+        default_values = DNS_NAMES
+    )]
+    dns_name: Vec<String>,
     /// A file of hashed tokens and whom they stand for: a YAML list of `{sha256: ..., identity: spiffe://...}`,
     /// or JSON with one such object a line. Read again when it changes.
     #[arg(long, env = "OUTRIGGER_TOKENS", value_name = "FILE")]
@@ -210,6 +226,7 @@ impl Serve {
             listen: self.listen,
             storage,
             trust_domain: self.trust_domain,
+            dns_names: self.dns_name,
             lifetimes: Lifetimes {
                 certificate: self.certificate_lifetime.as_std(),
                 root: self.root_lifetime.as_std(),

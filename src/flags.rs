@@ -118,6 +118,14 @@ pub fn dns_server(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// Reads a host name.
+pub fn host_name(text: &str) -> Result<String, String> {
+    if !host::is_host_name(text) {
+        return Err(format!("`{text}` is no host name"));
+    }
+    Ok(host::normal(text))
+}
+
 /// Reads a duration of more than nothing.
 fn above_zero(text: &str) -> Result<Duration, String> {
     let duration: Duration =

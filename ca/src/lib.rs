@@ -1,7 +1,8 @@
 //! The certificate authority of Outrigger, its client, and the identities it vouches for.
 //!
 //! What every part of the mesh shares lives at the top: the SPIFFE ID, certificates, trust bundles,
-//! and the checks of a peer's certificate; how TLS errors are told, and how durations and addresses are written.
+//! and the checks of a peer's certificate; how TLS errors are told, how durations and addresses are written, and how
+//! often the same line is logged.
 //! [`workload`] keeps a certificate fresh for a proxy; [`server`] is `outrigger ca`, with [`authority`] as
 //! what it signs with and [`tokens`] as whom it trusts.
 
@@ -12,6 +13,7 @@ mod client;
 pub mod duration;
 pub mod file_watch;
 pub mod host;
+mod log_pace;
 mod protocol;
 pub mod server;
 mod spiffe;
@@ -24,6 +26,7 @@ pub mod workload;
 pub use bundle::{BundleError, TrustBundle};
 pub use certificate::{Certificate, CertificateError};
 pub use host::{HostPort, HostPortError};
+pub use log_pace::LogPace;
 pub use spiffe::{ExpectedIdentity, SpiffeError, SpiffeId};
 pub use unix_time::{since_1970, unix_seconds};
 pub use verify::{PeerIdentity, VerifyError, client_verifier, peer_identity, provider, server_verifier};

@@ -25,6 +25,7 @@ async fn start_ca(directory: &Path) -> SocketAddr {
         listen: "127.0.0.1:0".parse().unwrap(),
         storage: Storage::Directory(directory.join("ca")),
         trust_domain: "cluster.local".into(),
+        dns_names: vec!["localhost".into()],
         lifetimes: Lifetimes { certificate: LIFETIME, ..Lifetimes::default() },
         tokens: TokenOptions { list: Some(directory.join("tokens.yaml")), key_set: None },
         metrics: None,

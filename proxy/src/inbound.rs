@@ -20,8 +20,8 @@ use crate::http::{
 };
 use crate::identity::{self, HandshakeError, Peer};
 use crate::net::{
-    Body, ClientAddress, Detected, FirstLine, MeshProtocol, OriginalDestination, Prefixed, detect, readable,
-    resume_detection, strip_mesh_headers, would_be_http,
+    Body, ClientAddress, Detected, FirstLine, MeshProtocol, Opaqueness, OriginalDestination, Prefixed,
+    detect, readable, resume_detection, strip_mesh_headers, would_be_http,
 };
 use crate::opaque::{Carrying, ClientStream, WAIT_FOR_REQUEST, Way};
 use crate::telemetry::{Direction, Held, Tls};
@@ -31,6 +31,8 @@ use crate::worker::{Effective, Worker, reset};
 const SIDE: Direction = Direction::Inbound;
 /// Time for a peer's first byte where it must speak first, and for its TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// The label of bytes that a workload could take for a request, and we can't.
+const BAD_REQUEST: &str = "bad_request";
 
 /// Carries one connection of a peer.
 pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress, open: Rc<Held>) {
@@ -150,7 +152,7 @@ impl Connection {
         let mut way = None;
         if detected == Detected::Silent {
             let (upstream, endpoint) = worker.workload_at(self.destination.0);
-            if effective.authorization.demands_http(port) {
+            if self.demands_http(effective) {
                 // Such a port takes no opaque bytes, so the client must speak first.
                 match tokio::time::timeout(HANDSHAKE, readable(&stream)).await {
                     Ok(Ok(())) => {}
@@ -167,7 +169,8 @@ impl Connection {
                     }
                     Ok(mut opened) => match opened.server_speaks_first(&stream).await {
                         Some(true) => {
-                            return opened.carry(&self.carrying(), Prefixed::new(first_bytes, stream)).await;
+                            opened.carry(&self.carrying(), Prefixed::new(first_bytes, stream)).await;
+                            return;
                         }
                         Some(false) => way = Some(opened),
                         None => return,
@@ -242,7 +245,7 @@ impl Connection {
         let worker = &self.worker;
         let port = self.destination.port();
         let id = self.peer.as_ref().map(|peer| &peer.id);
-        if effective.authorization.demands_http(port) {
+        if self.demands_http(effective) {
             return self.refuse_opaque(stream).await;
         }
         if !effective.authorization.allows_opaque(id, port) {
@@ -257,6 +260,12 @@ impl Connection {
                 reset(stream.socket());
             }
         }
+    }
+
+    /// Whether the port takes nothing but requests: by its rules, or by the protocol declared for it.
+    fn demands_http(&self, effective: &Effective) -> bool {
+        matches!(self.protocol, Protocol::Http1 | Protocol::Http2 | Protocol::Grpc)
+            || effective.authorization.demands_http(self.destination.port())
     }
 
     /// A port that takes requests only refuses bytes. A silent client has sent none: its sidecar opened this
@@ -284,7 +293,7 @@ impl Connection {
         effective: &Effective,
     ) {
         let mut first_bytes = BytesMut::new();
-        let mut undecided = false;
+        let mut watch = None;
         if !effective.config.inbound.is_opaque(self.destination.port()) {
             // Requests that come as opaque bytes are read as requests all the same: nobody may write to the
             // workload in the mesh's name.
@@ -297,19 +306,24 @@ impl Connection {
             let Some(server_first) = spoken else { return reset(stream.socket()) };
             if !server_first {
                 match would_be_http(&mut stream, &mut first_bytes).await {
-                    Ok(Some(false)) => {}
-                    Ok(None) => undecided = true,
-                    Ok(Some(true)) => {
+                    Ok(Opaqueness::Opaque) => {}
+                    Ok(Opaqueness::Unknown(so_far)) => watch = Some(so_far),
+                    Ok(Opaqueness::Request) => {
                         drop(way);
                         return Box::pin(self.requests(first_bytes, stream)).await;
+                    }
+                    Ok(Opaqueness::Dubious) => {
+                        self.count(Served::Refused(BAD_REQUEST));
+                        return reset(stream.socket());
                     }
                     Err(_) => return reset(stream.socket()),
                 }
             }
         }
-        let first_bytes = first_bytes.freeze();
-        let stream = FirstLine::after(undecided.then_some(&first_bytes), stream);
-        way.carry(&self.carrying(), Prefixed::new(first_bytes, stream)).await;
+        let stream = Prefixed::new(first_bytes, FirstLine::after(watch, stream));
+        if way.carry(&self.carrying(), stream).await {
+            self.count(Served::Refused(BAD_REQUEST));
+        }
     }
 
     /// Serves requests that came as opaque bytes.

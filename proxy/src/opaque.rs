@@ -1,6 +1,5 @@
 //! Opaque bytes, carried both ways; both pipelines use it.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,15 +12,15 @@ use tokio::net::TcpStream;
 use tokio::time::sleep_until;
 
 use crate::http::LocalResponse;
-use crate::net::{ClientAddress, Copied, FirstLine, Prefixed, copy_both_ways, readable};
+use crate::net::{ClientAddress, Copied, FirstLine, LateRequest, Prefixed, copy_both_ways, readable};
 use crate::telemetry::{Direction, Recorder, TcpLabels, TcpRecord, Tls};
 use crate::upstream::{
     Attempt, ConnectError, ConnectionPlace, DestinationError, Endpoint, EndpointId, Open, Outcome, Pools,
     Transport, Upstream, log_change,
 };
 
-/// Time for the first request on a connection that nothing but requests can go by.
-pub const WAIT_FOR_REQUEST: Duration = Duration::from_secs(60);
+/// Time for the first request on a connection that nothing but requests can go by: as long as strict ports wait.
+pub const WAIT_FOR_REQUEST: Duration = Duration::from_secs(10);
 
 /// Why opaque bytes are not carried.
 #[derive(Debug, Error)]
@@ -41,10 +40,10 @@ pub enum OpaqueError {
 }
 
 impl OpaqueError {
-    /// Whether it would end requests as well: the endpoint does not answer. Other errors are about bytes
-    /// without a name; requests may have one.
+    /// Whether waiting for requests is of no use: the endpoint does not answer, or a limit is reached, of the
+    /// upstream or of open files. Other errors are about bytes without a name; requests may have one.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Connect(_, ConnectError::Dial(_)))
+        matches!(self, Self::Connect(_, ConnectError::Dial(_) | ConnectError::Full { .. }))
     }
 
     /// The label `reason`, and what the access log says.
@@ -65,7 +64,7 @@ impl OpaqueError {
 /// The way out of opaque bytes: an open connection to an endpoint.
 pub struct Way {
     upstream: Arc<Upstream>,
-    endpoint: SocketAddr,
+    endpoint: Arc<Endpoint>,
     transport: Transport,
     expires: Option<Instant>,
     peer: Option<SpiffeId>,
@@ -142,7 +141,7 @@ impl Way {
             opened.map_err(|error| OpaqueError::Connect(upstream.name.clone(), error))?;
         Ok(Self {
             upstream: upstream.clone(),
-            endpoint: endpoint.address,
+            endpoint: endpoint.clone(),
             tls: match &peer {
                 Some(_) => Tls::Mesh,
                 None if pool.is_server_tls() => Tls::Server,
@@ -191,8 +190,9 @@ impl Way {
         !self.first_bytes.is_empty() && !self.first_bytes.starts_with(b"HTTP/")
     }
 
-    /// Carries bytes until both sides have ended, or either was reset, or a certificate ends.
-    pub async fn carry<C: ClientStream>(self, carrying: &Carrying<'_>, mut client: C) {
+    /// Carries bytes until both sides have ended, or either was reset, or a certificate ends. Whether reading the
+    /// client's ended with [`LateRequest`].
+    pub async fn carry<C: ClientStream>(self, carrying: &Carrying<'_>, mut client: C) -> bool {
         let client_id = carrying.client_peer.map(|(id, _)| id);
         let labels = TcpLabels {
             direction: carrying.direction,
@@ -203,19 +203,34 @@ impl Way {
         let open = carrying.recorder.tcp_opened(&labels);
         let expires =
             [self.expires, carrying.client_peer.map(|(_, expires)| expires)].into_iter().flatten().min();
+        let has_spoken = !self.first_bytes.is_empty();
         let mut server = Prefixed::new(self.first_bytes, self.transport);
         let idle_timeout = self.upstream.policy.stream_idle_timeout;
         let mut copied = Copied::default();
+        let mut requested = false;
         let reason = tokio::select! {
             biased;
             () = std::future::ready(()), if self.broken => "reset",
             result = copy_both_ways(&mut client, &mut server, &mut copied, idle_timeout) => match result {
                 Ok(()) => "end",
                 Err(error) if error.kind() == std::io::ErrorKind::TimedOut => "idle_timeout",
-                Err(_) => "reset",
+                Err(error) => {
+                    requested = LateRequest::is(&error);
+                    "reset"
+                }
             },
             () = certificate_ends(expires) => "certificate_expired",
         };
+        if self.peer.is_some() {
+            // That the peer's sidecar let us in says nothing of its workload, where it resets what can't go on.
+            let has_spoken = has_spoken || copied.sent > 0;
+            let attempt = match reason {
+                "reset" if !has_spoken && (self.broken || copied.server_failed) => Attempt::Failed,
+                "reset" if !has_spoken => Attempt::Abandoned,
+                _ => Attempt::Answered,
+            };
+            self.upstream.attempt_ended(&self.endpoint, attempt, Instant::now());
+        }
         if reason != "end" {
             crate::worker::reset(client.socket());
             crate::worker::reset(server.get_ref().socket());
@@ -228,11 +243,12 @@ impl Way {
                 duration: carrying.accepted.elapsed(),
                 received_bytes: copied.received,
                 sent_bytes: copied.sent,
-                endpoint: Some(self.endpoint),
+                endpoint: Some(self.endpoint.address),
                 client: carrying.client.0,
                 proxy_status: None,
             },
         );
+        requested
     }
 }
 
@@ -291,24 +307,24 @@ pub async fn open_way(
         let now = Instant::now();
         match opened {
             Ok(way) => {
-                upstream.attempt_ended(&endpoint, Attempt::Answered, now);
+                if way.peer.is_none() {
+                    upstream.attempt_ended(&endpoint, Attempt::Answered, now);
+                }
                 log_change(upstream, pass.ended(Outcome::Success, None, 0, now));
                 return Ok(Box::new(way));
             }
             Err(error) => {
-                let is_full = matches!(error, OpaqueError::Connect(_, ConnectError::Full { .. }));
-                let attempt = if is_full { Attempt::Abandoned } else { Attempt::ConnectFailed };
-                upstream.attempt_ended(&endpoint, attempt, now);
-                last = error;
-                if is_full {
-                    return Err(last);
+                if matches!(&error, OpaqueError::Connect(_, error) if error.is_ours()) {
+                    return Err(error);
                 }
+                upstream.attempt_ended(&endpoint, Attempt::ConnectFailed, now);
+                last = error;
             }
         }
     }
     if !tried.is_empty() {
         let now = Instant::now();
-        log_change(upstream, pass.ended(Outcome::Failure, tried, upstream.states(now).healthy, now));
+        log_change(upstream, pass.ended(Outcome::Failure, tried, upstream.available(), now));
     }
     Err(last)
 }
@@ -317,5 +333,33 @@ async fn certificate_ends(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::net::DialError;
+
+    #[test]
+    fn limits_and_endpoints_that_do_not_answer_are_final_and_what_a_name_may_mend_is_not() {
+        let address = SocketAddr::from(([10, 0, 0, 1], 80));
+        let full = ConnectError::Full { upstream: "api".into(), limit: 1, what: "connections" };
+        let dial = |error| ConnectError::Dial(error);
+        let kind = std::io::ErrorKind::Other;
+        for (error, is_final) in [
+            (full, true),
+            (dial(DialError::Refused(address)), true),
+            (dial(DialError::Exhausted(address, kind)), true),
+            (ConnectError::Refused(address, "no identity"), false),
+            (ConnectError::NotMeshed(address), false),
+        ] {
+            let text = error.to_string();
+            assert_eq!(OpaqueError::Connect("api".into(), error).is_final(), is_final, "{text}");
+        }
+        assert!(!OpaqueError::NoEndpoint("api".into()).is_final());
+        assert!(!OpaqueError::Destination(DestinationError::Overload).is_final());
     }
 }

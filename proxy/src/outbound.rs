@@ -40,6 +40,10 @@ use crate::worker::{Worker, reset};
 const SIDE: Direction = Direction::Outbound;
 /// Time for a copy of a request where its upstream states none, and for reading what it says.
 const MIRRORED: Duration = Duration::from_secs(15);
+/// How long discovery may take to say that a destination is opaque, before its bytes are looked at. It answers within
+/// milliseconds, over a new connection within a second; what it does not answer costs the request's own lookups as much
+/// again.
+const OPAQUE_KNOWN_WITHIN: Duration = Duration::from_secs(1);
 
 /// Times a request is looked up again because the config changed meanwhile.
 const MOST_CONFIGS: u32 = 4;
@@ -70,7 +74,8 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
                     if opened.server_spoke_opaquely() {
                         worker.remember_opaque(destination.0);
                     }
-                    return Box::pin(opened.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
+                    Box::pin(opened.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
+                    return;
                 }
                 Some(false) => way = Some(opened),
                 None => return,
@@ -104,13 +109,16 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
             Some(way) => Ok(way),
             None => Box::pin(way_to(&worker, destination, client)).await,
         };
-        return match way {
-            Ok(way) => Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await,
+        match way {
+            Ok(way) => {
+                Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
+            }
             Err((upstream, error)) => {
                 carrying.refused(&upstream, &error);
                 reset(&stream);
             }
-        };
+        }
+        return;
     }
     drop(way);
     let limits = Limits {
@@ -145,10 +153,13 @@ async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
     if effective.config.outbound.is_opaque(destination.port()) || worker.is_remembered_opaque(destination.0) {
         return true;
     }
+    let asked = || timeout(OPAQUE_KNOWN_WITHIN, worker.locate(None, destination.0));
     effective.config.dns.mesh_server.is_some()
-        && worker.locate(None, destination.0).await.is_ok_and(|located| {
-            let set = located.upstream.set();
-            !set.members.is_empty() && set.endpoints().all(|endpoint| endpoint.opaque)
+        && asked().await.is_ok_and(|answer| {
+            answer.is_ok_and(|located| {
+                let set = located.upstream.set();
+                !set.members.is_empty() && set.endpoints().all(|endpoint| endpoint.opaque)
+            })
         })
 }
 
@@ -383,8 +394,7 @@ impl Outbound {
                 _ => Err(failed),
             },
         };
-        let is_the_proxys =
-            result.as_ref().is_err_and(|failed: &Box<Failed>| matches!(failed.why, Why::Local(_)));
+        let is_the_proxys = matches!(&result, Err(failed) if matches!(failed.why, Why::Local(_)));
         let mut response = result.unwrap_or_else(|failed| self.give_up(*failed));
         if let Some((filters, _)) = filters.filter(|_| !is_the_proxys) {
             filters.response(response.headers_mut());

@@ -74,6 +74,12 @@ impl Workload {
         ports.entry(address).or_insert_with(|| self.make(address)).clone()
     }
 
+    /// The ports that were asked for, for the admin port and gauges.
+    pub fn upstreams(&self) -> Vec<Arc<Upstream>> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.values().map(|(upstream, _)| upstream.clone()).collect()
+    }
+
     fn make(&self, address: SocketAddr) -> WorkloadPort {
         let mut upstream = Upstream::new(format!("workload:{}", address.port()), self.policy.clone(), false);
         upstream.concurrency.clone_from(&self.concurrency);

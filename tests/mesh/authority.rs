@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 
+use crate::grpc::{peer, python};
 use crate::support::mesh::wait_until_ready;
 use crate::support::pki::shop;
 use crate::support::pod::Pod;
@@ -117,6 +118,34 @@ fn sidecars_get_their_certificates_from_the_ca_by_their_tokens() {
         ]);
         assert_eq!(String::from_utf8_lossy(&files.stdout), "", "a proxy's key never touches a disk");
     }
+}
+
+#[test]
+fn an_ordinary_grpc_client_verifies_the_ca_by_the_name_that_it_dials() {
+    let verdicts = |arguments: &[&str], names: &[(&str, bool)]| {
+        let bed = Authority::new(arguments);
+        let bundle = bed.web.write("roots.pem", bed.bundle()).display().to_string();
+        for (name, verified) in names {
+            let address = bed.ca.at(15012).to_string();
+            let said = bed.web.run(&[&python(), &peer("ca_client.py"), &address, name, &bundle]);
+            // Without a token nobody gets a certificate, but is told so by the CA.
+            let expected = if *verified { "UNAUTHENTICATED" } else { "UNAVAILABLE" };
+            assert!(said.contains(expected), "{arguments:?} {name}: {said}");
+        }
+    };
+    let by_default = [
+        ("localhost", true),
+        ("outrigger-ca", true),
+        ("outrigger-ca.outrigger.svc", true),
+        ("outrigger-ca.outrigger.svc.cluster.local", true),
+        ("ca.example", false),
+    ];
+    verdicts(&[], &by_default);
+    let stated = ["--dns-name", "CA.example", "--dns-name", "outrigger-ca.outrigger.svc.example.org"];
+    verdicts(
+        &stated,
+        &[("ca.example", true), ("outrigger-ca.outrigger.svc.example.org", true), ("localhost", false)],
+    );
 }
 
 #[test]

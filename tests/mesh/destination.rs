@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use crate::support::dns::{Dns, Reply};
 use crate::support::pki::shop;
@@ -305,6 +308,27 @@ fn the_hosts_file_is_read_again_when_it_changes() {
     wait::until("the name means another address", || pair.connect(8080).get(name, "/").status() != 200);
 }
 
+/// Starts the real discovery server in `pod`, which knows these services, over DNS over TLS and plain DNS.
+pub fn serve_discovery(mesh: &Mesh, pod: &Pod, services: String) -> Process {
+    mesh.pki.identity("spiffe://cluster.local/ns/outrigger/sa/outrigger-discovery").write(&pod.directory);
+    let file = pod.write("services.yaml", services).display().to_string();
+    let own = |name: &str| pod.directory.join(name).display().to_string();
+    pod.start(&[
+        &pod.binary(),
+        "discovery",
+        "--file",
+        &file,
+        "--certificate",
+        &own("tls.crt"),
+        "--key",
+        &own("tls.key"),
+        "--trust-bundle",
+        &mesh.bundle().display().to_string(),
+        "--plain",
+        "0.0.0.0:53",
+    ])
+}
+
 /// A mesh with the real discovery server, asked over DNS over TLS.
 struct Discovered {
     _web_sidecar: Process,
@@ -326,25 +350,7 @@ impl Discovered {
         let mesh = Mesh::new();
         let (web, api, discovery) = (mesh.pod("web"), mesh.pod("api"), mesh.pod("discovery"));
         web.add_hosts(&hosts(&api));
-        mesh.pki
-            .identity("spiffe://cluster.local/ns/outrigger/sa/outrigger-discovery")
-            .write(&discovery.directory);
-        let file = discovery.write("services.yaml", services(&api)).display().to_string();
-        let own = |name: &str| discovery.directory.join(name).display().to_string();
-        let server = discovery.start(&[
-            &discovery.binary(),
-            "discovery",
-            "--file",
-            &file,
-            "--certificate",
-            &own("tls.crt"),
-            "--key",
-            &own("tls.key"),
-            "--trust-bundle",
-            &mesh.bundle().display().to_string(),
-            "--plain",
-            "0.0.0.0:53",
-        ]);
+        let server = serve_discovery(&mesh, &discovery, services(&api));
         wait::until("discovery listens", || web.try_connect(discovery.at(15053)).is_ok());
         let _api_sidecar = mesh.sidecar(&api).start();
         let address = discovery.at(15053).to_string();
@@ -401,6 +407,51 @@ fn discovery_that_knows_a_pod_does_not_hide_its_metrics_and_its_health() {
             let answer = bed.web.connect(bed.api.at(port)).get(&bed.api.address.to_string(), path);
             assert_eq!(answer.status(), 200, "{ports} {port}: {answer:?} {}", answer.text());
         }
+    }
+}
+
+#[test]
+fn neither_a_forged_record_nor_a_list_leads_from_another_port_to_those_that_a_sidecar_serves_in_plaintext() {
+    let bed = Discovered::new(|api| services(&api.address, "api"));
+    let _workload = bed.api.serve_echo(8080);
+    let (web, resolver) = (bed.mesh.pod("client"), bed.mesh.pod("resolver"));
+    let dns = Dns::serve(&resolver);
+    dns.set("evil.example", Reply::Addresses(vec![bed.api.address]));
+    dns.set("_8080._tcp.evil.example", Reply::Service(15021, "target.example".to_owned()));
+    dns.set("_health._tcp.evil.example", Reply::Service(15021, "target.example".to_owned()));
+    dns.set("target.example", Reply::Addresses(vec![bed.api.address]));
+    let config = format!(
+        "upstreams:\n  listed: {{hosts: [listed.example], anyDestination: true, discovery: {{static: [\"{0}:15021\"]}}}}\n  \
+         named: {{hosts: [named.example], anyDestination: true, discovery: {{dns: {{name: _health._tcp.evil.example}}}}}}\n  \
+         plain: {{hosts: [plain.example], anyDestination: true, tls: none, discovery: {{static: [\"{0}:15020\"]}}}}\n",
+        bed.api.address
+    );
+    let (discovery, server) = (bed.discovery.at(15053).to_string(), dns.address.to_string());
+    let _sidecar = bed
+        .mesh
+        .sidecar(&web)
+        .config(&config)
+        .arguments(["--discovery", &discovery, "--dns-server", &server])
+        .start();
+    for host in ["evil.example", "listed.example", "named.example"] {
+        let answer = web.connect(bed.api.at(8080)).get(host, "/livez");
+        let error = answer.proxy_error();
+        assert_eq!(
+            (answer.status(), error.as_deref()),
+            (502, Some("tls_protocol_error")),
+            "{host}: {answer:?}"
+        );
+    }
+    // The port that was dialled counts, and what the config says.
+    for (host, port) in [
+        ("evil.example", 15021),
+        ("listed.example", 15021),
+        ("other.example", 15021),
+        ("plain.example", 8080),
+    ] {
+        let answer =
+            web.connect(bed.api.at(port)).get(host, if port == 8080 { "/metrics" } else { "/livez" });
+        assert_eq!(answer.status(), 200, "{host}: {answer:?} {}", answer.text());
     }
 }
 
@@ -522,6 +573,42 @@ fn with_the_search_domains_of_a_pod_a_name_that_dns_refuses_leaves_the_request_w
         let answer = bed.web.connect(plain.at(8080)).get(host, "/");
         assert_eq!((answer.status(), answer.text().as_str()), (200, "plain"), "{host}: {answer:?}");
     }
+}
+
+#[test]
+fn while_discovery_and_dns_are_silent_nobody_waits_over_five_seconds_and_soon_after_all_is_well_again() {
+    let config = "outbound: {meshDomains: [svc.cluster.local]}\ndns: {search: [shop.svc.cluster.local, \
+                  svc.cluster.local, cluster.local], ndots: 5}\n";
+    let bed = Discovered::with(|api| services(&api.address, "api"), |_| String::new(), config);
+    let plain = bed.mesh.pod("plain");
+    let _servers = (serve_name(&plain, 8080), serve_name(&plain, 7999));
+    // It is asked over a connection that is there already, and over one that is to be made.
+    assert_eq!(bed.web.connect(plain.at(7999)).get("known.example", "/").status(), 200);
+    bed._discovery.signal(Signal::SIGSTOP);
+    let hosts = ["fresh", "fresh.example", "a.b.c.example", "10.77.0.99"];
+    for round in 0..3 {
+        std::thread::scope(|scope| {
+            for host in hosts {
+                let (web, address) = (&bed.web, plain.at(8080 + round));
+                scope.spawn(move || {
+                    let asked = Instant::now();
+                    let answer = web.connect(address).get(host, "/");
+                    let waited = asked.elapsed();
+                    assert!(waited < Duration::from_millis(5500), "{host}: {waited:?} {answer:?}");
+                    assert_eq!(answer.status(), 503, "{host}: {answer:?}");
+                    assert_eq!(answer.proxy_error().as_deref(), Some("dns_error"), "{host}: {answer:?}");
+                });
+            }
+        });
+    }
+    bed._discovery.signal(Signal::SIGCONT);
+    let again = Instant::now();
+    for host in hosts {
+        wait::until(&format!("{host} is found"), || {
+            bed.web.connect(plain.at(8080)).get(host, "/").text() == "plain"
+        });
+    }
+    assert!(again.elapsed() < Duration::from_secs(3), "{:?}", again.elapsed());
 }
 
 #[test]

@@ -25,7 +25,7 @@ const MESHED: &str =
     "outbound: {meshDomains: [svc.cluster.local], meshNetworks: [10.77.0.0/24]}\nupstreams:\n";
 
 /// What the admin port of `pod` says about an endpoint of `upstream`.
-fn standing(pod: &Pod, upstream: &str, address: SocketAddr) -> String {
+pub fn standing(pod: &Pod, upstream: &str, address: SocketAddr) -> String {
     let address = Value::String(address.to_string());
     let all = pod.admin("/upstreams");
     let endpoints = all[upstream]["endpoints"].as_array();
@@ -34,7 +34,7 @@ fn standing(pod: &Pod, upstream: &str, address: SocketAddr) -> String {
 }
 
 /// Waits until the standing of an endpoint contains `want`; gives how long that took.
-fn wait_for_standing(pod: &Pod, upstream: &str, address: SocketAddr, want: &str) -> Duration {
+pub fn wait_for_standing(pod: &Pod, upstream: &str, address: SocketAddr, want: &str) -> Duration {
     let (started, mut last) = (Instant::now(), String::new());
     let what = format!("{address} of {upstream} is {want:?}");
     wait::until(&what, || {

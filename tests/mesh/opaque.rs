@@ -1,7 +1,7 @@
 //! Bytes that are not HTTP: either side may speak first, either may stop first.
 
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::grpc::{peer, python};
 use crate::support::pki::shop;
@@ -134,6 +134,49 @@ fn a_silent_client_of_a_port_with_rules_on_methods_may_still_send_requests() {
     // Nothing that was refused is heard of.
     let refused = [("direction", "inbound"), ("reason", "denied")];
     assert_eq!(pair.api.metric("outrigger_connections_refused_total", &refused), 0.0);
+}
+
+#[test]
+fn a_silent_client_that_leads_nowhere_is_reset_after_ten_seconds() {
+    let with_rules = "inbound: {allow: [{methods: [GET]}]}";
+    let nobody = "  nobody: {discovery: {static: [\"10.77.0.2:9001\"]}, identity: \"spiffe://cluster.local/ns/a/sa/b\"}\n";
+    let pair = Pair::with(&format!("{}{nobody}", web_config()), with_rules);
+    let _server = pair.api.serve_echo(7000);
+    // One whose peer is of the mesh and has no known identity, one of another identity than expected, and one of a
+    // port that takes requests only, as the peer's sidecar says.
+    let silent: Vec<_> = [9000, 9001, 7000]
+        .into_iter()
+        .map(|port| {
+            let mut connection = pair.connect(port);
+            std::thread::spawn(move || {
+                let started = Instant::now();
+                (port, connection.take_all(), started.elapsed())
+            })
+        })
+        .collect();
+    for client in silent {
+        let (port, end, after) = client.join().expect("a client");
+        assert_eq!(end, (Vec::new(), Ending::Reset), "port {port}");
+        let bound = Duration::from_secs(9)..Duration::from_secs(15);
+        assert!(bound.contains(&after), "port {port}: {after:?}");
+    }
+}
+
+#[test]
+fn a_silent_client_beyond_the_limit_of_connections_is_reset_at_once() {
+    let config =
+        web_config().replace("\"10.77.0.2:7000\"]}", "\"10.77.0.2:7000\"]}, pool: {maxConnections: 1}");
+    assert_ne!(config, web_config());
+    let pair = Pair::with(&config, "");
+    let server = pair.api.serve(7000, |mut connection| {
+        let _ = connection.take_all();
+    });
+    let mut first = pair.connect(7000);
+    first.send("\0\x01\x02");
+    crate::support::wait::until("the first is carried", || server.accepted() == 1);
+    let started = Instant::now();
+    assert_eq!(pair.connect(7000).take_all(), (Vec::new(), Ending::Reset));
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[test]

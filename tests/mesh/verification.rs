@@ -92,8 +92,9 @@ fn a_server_with_a_wrong_certificate_gets_no_request() {
         assert!(received.starts_with(b"PRI * HTTP/2.0\r\n"), "{received:?}");
         port += 1;
     }
-    // Another root, expired, not yet valid, none, a strange one and two; then three that are somebody else.
-    for (reason, count) in [("certificate", 6.0), ("identity", 3.0)] {
+    // Another root, expired, not yet valid, none, a strange one and two; then three that are somebody else. Each request
+    // is tried three times.
+    for (reason, count) in [("certificate", 18.0), ("identity", 9.0)] {
         let labels = [("direction", "outbound"), ("result", "failure"), ("reason", reason)];
         web.wait_for_metric("outrigger_tls_handshakes_total", &labels, count);
         assert_eq!(web.metric("outrigger_tls_handshakes_total", &labels), count, "{reason}");

@@ -52,9 +52,11 @@ pub(crate) fn public_key_of(csr: &str) -> Result<SubjectPublicKeyInfo, CsrError>
     Ok(key)
 }
 
-/// The shape of a workload's certificate: one critical URI name and nothing that could be more.
+/// The shape of a workload's certificate: one critical URI name and nothing that could be more. Only the CA's own has
+/// DNS names beside it.
 pub(super) fn workload_params(
     id: &SpiffeId,
+    dns_names: &[String],
     not_before: SystemTime,
     not_after: SystemTime,
 ) -> Result<CertificateParams, rcgen::Error> {
@@ -62,6 +64,9 @@ pub(super) fn workload_params(
     // RFC 5280, 4.1.2.6: with an empty subject the name extension is critical, which SPIFFE asks for.
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+    for name in dns_names {
+        params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+    }
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =

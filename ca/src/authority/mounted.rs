@@ -87,7 +87,7 @@ impl MountedIssuer {
         };
         // A trial signature shows whether certificate, key and root belong together.
         signer
-            .own_certificate(Duration::from_secs(60), now)
+            .own_certificate(&[], Duration::from_secs(60), now)
             .map_err(|source| MountedError::Sign { path: self.certificate.clone(), source })?
             .verify(&bundle, now)
             .map_err(|source| MountedError::Chain { path: self.certificate.clone(), source })?;
@@ -188,7 +188,7 @@ mod tests {
             match files.load("cluster.local", minute, now) {
                 Ok(snapshot) => {
                     assert_eq!(problem, "", "{certificate} {key} {root}");
-                    let own = snapshot.signer.own_certificate(minute, now).unwrap();
+                    let own = snapshot.signer.own_certificate(&[], minute, now).unwrap();
                     own.verify(&snapshot.bundle, now).unwrap();
                 }
                 Err(error) => {

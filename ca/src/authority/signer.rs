@@ -6,7 +6,7 @@ use rcgen::{Issuer, KeyPair, PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::issue::{whole_seconds, workload_params};
-use crate::{CA_ACCOUNT, Certificate, CertificateError, SpiffeError, SpiffeId};
+use crate::{BundleError, CA_ACCOUNT, Certificate, CertificateError, SpiffeError, SpiffeId, TrustBundle};
 
 /// Why no certificate could be made.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +15,8 @@ pub enum SignError {
     Make(#[from] rcgen::Error),
     #[error("the CA's own certificate could not be made: {0}")]
     Own(#[from] CertificateError),
+    #[error("the root can't be used: {0}")]
+    Root(#[from] BundleError),
     #[error("the trust domain can't be used: {0}")]
     TrustDomain(#[from] SpiffeError),
     #[error(
@@ -46,17 +48,23 @@ impl Signer {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, SignError> {
-        let mut chain = vec![self.leaf(id, key, lifetime, now)?];
+        let mut chain = vec![self.leaf(id, &[], key, lifetime, now)?];
         chain.extend_from_slice(&self.intermediates);
         chain.push(self.root.clone());
         Ok(chain)
     }
 
-    /// The certificate that the CA presents to its clients, with a fresh key.
-    pub fn own_certificate(&self, lifetime: Duration, now: SystemTime) -> Result<Certificate, SignError> {
+    /// The certificate that the CA presents to its clients, with a fresh key. `dns_names` are for clients that verify the
+    /// name that they dial; the mesh's own look at the SPIFFE ID.
+    pub fn own_certificate(
+        &self,
+        dns_names: &[String],
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Certificate, SignError> {
         let id = SpiffeId::new(&self.trust_domain, CA_ACCOUNT.0, CA_ACCOUNT.1)?;
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut chain = vec![self.leaf(&id, &key, lifetime, now)?];
+        let mut chain = vec![self.leaf(&id, dns_names, &key, lifetime, now)?];
         chain.extend_from_slice(&self.own_intermediates);
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         Ok(Certificate::new(chain, key)?)
@@ -65,6 +73,7 @@ impl Signer {
     fn leaf(
         &self,
         id: &SpiffeId,
+        dns_names: &[String],
         key: &impl PublicKeyData,
         lifetime: Duration,
         now: SystemTime,
@@ -73,8 +82,14 @@ impl Signer {
         if not_after <= now {
             return Err(SignError::Ended);
         }
-        let params = workload_params(id, whole_seconds(now - self.backdate), not_after)?;
+        let params = workload_params(id, dns_names, whole_seconds(now - self.backdate), not_after)?;
         Ok(params.signed_by(key, &self.issuer)?.der().clone())
+    }
+
+    /// Whether clients that trust this signer's root take a certificate of its.
+    pub fn verify(&self, certificate: &Certificate, now: SystemTime) -> Result<(), SignError> {
+        let bundle = TrustBundle::from_roots(vec![self.root.clone()])?;
+        Ok(certificate.verify(&bundle, now)?)
     }
 
     pub fn same_key(&self, other: &Self) -> bool {

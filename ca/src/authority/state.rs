@@ -191,7 +191,7 @@ impl State {
         let signer = self.generations[index].signer(&self.trust_domain, older_trusted, backdate)?;
         // Nothing that fails at a client may be taken into use here.
         signer
-            .own_certificate(Duration::from_secs(self.longest_lifetime.max(60)), now)?
+            .own_certificate(&[], Duration::from_secs(self.longest_lifetime.max(60)), now)?
             .verify(&bundle, now)?;
         let next_change = self
             .generations
@@ -395,7 +395,7 @@ mod tests {
             .snapshot(lifetimes().backdate, start + 239 * SECOND)
             .unwrap()
             .signer
-            .own_certificate(lifetimes().certificate, start + 239 * SECOND)
+            .own_certificate(&[], lifetimes().certificate, start + 239 * SECOND)
             .unwrap();
         let verdict = own.verify(&first_root, start + 239 * SECOND);
         assert!(verdict.is_ok(), "a client that slept through both rotations: {verdict:?}");
@@ -430,7 +430,7 @@ mod tests {
         state.rotate(SPREAD, lifetimes().root, start).unwrap();
         let now = start + 19 * SECOND;
         let signer = state.snapshot(SECOND, now).unwrap().signer;
-        let own = signer.own_certificate(Duration::from_secs(3600), now).unwrap();
+        let own = signer.own_certificate(&[], Duration::from_secs(3600), now).unwrap();
         assert_eq!(own.not_after(), start + 80 * SECOND);
     }
 

@@ -34,7 +34,7 @@ pub(crate) fn leaf(
 ) -> (String, String) {
     let now = SystemTime::now();
     let id = SpiffeId::new("cluster.local", "shop", "web").unwrap();
-    let mut params = workload_params(&id, now - HOUR, now + HOUR).unwrap();
+    let mut params = workload_params(&id, &[], now - HOUR, now + HOUR).unwrap();
     change(&mut params);
     let key = KeyPair::generate().unwrap();
     let issuer = Issuer::from_params(root, root_key);

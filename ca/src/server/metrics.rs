@@ -92,7 +92,9 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stoppe
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "a connection for metrics could not be accepted");
+                if let Some(times) = super::REFUSALS.count(std::time::Instant::now()) {
+                    tracing::warn!(times, %error, "a connection for metrics could not be accepted");
+                }
                 tokio::time::sleep(super::ACCEPT_PAUSE).await;
                 continue;
             }

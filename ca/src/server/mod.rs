@@ -24,11 +24,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::Certificate;
 use crate::authority::{Authority, AuthorityError, Lifetimes, Signer, Storage};
 use crate::tls_fault::{Worded, handshake, words};
 use crate::tokens::{TokenOptions, Tokens, TokensError};
 use crate::verify::provider;
+use crate::{Certificate, LogPace};
 use metrics::Metrics;
 use service::Service;
 
@@ -44,6 +44,8 @@ const MOST_CONNECTIONS: usize = 1024;
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Out of file descriptors, accepting fails at once and again; a pause keeps the CPU for what frees them.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Each pause would be a line.
+static REFUSALS: LogPace = LogPace::new();
 
 /// How a CA is run.
 #[derive(Clone, Debug)]
@@ -52,6 +54,9 @@ pub struct Options {
     pub listen: SocketAddr,
     pub storage: Storage,
     pub trust_domain: String,
+    /// What the CA's own certificate is called beside its SPIFFE ID, for clients that verify the name that they dial:
+    /// host names, lower case.
+    pub dns_names: Vec<String>,
     pub lifetimes: Lifetimes,
     pub tokens: TokenOptions,
     /// Where to serve `/metrics` in plain text; nowhere unless given.
@@ -109,7 +114,8 @@ impl Server {
         let tokens = Tokens::open(&options.tokens, &options.trust_domain)?;
         let now = SystemTime::now();
         let authority = Authority::open(&options.storage, &options.trust_domain, lifetimes, now)?;
-        let own = OwnCertificate::new(authority.snapshot(now).signer.clone(), lifetimes, now)?;
+        let own =
+            OwnCertificate::new(authority.snapshot(now).signer.clone(), options.dns_names, lifetimes, now)?;
         let own = Arc::new(own);
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -180,7 +186,9 @@ async fn accept(
     match listener.accept().await {
         Ok((stream, _)) => Some((stream, permit)),
         Err(error) => {
-            tracing::warn!(%error, "a connection could not be accepted");
+            if let Some(times) = REFUSALS.count(std::time::Instant::now()) {
+                tracing::warn!(times, %error, "a connection could not be accepted");
+            }
             sleep(ACCEPT_PAUSE).await;
             None
         }
@@ -261,6 +269,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
 /// The certificate that the CA presents, renewed at half of its life and when the issuer changes.
 struct OwnCertificate {
     current: ArcSwap<Own>,
+    dns_names: Vec<String>,
     lifetimes: Lifetimes,
 }
 
@@ -271,18 +280,36 @@ struct Own {
 }
 
 impl Own {
-    fn new(signer: Arc<Signer>, lifetimes: Lifetimes, now: SystemTime) -> Result<Self, ServerError> {
-        let certificate = signer
-            .own_certificate(lifetimes.certificate, now)
-            .map_err(|error| ServerError::Own(error.to_string()))?;
+    fn new(
+        signer: Arc<Signer>,
+        dns_names: &[String],
+        lifetimes: Lifetimes,
+        now: SystemTime,
+    ) -> Result<Self, ServerError> {
+        let make = |dns_names| {
+            let made = signer.own_certificate(dns_names, lifetimes.certificate, now);
+            made.map_err(|error| ServerError::Own(error.to_string()))
+        };
+        let mut certificate = make(dns_names)?;
+        // An issuer that was given may be constrained to other names; the mesh's own clients need none.
+        if let Err(error) = signer.verify(&certificate, now) {
+            tracing::warn!(%error, "the CA's own certificate goes without DNS names: give others with --dns-name");
+            certificate = make(&[])?;
+        }
         let left = certificate.not_after().duration_since(now).unwrap_or_default();
         Ok(Self { certificate, signer, renew_at: now + left / 2 })
     }
 }
 
 impl OwnCertificate {
-    fn new(signer: Arc<Signer>, lifetimes: Lifetimes, now: SystemTime) -> Result<Self, ServerError> {
-        Ok(Self { current: ArcSwap::from_pointee(Own::new(signer, lifetimes, now)?), lifetimes })
+    fn new(
+        signer: Arc<Signer>,
+        dns_names: Vec<String>,
+        lifetimes: Lifetimes,
+        now: SystemTime,
+    ) -> Result<Self, ServerError> {
+        let current = ArcSwap::from_pointee(Own::new(signer, &dns_names, lifetimes, now)?);
+        Ok(Self { current, dns_names, lifetimes })
     }
 
     fn refresh(&self, signer: &Arc<Signer>, now: SystemTime) {
@@ -293,7 +320,7 @@ impl OwnCertificate {
         if fresh {
             return;
         }
-        match Own::new(signer.clone(), self.lifetimes, now) {
+        match Own::new(signer.clone(), &self.dns_names, self.lifetimes, now) {
             Ok(own) => self.current.store(Arc::new(own)),
             Err(error) => tracing::error!(%error, "going on with the CA's old certificate"),
         }

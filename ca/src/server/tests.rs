@@ -69,6 +69,7 @@ fn options(directory: &std::path::Path, address: SocketAddr) -> Options {
         listen: address,
         storage: Storage::Directory(directory.join("ca")),
         trust_domain: "cluster.local".into(),
+        dns_names: vec!["localhost".into()],
         lifetimes: Lifetimes { certificate: Duration::from_secs(60), ..Lifetimes::default() },
         tokens: TokenOptions {
             list: Some(directory.join("tokens.yaml")),
@@ -98,6 +99,58 @@ fn greedy_request() -> (KeyPair, String) {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
     let csr = params.serialize_request(&key).unwrap().pem().unwrap();
     (key, csr)
+}
+
+#[tokio::test]
+async fn the_ca_s_own_certificate_has_one_spiffe_id_and_its_dns_names_if_its_issuer_may_sign_them() {
+    let names_of = |certificate: &Certificate| {
+        let (_, leaf) = X509Certificate::from_der(&certificate.chain()[0]).unwrap();
+        let names = leaf.subject_alternative_name().unwrap().unwrap().value.general_names.iter();
+        names.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let id = format!("URI({})", ca_id());
+    let ca = TestCa::start().await;
+    let own = |storage: Storage| {
+        let lifetimes = Lifetimes::default();
+        let authority = Authority::open(&storage, "cluster.local", lifetimes, SystemTime::now()).unwrap();
+        let now = SystemTime::now();
+        let names = vec!["localhost".to_owned(), "ca.example".into()];
+        let own = OwnCertificate::new(authority.snapshot(now).signer.clone(), names, lifetimes, now).unwrap();
+        names_of(&own.current.load().certificate)
+    };
+    let directory = Storage::Directory(ca.directory.path().join("ca"));
+    assert_eq!(own(directory), [id.as_str(), "DNSName(localhost)", "DNSName(ca.example)"]);
+
+    let constrained = issuer_for_other_names(ca.directory.path());
+    assert_eq!(own(Storage::Mounted(constrained)), [id]);
+}
+
+/// A root, and an issuer below it that may sign names under `other.example` only.
+fn issuer_for_other_names(directory: &std::path::Path) -> authority::MountedIssuer {
+    let write = |name: &str, text: String| {
+        let file = directory.join(name);
+        fs::write(&file, text).unwrap();
+        file
+    };
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    params.distinguished_name.push(rcgen::DnType::CommonName, "root");
+    let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let root = params.self_signed(&root_key).unwrap();
+    let above = rcgen::Issuer::from_params(&params, &root_key);
+    let mut below = params.clone();
+    below.distinguished_name.push(rcgen::DnType::CommonName, "issuer");
+    below.name_constraints = Some(rcgen::NameConstraints {
+        permitted_subtrees: vec![rcgen::GeneralSubtree::DnsName("other.example".into())],
+        excluded_subtrees: Vec::new(),
+    });
+    let issuer = below.signed_by(&key, &above).unwrap();
+    authority::MountedIssuer {
+        certificate: write("issuer.pem", issuer.pem()),
+        key: write("issuer.key", key.serialize_pem()),
+        root: write("root.pem", root.pem()),
+    }
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_ca::LogPace;
 use outrigger_ca::workload::Status;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -29,6 +30,8 @@ const MOST_PLAIN_CONNECTIONS: usize = 256;
 const PLAIN_PACE: Pace = Pace { idle: Duration::from_secs(10) };
 /// Out of file descriptors, accepting fails at once and again; a pause keeps the CPU for what frees them.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Each pause would be a line.
+static REFUSALS: LogPace = LogPace::new();
 /// When stopping, answers that are under way get this long.
 const DRAIN: Duration = Duration::from_secs(3);
 /// A free port for TCP may be taken for UDP; both being free is found within this many attempts.
@@ -167,7 +170,9 @@ async fn accept(
                 return (stream, peer.ip().to_canonical(), permit);
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                if let Some(times) = REFUSALS.count(std::time::Instant::now()) {
+                    tracing::warn!(times, %error, "a connection could not be accepted");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }

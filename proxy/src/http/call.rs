@@ -15,7 +15,6 @@ use super::marks::mark_exhausted;
 use super::record::{GRPC_UNAVAILABLE, Recording, grpc_status};
 use super::replay::Replay;
 use super::tunnel::ClientSide;
-use crate::identity::HandshakeError;
 use crate::net::{Body, DialError, strip_hop_by_hop, strip_mesh_headers};
 use crate::upstream::{
     AfterTry, Attempt, Choice, ConnectError, Endpoint, EndpointId, InFlight, Outcome, Pass, PeerMark, Pools,
@@ -221,7 +220,7 @@ impl Call<'_> {
         };
         let available = match outcome {
             Outcome::Success => 0,
-            Outcome::Failure => self.upstream.states(now).healthy,
+            Outcome::Failure => self.upstream.available(),
         };
         let endpoint = recording.tried().map(|endpoint| endpoint.id);
         log_change(self.upstream, pass.ended(outcome, endpoint, available, now));
@@ -336,10 +335,7 @@ impl<'a> Tries<'a> {
             () = self.make(request, endpoint, recording, now) => return,
             passed = limit.passed(request_ended) => passed,
         };
-        // Between two tries the last one is counted already.
-        if matches!(self.result, Err(HopError::NotTried)) {
-            recording.attempt_ended(Attempt::Failed, Instant::now());
-        }
+        recording.timed_out(Instant::now());
         self.result = Err(match passed {
             Passed::Timeout(limit) => HopError::Timeout(limit),
             Passed::Deadline => HopError::DeadlinePassed,
@@ -390,7 +386,11 @@ impl<'a> Tries<'a> {
         let upstream = self.call.upstream;
         let mut tried = Vec::new();
         for retries in 0.. {
-            let what = tried_of(&self.result, self.mark);
+            let mut what = tried_of(&self.result, self.mark);
+            // The patience that a sidecar asks for is for its own workload, and that is not the only one.
+            if what.is_turned_away_by_peer() && self.is_another_there(&tried, &endpoint) {
+                what = Tried::Unprocessed;
+            }
             let after = {
                 let rng = &mut *self.call.rng.borrow_mut();
                 policy.verdict(self.repeatable, what, retries, SystemTime::now(), rng)
@@ -425,6 +425,12 @@ impl<'a> Tries<'a> {
                 return;
             }
         }
+    }
+
+    /// Whether another try would go to an endpoint that has not been tried.
+    fn is_another_there(&self, tried: &[EndpointId], last: &Endpoint) -> bool {
+        let tried = [tried, &[last.id]].concat();
+        self.call.choose(Instant::now(), &tried).is_some_and(|next| !tried.contains(&next.id))
     }
 
     /// Connects again to a workload that is starting.
@@ -498,12 +504,7 @@ fn attempt_of(result: &Result<Response<Body>, HopError>, recording: &Recording) 
             _ => Attempt::Answered,
         },
         Err(_) if recording.request_broke() => Attempt::Abandoned,
-        // Ours to mend.
-        Err(HopError::Connect(
-            ConnectError::Full { .. }
-            | ConnectError::Dial(DialError::Exhausted(..))
-            | ConnectError::Handshake { error: HandshakeError::NotCertified, .. },
-        )) => Attempt::Abandoned,
+        Err(HopError::Connect(error)) if error.is_ours() => Attempt::Abandoned,
         Err(HopError::Connect(_)) => Attempt::ConnectFailed,
         Err(error) if matches!(Tried::failed(error), Tried::Unprocessed) => Attempt::Abandoned,
         Err(_) => Attempt::Failed,

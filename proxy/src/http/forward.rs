@@ -50,11 +50,12 @@ impl Forward<'_> {
     ) -> Result<Response<Body>, HopError> {
         let mut pool = self.pools.of(self.upstream, self.endpoint);
         let mut stream = loop {
-            recording.exchange().tls = match pool.is_meshed() {
-                true => Tls::Mesh,
-                false if pool.is_server_tls() => Tls::Server,
-                false => Tls::Plain,
-            };
+            // The inbound side's says how the peer came, and stays.
+            if pool.is_meshed() {
+                recording.exchange().tls = Tls::Mesh;
+            } else if pool.is_server_tls() {
+                recording.exchange().tls = Tls::Server;
+            }
             match self.wire {
                 Wire::Own => return Box::pin(self.send_own(&pool, request, recording)).await,
                 Wire::Http1(version) if !pool.is_meshed() => {
@@ -62,7 +63,10 @@ impl Forward<'_> {
                 }
                 Wire::Http1(_) | Wire::Multiplexed => match pool.stream(self.upstream).await {
                     // Permissive mode found no sidecar there: what is known now makes it another pool.
-                    Err(ConnectError::NotMeshed(_)) => pool = self.pools.of(self.upstream, self.endpoint),
+                    Err(ConnectError::NotMeshed(_)) => {
+                        recording.exchange().tls = Tls::Plain;
+                        pool = self.pools.of(self.upstream, self.endpoint);
+                    }
                     stream => break stream?,
                 },
             }

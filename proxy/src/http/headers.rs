@@ -17,16 +17,16 @@ pub fn version_from_mesh(headers: &HeaderMap) -> Version {
     }
 }
 
-/// The host a request names, without its port: of the target, else of `Host`.
+/// The host a request names, without its port: of the target, else of `Host`. Both are what [`super::refuse`] let
+/// pass.
 pub fn host_of<B>(request: &Request<B>) -> Option<&str> {
     let authority = match request.uri().authority() {
         Some(authority) => authority.as_str(),
         None => request.headers().get(HOST)?.to_str().ok()?,
     };
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let host = match host.strip_prefix('[') {
+    let host = match authority.strip_prefix('[') {
         Some(v6) => v6.split_once(']')?.0,
-        None => host.split_once(':').map_or(host, |(host, _)| host),
+        None => authority.split_once(':').map_or(authority, |(host, _)| host),
     };
     (!host.is_empty()).then_some(host)
 }

@@ -11,6 +11,7 @@ use http::{Request, Response};
 use http_body::Body as _;
 use outrigger_ca::tls_fault::TlsFault;
 use thiserror::Error;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::local_response::{LocalResponse, ProxyError};
@@ -117,7 +118,8 @@ async fn start_pump(body: Body, sender: SendStream<Bytes>) -> Option<PumpGuard> 
     (!done).then(|| PumpGuard(tokio::task::spawn_local(pumping)))
 }
 
-/// Moves a body into a stream as fast as the peer takes it. A body that breaks off resets the stream.
+/// Moves a body into a stream as fast as the peer takes it. A body that breaks off resets the stream, once what came
+/// of the message is on its way.
 pub(super) async fn pump(body: Body, mut sender: SendStream<Bytes>) {
     let mut body = pin!(body);
     loop {
@@ -130,6 +132,7 @@ pub(super) async fn pump(body: Body, mut sender: SendStream<Bytes>) {
         let sent = match frame {
             None => sender.send_data(Bytes::new(), true).is_ok(),
             Some(Err(error)) => {
+                on_its_way(&mut sender).await;
                 sender.send_reset(error.reason());
                 return;
             }
@@ -154,6 +157,27 @@ pub(super) async fn pump(body: Body, mut sender: SendStream<Bytes>) {
         if !sent || body.is_end_stream() {
             return;
         }
+    }
+}
+
+/// Waits until what was sent on the stream has left h2's queue, which a reset empties: the head would be lost too. h2
+/// tells only by letting go of the bytes of a frame, and so an empty one goes last.
+async fn on_its_way(sender: &mut SendStream<Bytes>) {
+    let (mark, passed) = oneshot::channel();
+    if sender.send_data(Bytes::from_owner(Mark { _dropped_with: mark }), false).is_ok() {
+        // Nothing is ever sent: the mark's end is the news.
+        let _ = passed.await;
+    }
+}
+
+/// Owns the content of an empty frame.
+struct Mark {
+    _dropped_with: oneshot::Sender<()>,
+}
+
+impl AsRef<[u8]> for Mark {
+    fn as_ref(&self) -> &[u8] {
+        &[]
     }
 }
 

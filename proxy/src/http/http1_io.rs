@@ -5,6 +5,8 @@
 //!   sent it, so hyper's is swallowed and the workload's is written in its place.
 //! - hyper answers unparsable requests with a bare status; the client is told by `Proxy-Status` who
 //!   refused them and why.
+//! - hyper drops what it has not written yet, the head too, when a response's body breaks off; the client
+//!   must get what came before.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,7 +15,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::net::{Body, BodyError};
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -30,6 +36,8 @@ pub(super) struct Control {
     answering: AtomicBool,
     /// The connection became a tunnel: its bytes are no longer ours.
     tunnel: AtomicBool,
+    /// The response broke off, and not all that came of it is written yet.
+    flush_awaited: AtomicBool,
     reader: Mutex<Option<Waker>>,
     head_began: Mutex<Option<Instant>>,
     refused: AtomicBool,
@@ -151,6 +159,53 @@ impl<S: AsyncWrite + Unpin> Http1Io<S> {
     }
 }
 
+/// A response's body that tells hyper of its breaking off once all before is written.
+pub(super) struct FlushedFirst {
+    body: Body,
+    broken: Option<BodyError>,
+    control: Arc<Control>,
+}
+
+impl FlushedFirst {
+    /// `control` is of the connection that the response goes to.
+    pub(super) fn new(body: Body, control: Arc<Control>) -> Self {
+        Self { body, broken: None, control }
+    }
+}
+
+impl http_body::Body for FlushedFirst {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.broken.is_none() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Err(error)) => {
+                    self.broken = Some(error);
+                    self.control.flush_awaited.store(true, Relaxed);
+                }
+                frame => return Poll::Ready(frame),
+            }
+        }
+        if self.control.flush_awaited.load(Relaxed) {
+            // The flush that hyper tries next wakes this task.
+            return Poll::Pending;
+        }
+        Poll::Ready(self.broken.take().map(Err))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.broken.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// hyper's answer to what it can't parse: 400, 414 or 431, without any field that a workload would add.
 fn is_bare_refusal(buf: &[u8]) -> bool {
     (buf.starts_with(b"HTTP/1.1 400 ")
@@ -209,7 +264,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http1Io<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
+        if self.control.flush_awaited.load(Relaxed) {
+            self.control.flush_awaited.store(false, Relaxed);
+            cx.waker().wake_by_ref();
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -60,13 +60,17 @@ pub fn mark_exhausted(headers: &mut HeaderMap, received: Option<StatusCode>) {
     if headers.get_all(PROXY_STATUS).iter().any(says_exhausted) {
         return;
     }
-    let own = match received {
-        None => headers.remove(PROXY_STATUS).and_then(|value| value.to_str().map(str::to_owned).ok()),
-        Some(status) => Some(format!("outrigger; received-status={}", status.as_u16())),
-    };
-    let text = own.unwrap_or_else(|| "outrigger".into()) + EXHAUSTED_PARAMETER;
+    // One field: who asks for its value by name gets all of it. The party next to the origin comes first (RFC 9209 2).
+    let before: Vec<_> =
+        headers.get_all(PROXY_STATUS).iter().filter_map(|value| value.to_str().ok()).collect();
+    let mut text = before.join(", ");
+    if let Some(status) = received {
+        let own = format!("outrigger; received-status={}", status.as_u16());
+        text = if text.is_empty() { own } else { format!("{text}, {own}") };
+    }
+    text.push_str(EXHAUSTED_PARAMETER);
     if let Ok(value) = HeaderValue::from_str(&text) {
-        headers.append(PROXY_STATUS, value);
+        headers.insert(PROXY_STATUS, value);
     }
 }
 

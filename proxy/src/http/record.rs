@@ -71,6 +71,8 @@ pub struct Recording {
     in_flight: Option<InFlight>,
     /// Whose endpoint `in_flight` counts at.
     upstream: Option<Arc<Upstream>>,
+    /// How the last try ended is not told yet.
+    trying: bool,
     /// Response headers have come that are no failure: what comes after them decides how the try ended.
     answered: bool,
     admission: Admission,
@@ -127,6 +129,7 @@ impl Recording {
             received_bytes: 0,
             in_flight: None,
             upstream: None,
+            trying: false,
             answered: false,
             admission: Admission::default(),
             retries: 0,
@@ -176,6 +179,7 @@ impl Recording {
         self.endpoint = Some(in_flight.endpoint().address);
         self.in_flight = Some(in_flight);
         self.upstream = Some(upstream.clone());
+        self.trying = true;
     }
 
     /// Where the last try went.
@@ -274,6 +278,9 @@ impl Recording {
     /// A try has ended, or has its response's headers: the endpoint's load, its standing, and the limits learn from it.
     pub(super) fn attempt_ended(&mut self, attempt: Attempt, now: Instant) {
         let (Some(in_flight), Some(upstream)) = (&self.in_flight, &self.upstream) else { return };
+        if !std::mem::take(&mut self.trying) {
+            return;
+        }
         match attempt {
             Attempt::Answered => {
                 in_flight.answered(now);
@@ -287,6 +294,12 @@ impl Recording {
             }
             Attempt::Abandoned => {}
         }
+    }
+
+    /// The time for the response's headers is over.
+    pub(super) fn timed_out(&mut self, now: Instant) {
+        self.admission.answered(now);
+        self.attempt_ended(Attempt::Failed, now);
     }
 
     /// Whether the client broke its request's body off, or HTTP in it.

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use super::hop::pump;
-use super::http1_io::Http1Io;
+use super::http1_io::{FlushedFirst, Http1Io};
 use super::tunnel::{Interim, expects_continue, is_tunnel};
 use crate::net::Body;
 use crate::upstream::{CONNECTION_WINDOW, FRAME_SIZE, HeaderLimits, SEND_BUFFER, STREAM_WINDOW};
@@ -88,7 +88,7 @@ where
                 response = response.map(|body| body.left_away(length));
             }
             control.answered(is_tunnel(connect, response.status()));
-            Ok::<_, std::convert::Infallible>(response)
+            Ok::<_, std::convert::Infallible>(response.map(|body| FlushedFirst::new(body, control)))
         }
     });
     let mut connection = http1::Builder::new()
@@ -335,5 +335,120 @@ pub(crate) fn serve_stream<H: Handler>(
                 respond.send_reset(h2::Reason::INTERNAL_ERROR);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+    use tokio::task::{LocalSet, spawn_local};
+
+    use super::*;
+    use crate::net::strip_hop_by_hop;
+
+    /// Answers with what its workload sent before it broke off.
+    struct BreaksOff {
+        sent: &'static str,
+        content: usize,
+    }
+
+    impl Handler for BreaksOff {
+        async fn handle(self: Rc<Self>, _: Request<Body>) -> Response<Body> {
+            let (mut workload, stream) = duplex(1 << 20);
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await.unwrap();
+            spawn_local(connection);
+            let response = sender.send_request(Request::new(Body::empty()));
+            let answering = async {
+                // The request's head.
+                assert!(workload.read(&mut [0; 1024]).await.unwrap() > 0);
+                workload.write_all(self.sent.as_bytes()).await.unwrap();
+                workload.write_all(&vec![b'x'; self.content]).await.unwrap();
+                drop(workload);
+            };
+            let (response, ()) = tokio::join!(response, answering);
+            let mut response = response.unwrap().map(Body::from);
+            strip_hop_by_hop(response.headers_mut());
+            response
+        }
+    }
+
+    const SIZED: &str = "HTTP/1.1 200 OK\r\ncontent-length: 60000\r\n\r\n";
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    const NO_CHUNK: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nno size\r\n";
+
+    /// A proxy in front of [`BreaksOff`], and the bytes that may be on their way between it and its client.
+    fn responses_that_break_off() -> impl Iterator<Item = (BreaksOff, usize)> {
+        let sent = [(SIZED, 0), (SIZED, 5), (SIZED, 50_000), (CHUNKED, 0), (NO_CHUNK, 0)];
+        let responses = sent.into_iter().flat_map(|response| [(response, 128), (response, 1 << 20)]);
+        responses.map(|((sent, content), on_the_way)| (BreaksOff { sent, content }, on_the_way))
+    }
+
+    fn limits() -> (watch::Sender<bool>, Limits) {
+        let (sender, draining) = watch::channel(false);
+        (sender, Limits { headers: HeaderLimits::WORKLOAD, draining, expires: None })
+    }
+
+    fn start(handler: BreaksOff, on_the_way: usize) -> (DuplexStream, DuplexStream, Rc<BreaksOff>) {
+        let (client, server) = duplex(on_the_way);
+        (client, server, Rc::new(handler))
+    }
+
+    #[tokio::test]
+    async fn over_http_1_all_that_came_of_a_response_goes_on_before_it_breaks_off() {
+        let local = LocalSet::new();
+        local
+            .run_until(async {
+                for (handler, on_the_way) in responses_that_break_off() {
+                    let what = format!("{:?} {} by {on_the_way}", handler.sent, handler.content);
+                    let (mut client, server, handler) = start(handler, on_the_way);
+                    let (_draining, limits) = limits();
+                    let content = handler.content;
+                    let serving = spawn_local(serve_http1(server, handler, limits));
+                    client.write_all(b"GET / HTTP/1.1\r\nhost: api\r\n\r\n").await.unwrap();
+                    let mut got = String::new();
+                    client.read_to_string(&mut got).await.unwrap();
+                    let (head, body) =
+                        got.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{what}: {got:?}"));
+                    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{what}: {head}");
+                    assert_eq!(body, "x".repeat(content), "{what}");
+                    serving.await.unwrap();
+                }
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn over_http_2_all_that_came_of_a_response_goes_on_before_it_breaks_off() {
+        let local = LocalSet::new();
+        local
+            .run_until(async {
+                for (handler, on_the_way) in responses_that_break_off() {
+                    let what = format!("{:?} {} by {on_the_way}", handler.sent, handler.content);
+                    let (client, server, handler) = start(handler, on_the_way);
+                    let (_draining, limits) = limits();
+                    let content = handler.content;
+                    let serving = spawn_local(serve_http2(server, handler, limits));
+                    let (mut sender, connection) = h2::client::handshake(client).await.unwrap();
+                    let connection = spawn_local(connection);
+                    let (response, _) = sender.send_request(Request::new(()), true).unwrap();
+                    let response = response.await.unwrap_or_else(|error| panic!("{what}: {error}"));
+                    assert_eq!(response.status(), 200, "{what}");
+                    let mut body = response.into_body();
+                    let mut got = 0;
+                    let error = loop {
+                        match body.data().await.unwrap_or_else(|| panic!("{what}: made whole")) {
+                            Ok(data) => got += data.len(),
+                            Err(error) => break error,
+                        }
+                    };
+                    assert!(error.is_reset(), "{what}: {error}");
+                    assert_eq!(got, content, "{what}");
+                    drop((sender, body));
+                    connection.await.unwrap().unwrap();
+                    assert_eq!(serving.await.unwrap(), Served::Ended);
+                }
+            })
+            .await;
     }
 }

@@ -16,7 +16,8 @@ pub struct Request<'a> {
     pub path: &'a str,
 }
 
-/// The rules, compiled. Without rules any identity of the trust domain may do anything.
+/// The rules, compiled. Without rules any identity of the trust domain may do anything, and whoever has none where the
+/// port's mTLS mode lets it in.
 #[derive(Debug)]
 pub struct Authorization {
     trust_domain: ExpectedIdentity,

@@ -26,6 +26,8 @@ pub struct Copied {
     pub received: u64,
     /// To the client.
     pub sent: u64,
+    /// It was the server's side that failed.
+    pub server_failed: bool,
 }
 
 struct Direction {
@@ -33,6 +35,7 @@ struct Direction {
     rest: Bytes,
     total: u64,
     unflushed: bool,
+    read_failed: bool,
     state: State,
 }
 
@@ -44,7 +47,7 @@ enum State {
 
 impl Direction {
     fn new() -> Self {
-        Self { rest: Bytes::new(), total: 0, unflushed: false, state: State::Copying }
+        Self { rest: Bytes::new(), total: 0, unflushed: false, read_failed: false, state: State::Copying }
     }
 
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<io::Result<()>>
@@ -93,7 +96,10 @@ impl Direction {
         W: AsyncWrite + Unpin,
     {
         let mut read = ReadBuf::new(scratch);
-        ready!(Pin::new(reader).poll_read(cx, &mut read))?;
+        if let Err(error) = ready!(Pin::new(reader).poll_read(cx, &mut read)) {
+            self.read_failed = true;
+            return Poll::Ready(Err(error));
+        }
         let bytes = read.filled();
         let mut written = 0;
         while written < bytes.len() {
@@ -143,7 +149,8 @@ where
     poll_fn(|cx| {
         let first = up.poll(cx, client, server);
         let second = down.poll(cx, server, client);
-        let now = Copied { received: up.total, sent: down.total };
+        let server_failed = down.read_failed || (matches!(first, Poll::Ready(Err(_))) && !up.read_failed);
+        let now = Copied { received: up.total, sent: down.total, server_failed };
         let before = std::mem::replace(copied, now);
         let (first, second) = (first?, second?);
         if first.is_ready() && second.is_ready() {
@@ -182,7 +189,7 @@ mod tests {
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer, b"the answer");
-        assert_eq!(copying.await.unwrap().unwrap(), Copied { received: 8, sent: 10 });
+        assert_eq!(copying.await.unwrap().unwrap(), Copied { received: 8, sent: 10, ..Copied::default() });
     }
 
     #[tokio::test(start_paused = true)]

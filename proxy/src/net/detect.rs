@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client_hello::{self, Hello};
+use super::first_line::{FirstLineWatch, Found};
 
 /// A client silent for this long may be waiting for the server to speak first.
 pub const SILENCE: Duration = Duration::from_millis(100);
@@ -20,7 +21,7 @@ const READ: usize = 4 << 10;
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Methods of RFC 9110, PATCH, and those of WebDAV and its relatives that are in use.
-const METHODS: &[&[u8]] = &[
+pub(super) const METHODS: &[&[u8]] = &[
     b"GET ",
     b"HEAD ",
     b"POST ",
@@ -144,26 +145,50 @@ fn decide(bytes: &[u8]) -> Detected {
     if METHODS.iter().any(|m| bytes.starts_with(m)) { Detected::Http1 } else { Detected::Opaque }
 }
 
+/// What a workload would make of opaque bytes.
+#[derive(Debug)]
+pub enum Opaqueness {
+    /// A request, as our own parser reads it.
+    Request,
+    /// What only a lenient server takes for a request, or one behind a PROXY header.
+    Dubious,
+    /// None.
+    Opaque,
+    /// Not known yet: [`FirstLine`](super::FirstLine) watches on.
+    Unknown(FirstLineWatch),
+}
+
 /// Reads first bytes of opaque traffic into `buffer` until they tell whether a lenient server would take
 /// them for a request. Wider than [`detect`]: here the question is not what a client speaks, but what a
-/// workload would understand. `None` when a pause leaves it open: [`FirstLine`](super::FirstLine) watches on.
+/// workload would understand.
 ///
 /// # Errors
 /// The stream's.
-pub async fn would_be_http<S>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<Option<bool>>
+pub async fn would_be_http<S>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<Opaqueness>
 where
     S: AsyncRead + Unpin,
 {
     let deadline = Instant::now() + SILENCE;
+    let mut watch = FirstLineWatch::new();
+    let mut watched = 0;
     loop {
-        if let Some(known) = is_request_line(buffer) {
-            return Ok(Some(known));
+        let found = watch.feed(&buffer[watched..]);
+        watched = buffer.len();
+        let undecided = |watch| match found {
+            Found::Nothing => Opaqueness::Unknown(watch),
+            Found::Opaque => Opaqueness::Opaque,
+            Found::Request => Opaqueness::Dubious,
+        };
+        match is_request_line(buffer) {
+            Some(true) => return Ok(Opaqueness::Request),
+            Some(false) => return Ok(undecided(watch)),
+            None => {}
         }
         buffer.reserve(READ);
         match timeout_at(deadline, stream.read_buf(buffer)).await {
-            Ok(Ok(0)) => return Ok(Some(false)),
+            // The end, or a pause.
+            Ok(Ok(0)) | Err(_) => return Ok(undecided(watch)),
             Ok(read) => read?,
-            Err(_) => return Ok(None),
         };
     }
 }
@@ -186,7 +211,7 @@ pub(super) fn is_request_line(bytes: &[u8]) -> Option<bool> {
     }
 }
 
-fn is_token(byte: &u8) -> bool {
+pub(super) fn is_token(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
@@ -315,6 +340,35 @@ mod tests {
         ];
         for (bytes, want) in cases {
             assert_eq!(is_request_line(bytes), *want, "{}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn opaque_bytes_are_requests_dubious_or_opaque() {
+        let cases: &[(&[u8], &str)] = &[
+            (b"GET / HTTP/1.1\r\n", "Request"),
+            (b"\r\n BREW /a HTTP/1.2\r\n", "Request"),
+            (b"GET\t/ HTTP/1.1\r\n", "Dubious"),
+            (b"GET /a", "Dubious"),
+            (b"PROXY UNKNOWN\r\nGET / HTTP/1.1\r\n", "Dubious"),
+            (b"SSH-2.0-x\r\n", "Opaque"),
+            (b"set a b\r\n", "Opaque"),
+            (b"set a", "Unknown"),
+            (b"GET key\r\n", "Unknown"),
+            (b"PROXY UNKNOWN\r\n", "Unknown"),
+            (b"\0\x01\x02", "Unknown"),
+            (b"", "Unknown"),
+        ];
+        for (bytes, want) in cases {
+            let (mut client, mut stream) = tokio::io::duplex(64);
+            tokio::io::AsyncWriteExt::write_all(&mut client, bytes).await.unwrap();
+            let (started, mut read) = (Instant::now(), BytesMut::new());
+            let found = format!("{:?}", would_be_http(&mut stream, &mut read).await.unwrap());
+            assert!(found.starts_with(want), "{}: {found}", bytes.escape_ascii());
+            assert_eq!(read, bytes, "all that was read is kept");
+            let waited = bytes.is_empty() || bytes.starts_with(b"set a") || *bytes == b"GET /a";
+            let waited = waited && !bytes.ends_with(b"\n");
+            assert_eq!(started.elapsed() >= SILENCE, waited, "{}", bytes.escape_ascii());
         }
     }
 

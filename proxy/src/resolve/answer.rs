@@ -58,6 +58,17 @@ impl Snapshot {
         (answer.source != Source::Static).then(|| now.saturating_duration_since(self.refreshed))
     }
 
+    /// Whether nobody has ever said what was asked for, and somebody might now.
+    pub(super) fn is_unanswered(&self) -> bool {
+        self.answer.is_none() && matches!(self.error.as_deref(), Some(LookupError::Failed { .. }))
+    }
+
+    /// Whether nobody could say whose some of its addresses are.
+    pub(super) fn has_unknown_owner(&self) -> bool {
+        let mut owners = self.owners.iter().flat_map(|owners| owners.values());
+        owners.any(|owner| matches!(owner, Owner::Unknown(_)))
+    }
+
     /// Why something is missing: the last lookup's error, else that of an address whose owner nobody could say.
     pub fn trouble(&self) -> Option<&LookupError> {
         let of_owners = || {
@@ -121,6 +132,8 @@ pub struct ResolvedEndpoint {
     pub tags: Arc<BTreeMap<String, String>>,
     /// Whether there is a sidecar on this port. `Some` only from authenticated discovery.
     pub mesh: Option<bool>,
+    /// Its pod has a sidecar on other ports, by authenticated discovery, which says nothing of this port.
+    pub beside_sidecar: bool,
     /// The account behind it, named by authenticated discovery.
     pub identity: Option<SpiffeId>,
     /// Declared as opaque bytes by authenticated discovery.
@@ -137,6 +150,7 @@ impl ResolvedEndpoint {
             zone: None,
             tags: Arc::default(),
             mesh: None,
+            beside_sidecar: false,
             identity: None,
             opaque: false,
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answer::{Snapshot, Source, Target};
@@ -29,6 +29,8 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const DEFAULT_SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53);
 /// Lookups under way at once; the others wait their turn.
 const MOST_LOOKUPS: usize = 64;
+/// What has never been answered is looked up again when somebody wants it, but not sooner than this after the last time.
+const AGAIN_WHEN_WANTED: Duration = Duration::from_secs(1);
 /// Half of what metrics are commonly scraped at.
 const AGE_REPORTED: Duration = Duration::from_secs(5);
 
@@ -41,11 +43,29 @@ pub struct Resolver {
 struct Shared {
     lookup: Lookup,
     providers: Providers,
-    followed: Mutex<HashMap<Target, watch::Sender<Arc<Snapshot>>>>,
+    followed: Mutex<HashMap<Target, Kept>>,
     turns: Semaphore,
     owners: Arc<Semaphore>,
     metrics: Option<Arc<Metrics>>,
     runtime: Handle,
+}
+
+/// What those who follow a target share with the task that looks it up.
+#[derive(Clone)]
+pub(super) struct Kept {
+    pub(super) sender: watch::Sender<Arc<Snapshot>>,
+    /// Somebody wants what could not be found out.
+    pub(super) wanted: Arc<Notify>,
+}
+
+impl Kept {
+    fn new(known: Snapshot) -> Self {
+        Self { sender: watch::Sender::new(Arc::new(known)), wanted: Arc::default() }
+    }
+
+    fn follow(&self) -> Followed {
+        Followed { snapshot: self.sender.subscribe(), wanted: self.wanted.clone() }
+    }
 }
 
 impl Resolver {
@@ -100,14 +120,15 @@ impl Resolver {
         let target = lower_case(target);
         let mut followed = self.shared.followed();
         match followed.entry(target) {
-            Entry::Occupied(known) => Followed { snapshot: known.get().subscribe() },
+            Entry::Occupied(known) => known.get().follow(),
             Entry::Vacant(new) => {
                 let target = new.key().clone();
-                Followed::kept(Snapshot::unknown(Instant::now().into_std()), |sender| {
-                    new.insert(sender.clone());
-                    let shared = self.shared.clone();
-                    self.shared.runtime.spawn(keep_fresh(shared, target, sender));
-                })
+                let kept = Kept::new(Snapshot::unknown(Instant::now().into_std()));
+                let followed = kept.follow();
+                new.insert(kept.clone());
+                let shared = self.shared.clone();
+                self.shared.runtime.spawn(keep_fresh(shared, target, kept));
+                followed
             }
         }
     }
@@ -143,14 +164,16 @@ impl Resolver {
 #[derive(Clone)]
 pub struct Followed {
     snapshot: watch::Receiver<Arc<Snapshot>>,
+    wanted: Arc<Notify>,
 }
 
 impl Followed {
     /// What `start` begins to refresh.
-    pub(super) fn kept(known: Snapshot, start: impl FnOnce(watch::Sender<Arc<Snapshot>>)) -> Self {
-        let (sender, snapshot) = watch::channel(Arc::new(known));
-        start(sender);
-        Self { snapshot }
+    pub(super) fn kept(known: Snapshot, start: impl FnOnce(Kept)) -> Self {
+        let kept = Kept::new(known);
+        let followed = kept.follow();
+        start(kept);
+        followed
     }
 
     /// What stays as it is.
@@ -174,14 +197,23 @@ impl Followed {
     }
 
     /// Waits until the first lookup has ended or a provider was silent for long, and then that of the addresses' owners: at
-    /// most about 5 s each.
+    /// most about 5 s each. What could not be found out then is looked up again soon, for it is wanted.
     pub async fn first(&self) -> Arc<Snapshot> {
         let mut snapshot = self.snapshot.clone();
         let known = snapshot
             .wait_for(|known| known.answer.is_some() || known.error.is_some())
             .await
             .map(|known| known.clone());
-        known.unwrap_or_else(|_| self.current())
+        let known = known.unwrap_or_else(|_| self.current());
+        if known.is_unanswered() || known.has_unknown_owner() {
+            self.want();
+        }
+        known
+    }
+
+    /// Has it looked up soon if it has never been answered.
+    pub(super) fn want(&self) {
+        self.wanted.notify_one();
     }
 
     /// Waits until the answer or the error is another one than when this was last called; a refresh that confirms them
@@ -194,7 +226,7 @@ impl Followed {
 }
 
 impl Shared {
-    fn followed(&self) -> std::sync::MutexGuard<'_, HashMap<Target, watch::Sender<Arc<Snapshot>>>> {
+    fn followed(&self) -> std::sync::MutexGuard<'_, HashMap<Target, Kept>> {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -211,7 +243,8 @@ impl Shared {
 }
 
 /// Looks a target up again and again until nobody follows it.
-async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<Arc<Snapshot>>) {
+async fn keep_fresh(shared: Arc<Shared>, target: Target, kept: Kept) {
+    let Kept { sender, wanted } = kept;
     let resolver = Resolver { shared: shared.clone() };
     let mut state = State::default();
     let mut owners = FollowedOwners::new(shared.owners.clone());
@@ -228,7 +261,8 @@ async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<A
         }
         tracing::debug!(%target, result = step.result, error = ?step.snapshot.error, "looked up");
         let mut snapshot = step.snapshot;
-        let due = Instant::now() + step.again_in;
+        let mut due = Instant::now() + step.again_in;
+        let soonest = Instant::now() + AGAIN_WHEN_WANTED;
         let is_owners_to_say = shared.lookup.directory.is_some()
             && snapshot.answer.as_ref().is_some_and(|answer| answer.source != Source::Mesh);
         if shared.lookup.directory.is_some() {
@@ -244,6 +278,12 @@ async fn keep_fresh(shared: Arc<Shared>, target: Target, sender: watch::Sender<A
                 () = sleep_until(due) => break,
                 Ok(()) = hosts_changed.changed() => break,
                 () = owners.changed() => {}
+                () = wanted.notified() => {
+                    owners.want_unknown();
+                    if snapshot.is_unanswered() {
+                        due = due.min(soonest);
+                    }
+                }
                 () = sender.closed() => if shared.forget(&target, &sender) { return } else { break },
             }
         }
@@ -256,8 +296,8 @@ async fn report_age(shared: Weak<Shared>, metrics: Arc<Metrics>) {
         let oldest = shared
             .followed()
             .values()
-            .filter_map(|sender| {
-                let snapshot = sender.borrow();
+            .filter_map(|kept| {
+                let snapshot = kept.sender.borrow();
                 snapshot.answer.as_ref().map(|_| snapshot.refreshed)
             })
             .min();

@@ -17,8 +17,9 @@ use super::plain::Plain;
 use super::search;
 use crate::config::is_not_redirected;
 
-/// A whole lookup, all candidates and sources; the C library waits as long for one question.
-pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// A whole lookup, all candidates and sources. Above what a dead DNS server costs (3 s): by then discovery has been asked
+/// about the next candidate too. Below what a caller waits (4 s), who may have to learn whose an address is after it.
+pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_millis(3500);
 /// Addresses of one pod's name whose owner is asked for.
 const MOST_POD_ADDRESSES: usize = 16;
 
@@ -336,8 +337,9 @@ fn pod_endpoint(directory: &Directory, told: &Told, address: SocketAddr) -> Reso
             ..ResolvedEndpoint::at(address)
         },
     };
-    let mesh = endpoint.mesh.filter(|meshed| !(*meshed && is_not_redirected(address.port())));
-    ResolvedEndpoint { mesh, ..endpoint }
+    let beside_sidecar = endpoint.mesh == Some(true) && is_not_redirected(address.port());
+    let mesh = endpoint.mesh.filter(|_| !beside_sidecar);
+    ResolvedEndpoint { mesh, beside_sidecar, ..endpoint }
 }
 
 /// The service is known and has no such port: nothing may be dialled, which is an answer.

@@ -89,6 +89,12 @@ impl FollowedOwners {
         Arc::new(owners.collect())
     }
 
+    /// Has those looked up soon of which nobody could say whose they are.
+    pub(super) fn want_unknown(&self) {
+        let unknown = self.addresses.values().filter(|known| matches!(known.owner, Owner::Unknown(_)));
+        unknown.for_each(|known| known.followed.want());
+    }
+
     /// Waits until one of them may be another.
     pub(super) async fn changed(&mut self) {
         let mut all: Vec<Pin<Box<dyn Future<Output = ()> + Send + '_>>> = Vec::new();

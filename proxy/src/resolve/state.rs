@@ -8,7 +8,8 @@ use super::outcome::Outcome;
 
 /// How long a good answer outlives the first definite "no such name": a DNS server that restarts says so for a moment.
 const GONE_GRACE: Duration = Duration::from_secs(30);
-/// Pauses after failures: the first one, and the longest.
+/// Pauses after failures: the first one, and the longest. What was never answered is asked for again sooner when somebody
+/// wants it.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// The part of an answer's life after which it is asked for again; below 1, so that it is there before the old one ends.
 const REFRESH_AT: std::ops::Range<f64> = 0.7..0.9;

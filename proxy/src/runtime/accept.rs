@@ -5,8 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use outrigger_ca::LogPace;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
@@ -23,6 +24,8 @@ const CLEARLY_MORE: usize = 8;
 const HAND_OVER: usize = 256;
 /// Pause after the system had no file descriptor or memory left: open connections must get to end.
 const EXHAUSTED: Duration = Duration::from_millis(50);
+/// Each pause of each listener of each worker would be a line.
+static REFUSALS: LogPace = LogPace::new();
 
 /// How far a stopping proxy is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,9 +156,12 @@ impl Acceptor {
                 Ok((stream, client)) => self.place(stream, ClientAddress(client)),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(
-                        "can't accept connections for a moment: {error}; raise the limit on open files"
-                    );
+                    if let Some(times) = REFUSALS.count(Instant::now()) {
+                        tracing::warn!(
+                            times,
+                            "can't accept connections for a moment: {error}; raise the limit on open files"
+                        );
+                    }
                     self.worker
                         .shared
                         .metrics

@@ -129,16 +129,25 @@ fn roots(bundle: &TrustBundle) -> Vec<(String, i64)> {
 
 fn all_upstreams(shared: &Shared) -> Value {
     let now = Instant::now();
-    shared
-        .directory
-        .upstreams()
+    let named = shared.directory.upstreams();
+    let named = named
         .iter()
-        .map(|(name, (upstream, snapshot))| (name.to_string(), one_upstream(upstream, snapshot, now)))
-        .collect::<serde_json::Map<_, _>>()
-        .into()
+        .map(|(name, (upstream, snapshot))| (name.to_string(), one_upstream(upstream, Some(snapshot), now)));
+    let workload = workload_ports(shared, now);
+    let workload =
+        workload.iter().map(|upstream| (upstream.name.to_string(), one_upstream(upstream, None, now)));
+    named.chain(workload).collect::<serde_json::Map<_, _>>().into()
 }
 
-fn one_upstream(upstream: &Upstream, snapshot: &Snapshot, now: Instant) -> Value {
+/// The workload's ports; of one that was asked for at several addresses, that with the worst breaker comes last and is
+/// the one that is shown.
+fn workload_ports(shared: &Shared, now: Instant) -> Vec<Arc<Upstream>> {
+    let mut ports = shared.effective.load().workload.upstreams();
+    ports.sort_by_key(|upstream| upstream.breaker.state(now).as_metric());
+    ports
+}
+
+fn one_upstream(upstream: &Upstream, snapshot: Option<&Snapshot>, now: Instant) -> Value {
     let set = upstream.set();
     let endpoints: Vec<Value> = set
         .members
@@ -164,8 +173,8 @@ fn one_upstream(upstream: &Upstream, snapshot: &Snapshot, now: Instant) -> Value
         "endpoints": endpoints,
         "vips": set.vips,
         "source": set.source,
-        "ageSeconds": snapshot.age(now).map(|age| age.as_secs_f64()),
-        "lastError": snapshot.trouble().map(ToString::to_string),
+        "ageSeconds": snapshot.and_then(|snapshot| snapshot.age(now)).map(|age| age.as_secs_f64()),
+        "lastError": snapshot.and_then(Snapshot::trouble).map(ToString::to_string),
         "breaker": upstream.breaker.describe(now),
         "retryBudget": upstream.retry_budget.describe(now),
         "concurrency": upstream.concurrency.as_ref().map(|limit| limit.describe()),
@@ -218,10 +227,19 @@ pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Recei
             ] {
                 metrics.endpoints.with([&name, state]).set(count as i64);
             }
-            metrics.pool_connections.with([&name]).set(upstream.open_connections() as i64);
-            metrics.pool_pending_requests.with([&name]).set(upstream.pending_requests() as i64);
-            metrics.breaker_state.with([&name]).set(upstream.breaker.state(Instant::now()).as_metric());
+            set_gauges(metrics, &upstream, now);
+        }
+        // Their one endpoint is never out.
+        for upstream in workload_ports(&shared, now) {
+            set_gauges(metrics, &upstream, now);
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+fn set_gauges(metrics: &Metrics, upstream: &Upstream, now: Instant) {
+    let name = &upstream.name;
+    metrics.pool_connections.with([name]).set(upstream.open_connections() as i64);
+    metrics.pool_pending_requests.with([name]).set(upstream.pending_requests() as i64);
+    metrics.breaker_state.with([name]).set(upstream.breaker.state(now).as_metric());
 }

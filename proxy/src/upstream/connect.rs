@@ -55,6 +55,18 @@ pub enum ConnectError {
     NotMeshed(SocketAddr),
 }
 
+impl ConnectError {
+    /// Whether it is ours to mend, and says nothing about the endpoint.
+    pub fn is_ours(&self) -> bool {
+        matches!(
+            self,
+            Self::Full { .. }
+                | Self::Dial(DialError::Exhausted(..))
+                | Self::Handshake { error: HandshakeError::NotCertified, .. }
+        )
+    }
+}
+
 /// A connection to an endpoint.
 #[derive(Debug)]
 pub enum Transport {
@@ -124,7 +136,9 @@ impl EndpointPool {
             }
             Security::Mesh(expected) | Security::Try(expected) => {
                 let config = self.sessions.borrow_mut().config(&self.settings.tls, protocol.alpn());
-                let config = self.counted_handshake(config.ok_or(HandshakeError::NotCertified))?;
+                let Some(config) = config else {
+                    return self.counted_handshake(Err(HandshakeError::NotCertified));
+                };
                 let stream = dial.await?;
                 let name = endpoint.server_name.clone();
                 let made = identity::connect(config, name, stream, protocol, expected, limit).await;

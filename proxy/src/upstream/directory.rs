@@ -6,7 +6,9 @@
 mod configured;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +18,7 @@ use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use outrigger_ca::host::normal;
 use thiserror::Error;
+use tokio::select;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{timeout, timeout_at};
@@ -24,7 +27,7 @@ use configured::Configured;
 
 use super::recipe::{Recipe, RecipeError, Source, strip_service_labels};
 use super::{Endpoint, HealthChecks, SecurityRules, Upstream};
-use crate::config::{self, Config, Discovery};
+use crate::config::{self, Config, Discovery, is_not_redirected};
 use crate::resolve::{self, Followed, LookupError, Owner, Resolver, Snapshot, Target};
 
 /// Upstreams made on demand that are kept.
@@ -39,9 +42,14 @@ const QUESTIONS: usize = 4096;
 /// Upstreams made on demand that wait for their first answer. Many new names at once, as of a workload that calls
 /// names which nobody answers for, must not push out those in use.
 const NEW_AT_ONCE: usize = 256;
-/// How long a new one waits for a place among them: behind lookups that nobody answers (5 s each), trying again later
+/// How long a new one waits for a place among them: behind lookups that nobody answers (3.5 s each), trying again later
 /// serves its caller better.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// A whole question, however many lookups it comes to. With what the outbound side waits before it (1 s) that is 5 s, for
+/// which the C library waits.
+const LONGEST_QUESTION: Duration = Duration::from_secs(4);
+/// The part of it in which the name may be found; the rest is for whose the dialled address is.
+const LONGEST_BY_NAME: Duration = Duration::from_millis(3750);
 
 /// Where a connection or request goes.
 #[derive(Clone, Debug)]
@@ -102,6 +110,16 @@ enum About {
     Configured { name: Arc<str>, port: u16 },
 }
 
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Request { host: Some(host), dialled } => write!(f, "{host}, dialled at {dialled},"),
+            Self::Request { host: None, dialled } => dialled.fmt(f),
+            Self::Configured { name, .. } => write!(f, "upstream {name}"),
+        }
+    }
+}
+
 struct Shared {
     resolver: Resolver,
     health_checks: HealthChecks,
@@ -117,7 +135,8 @@ struct Shared {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    /// An upstream of the config, and the dialled port where its endpoints are on that.
+    /// An upstream of the config, and the dialled port where it depends on that which endpoints there are, or how they
+    /// are called.
     Configured(Arc<str>, Option<u16>),
     Name(Arc<str>, u16),
     Dialled(SocketAddr),
@@ -125,18 +144,15 @@ enum Key {
 
 impl Key {
     fn configured(name: &str, upstream: &config::Upstream, dialled_port: u16) -> Self {
-        let is_on_dialled_port = match &upstream.discovery {
+        let depends_on_port = match &upstream.discovery {
+            Some(Discovery::Static(fixed)) => fixed.iter().any(|at| is_not_redirected(at.address.port())),
             Some(
-                Discovery::Static(_)
-                | Discovery::File(_)
-                | Discovery::Consul(_)
-                | Discovery::Eureka(_)
-                | Discovery::Kubernetes(_),
+                Discovery::File(_) | Discovery::Consul(_) | Discovery::Eureka(_) | Discovery::Kubernetes(_),
             ) => false,
             Some(Discovery::Dns(dns)) => dns.port.is_none() && !dns.name.starts_with('_'),
             None => !upstream.hosts.is_empty(),
         };
-        Self::Configured(name.into(), is_on_dialled_port.then_some(dialled_port))
+        Self::Configured(name.into(), depends_on_port.then_some(dialled_port))
     }
 
     /// Whether the config alone bounds how many there are of its kind.
@@ -170,8 +186,8 @@ impl Drop for Made {
     }
 }
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("configured", &self.configured).finish_non_exhaustive()
     }
 }
@@ -282,9 +298,15 @@ impl Shared {
     }
 
     async fn answer(self: &Arc<Self>, about: About) -> Result<Destination, DestinationError> {
+        let asked = about.to_string();
+        let answer = timeout(LONGEST_QUESTION, self.find(about)).await;
+        answer.unwrap_or_else(|_| Err(late(asked, LONGEST_QUESTION, Vec::new())))
+    }
+
+    async fn find(self: &Arc<Self>, about: About) -> Result<Destination, DestinationError> {
         loop {
             let asked_by = self.configured.load_full();
-            let answer = self.answer_once(&about).await;
+            let answer = self.find_once(&about).await;
             // An upstream may have gone while others were looked up.
             let may_be_stale = matches!(answer, Err(DestinationError::Config(_)));
             if !may_be_stale || Arc::ptr_eq(&asked_by, &self.configured.load()) {
@@ -293,7 +315,7 @@ impl Shared {
         }
     }
 
-    async fn answer_once(self: &Arc<Self>, about: &About) -> Result<Destination, DestinationError> {
+    async fn find_once(self: &Arc<Self>, about: &About) -> Result<Destination, DestinationError> {
         match about {
             About::Configured { name, port } => self.configured(name, *port).await.map(Destination::whole),
             About::Request { host: Some(host), dialled } if host.parse::<IpAddr>().is_err() => {
@@ -317,18 +339,32 @@ impl Shared {
         let candidates = self.resolver.qualify(host);
         let candidates = || std::iter::once(host).chain(candidates.iter().map(String::as_str));
         let named = candidates().find_map(|name| configured.hosts.get_key_value(name));
-        let own = match named {
-            Some((_, name)) => Some(self.configured(name, dialled.port()).await?),
-            None => None,
+        let is_owns = |own: &Option<Arc<Upstream>>| {
+            own.as_ref().is_some_and(|upstream| upstream.any_destination || upstream.is_at(dialled))
         };
-        let is_owns =
-            own.as_ref().is_some_and(|upstream| upstream.any_destination || upstream.is_at(dialled));
-        // Where the config decides it, nobody waits for DNS.
-        let named_by_dns = match is_owns {
-            true => Ok(None),
-            false => self.named(host.into(), dialled.port()).await,
+        let own = async {
+            match named {
+                Some((_, name)) => self.configured(name, dialled.port()).await.map(Some),
+                None => Ok(None),
+            }
         };
-        let by_dns = match named_by_dns {
+        let mut own = pin!(own);
+        let mut by_dns = pin!(timeout(LONGEST_BY_NAME, self.named(host.into(), dialled.port())));
+        let (own, by_dns) = select! {
+            biased;
+            own = &mut own => match own? {
+                // Where the config decides it, nobody waits for DNS.
+                own if is_owns(&own) => (own, Ok(Ok(None))),
+                own => (own, by_dns.await),
+            },
+            by_dns = &mut by_dns => (own.await?, by_dns),
+        };
+        let by_dns = by_dns.unwrap_or_else(|_| {
+            // Nobody has denied any of them.
+            let undenied = candidates().map(str::to_owned).collect();
+            Err(late(format!("{host}:{}", dialled.port()), LONGEST_BY_NAME, undenied))
+        });
+        let by_dns = match by_dns {
             Ok(upstream) => upstream,
             // Without an answer a name of the mesh can't be told from a forged one, and its address from
             // one outside the mesh.
@@ -355,7 +391,7 @@ impl Shared {
             .find(|name| configured.is_routed_by_name(name))
             .or_else(|| std::iter::once(host).chain(its_name).find(|name| configured.is_routed(name)));
         if named.is_some() || routed.is_some() {
-            let mut believed = is_its_address || is_owns;
+            let mut believed = is_its_address || is_owns(&own);
             let mut broken = None;
             for name in routed.map(|host| configured.routed_to(host)).unwrap_or_default() {
                 if believed {
@@ -638,6 +674,11 @@ impl Shared {
         }
         self.generation.fetch_add(1, AcqRel);
     }
+}
+
+fn late(target: String, limit: Duration, undenied: Vec<String>) -> DestinationError {
+    let reason = format!("no answer within {limit:?}");
+    DestinationError::Lookup(Arc::new(LookupError::Failed { target: target.into(), reason, undenied }))
 }
 
 fn config_error(error: RecipeError) -> DestinationError {

@@ -112,6 +112,7 @@ mod tests {
     fn endpoint(address: &str, account: Option<&str>) -> ResolvedEndpoint {
         ResolvedEndpoint {
             mesh: account.map(|account| account != "bare"),
+            beside_sidecar: false,
             identity: account.map(|account| SpiffeId::new("cluster.local", "shop", account).unwrap()),
             ..ResolvedEndpoint::at(at(address))
         }

@@ -49,6 +49,8 @@ pub(super) enum Source {
     Provided {
         settings: ProviderSettings,
         host: Option<Arc<str>>,
+        /// The one that was dialled.
+        port: u16,
         /// Not where the config says how they are called.
         asks_owners: bool,
     },
@@ -80,14 +82,16 @@ impl Source {
                 None => ProviderSettings::Static(Vec::new()),
             },
         };
-        Self::Provided { settings, host, asks_owners: upstream.tls.is_none() }
+        Self::Provided { settings, host, port, asks_owners: upstream.tls.is_none() }
     }
 
-    /// The port that was dialled, or that the config states in its place. None where an answer says it.
+    /// The port that was dialled, or that the config states in its place for a host name. None where an answer says it.
     fn dialled_port(&self) -> Option<u16> {
         match self {
             Self::Name(Target::Name { port, .. }) => Some(*port),
             Self::Dialled(address) => Some(address.port()),
+            // What others than the config list may lead anywhere.
+            Self::Provided { settings: ProviderSettings::Static(_), port, .. } => Some(*port),
             Self::Provided { .. } | Self::Name(_) => None,
         }
     }
@@ -277,8 +281,12 @@ mod tests {
         let hosts = || vec!["API.shop".to_owned(), "other".into()];
         let name = |host: &str, port| Source::Name(Target::Name { host: host.into(), port });
         let one = vec![config::StaticEndpoint::at("10.0.0.1:80".parse().unwrap())];
-        let stated =
-            |settings, host: &str| Source::Provided { settings, host: Some(host.into()), asks_owners: true };
+        let stated = |settings, host: &str| Source::Provided {
+            settings,
+            host: Some(host.into()),
+            port: 8080,
+            asks_owners: true,
+        };
         let nothing = ProviderSettings::Static(Vec::new());
         let file = config::FileDiscovery { path: "/api.yaml".into() };
         let cases = [
@@ -289,7 +297,11 @@ mod tests {
             ),
             (hosts(), Some(Discovery::File(file.clone())), stated(ProviderSettings::File(file), "api.shop")),
             (hosts(), None, name("api.shop", 8080)),
-            (Vec::new(), None, Source::Provided { settings: nothing, host: None, asks_owners: true }),
+            (
+                Vec::new(),
+                None,
+                Source::Provided { settings: nothing, host: None, port: 8080, asks_owners: true },
+            ),
             (hosts(), dns("Db.shop", None), name("db.shop", 8080)),
             (hosts(), dns("db.shop", Some(5432)), name("db.shop", 5432)),
             (hosts(), dns("_pg._tcp.Db", None), Source::Name(Target::Srv { name: "_pg._tcp.db".into() })),

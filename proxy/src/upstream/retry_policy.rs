@@ -93,6 +93,11 @@ impl Tried<'_> {
             Self::Unprocessed | Self::TurnedAway | Self::Answered { mark: PeerMark::Unprocessed, .. }
         )
     }
+
+    /// Whether the peer's sidecar answered in place of its workload.
+    pub fn is_turned_away_by_peer(&self) -> bool {
+        matches!(self, Self::Answered { mark: PeerMark::Unprocessed, .. })
+    }
 }
 
 impl RetryPolicy {

@@ -99,7 +99,7 @@ impl SecurityRules {
     }
 
     /// Decides about one endpoint. What is not known to be outside the mesh counts as inside. `dialled` is the
-    /// port that the caller or the config wants; none where an answer says it.
+    /// port that the caller dialled, or that the config wants for a host name; none where an answer says it.
     pub(super) fn decide(
         &self,
         claims: &Claims<'_>,
@@ -120,13 +120,19 @@ impl SecurityRules {
             );
         }
         let nothing_said = endpoint.mesh.is_none() && !claims.mesh && *claims.pinned == Pinned::No;
-        // The port of an answer alone must not lead to plaintext: DNS can be forged.
+        // The port of an answer or a list alone must not lead to plaintext: DNS can be forged, and whose an address is
+        // changes.
         if nothing_said && is_not_redirected(address.port()) && dialled == Some(address.port()) {
             return Security::Plain;
         }
         let meshed = match endpoint.mesh {
             Some(authenticated) => authenticated,
-            None => claims.mesh || claims.undiscovered || self.is_of_the_mesh(claims.name, address.ip()),
+            None => {
+                claims.mesh
+                    || claims.undiscovered
+                    || endpoint.beside_sidecar
+                    || self.is_of_the_mesh(claims.name, address.ip())
+            }
         };
         let expected = self.expected(claims, endpoint);
         match (meshed, expected) {
@@ -193,6 +199,7 @@ mod tests {
     fn endpoint(address: &str, mesh: Option<bool>, account: Option<&str>) -> ResolvedEndpoint {
         ResolvedEndpoint {
             mesh,
+            beside_sidecar: false,
             identity: account.map(|a| SpiffeId::new("cluster.local", "shop", a).unwrap()),
             ..ResolvedEndpoint::at(address.parse().unwrap())
         }
@@ -305,6 +312,24 @@ mod tests {
                 let claims = Claims { tls: None, mesh, pinned, name, namespace: None, undiscovered: false };
                 let decided = rules.decide(&claims, &endpoint(address, mesh_by_discovery, None), dialled);
                 assert!(shown(decided).starts_with(want), "{name:?} {address} {dialled:?}");
+            }
+            // Nothing but the other ports of its pod tells that it is of the mesh.
+            let beside = ResolvedEndpoint {
+                beside_sidecar: true,
+                ..endpoint("203.0.113.1:15021", unknown, Some("api"))
+            };
+            for (dialled, want) in [(Some(15021), "plain"), (Some(8080), "mesh"), (None, "mesh")] {
+                let name = Some("alias.example");
+                let claims = Claims {
+                    tls: None,
+                    mesh: false,
+                    pinned: &no,
+                    name,
+                    namespace: None,
+                    undiscovered: false,
+                };
+                let decided = rules.decide(&claims, &beside, dialled);
+                assert!(shown(decided).starts_with(want), "beside a sidecar, {dialled:?}");
             }
             let claims = Claims {
                 tls: None,

@@ -30,6 +30,10 @@ def fail():
     return {"answer": channel.unary_unary(name("Fail"))(b"", timeout=TIMEOUT).decode()}
 
 
+def flaky():
+    return {"answer": channel.unary_unary(name("Flaky"))(b"", timeout=TIMEOUT).decode()}
+
+
 def unimplemented():
     return {"answer": channel.unary_unary(name("Nothing"))(b"", timeout=TIMEOUT).decode()}
 

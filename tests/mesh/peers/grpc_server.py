@@ -1,4 +1,5 @@
 """A gRPC server for the tests, without generated code: methods of service `test.Echo` on bytes."""
+import itertools
 import sys
 import threading
 from concurrent import futures
@@ -49,9 +50,21 @@ def was_cancelled(request, context):
     return b"yes" if cancelled.wait(15) else b"no"
 
 
+calls = itertools.count(1)
+
+
+def flaky(request, context):
+    """Works for every third call."""
+    number = next(calls)
+    if number % 3:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+    return b"call %d" % number
+
+
 class Handlers(grpc.GenericRpcHandler):
     methods = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
+        "Flaky": grpc.unary_unary_rpc_method_handler(flaky),
         "Fail": grpc.unary_unary_rpc_method_handler(fail),
         "ClientStream": grpc.stream_unary_rpc_method_handler(client_stream),
         "ServerStream": grpc.unary_stream_rpc_method_handler(server_stream),

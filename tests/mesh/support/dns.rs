@@ -12,6 +12,8 @@ use super::pod::Pod;
 pub enum Reply {
     /// A records with a lifetime of one second.
     Addresses(Vec<Ipv4Addr>),
+    /// One SRV record: a port of a host.
+    Service(u16, String),
     /// A text record, whatever was asked for.
     Text(String),
     /// The name does not exist.
@@ -60,6 +62,7 @@ impl Dns {
     fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
         const TYPE_A: u16 = 1;
         const TYPE_TXT: u16 = 16;
+        const TYPE_SRV: u16 = 33;
         self.asked.fetch_add(1, Ordering::SeqCst);
         let (mut labels, mut at) = (Vec::new(), 12);
         loop {
@@ -80,12 +83,23 @@ impl Dns {
             Reply::Addresses(addresses) if kind == TYPE_A => {
                 (0, addresses.iter().map(|address| (TYPE_A, address.octets().to_vec())).collect())
             }
+            Reply::Service(port, host) if kind == TYPE_SRV => {
+                // Priority and weight are 0.
+                let mut data = vec![0; 4];
+                data.extend(port.to_be_bytes());
+                for label in host.split('.') {
+                    data.push(u8::try_from(label.len()).expect("at most 63 bytes"));
+                    data.extend(label.as_bytes());
+                }
+                data.push(0);
+                (0, vec![(TYPE_SRV, data)])
+            }
             Reply::Text(text) if kind == TYPE_TXT => {
                 let mut data = vec![u8::try_from(text.len()).expect("at most 255 bytes")];
                 data.extend(text.as_bytes());
                 (0, vec![(TYPE_TXT, data)])
             }
-            Reply::Addresses(_) | Reply::Text(_) => (0, Vec::new()),
+            Reply::Addresses(_) | Reply::Service(..) | Reply::Text(_) => (0, Vec::new()),
         };
         let mut answer = query[..2].to_vec();
         answer.extend([0x85, 0x80 | code, 0, 1]);

@@ -136,10 +136,12 @@ pub struct Dns {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Inbound {
     /// Ports on which nothing is parsed, added to 25, 587, 3306, 4222, 5672, 9300, 11211, 27017.
+    /// `outrigger-client-id` proves nothing there.
     pub opaque_ports: Vec<u16>,
     /// What differs for single ports.
     pub ports: BTreeMap<u16, InboundPort>,
-    /// Who may do what; a request must satisfy one rule. Default: any identity of the trust domain.
+    /// Who may do what; a request must satisfy one rule. Default: whoever the port's mTLS mode lets in, of identities any of
+    /// the trust domain.
     pub allow: Option<Vec<AllowRule>>,
     /// How long a connection to a workload that refuses it is tried again, so that a workload that is still starting
     /// costs nobody a request; 0s: it is not. Default: 1s.
@@ -158,7 +160,8 @@ pub struct Inbound {
 pub struct InboundPort {
     /// mTLS mode of this port. Default: the proxy's `mtls`.
     pub mtls: Option<Mtls>,
-    /// What is spoken on this port. Default: `auto`, read off the first bytes.
+    /// What is spoken on this port; one of HTTP has it refuse opaque bytes. Default: `auto`, read off
+    /// the first bytes.
     pub protocol: Protocol,
 }
 
@@ -183,7 +186,8 @@ pub enum Protocol {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AllowRule {
-    /// SPIFFE IDs, exact, or ending in `/*` for all below. Default: any of the trust domain.
+    /// SPIFFE IDs, exact, or ending in `/*` for all below. Default: any caller; on strict ports that is any identity of the
+    /// trust domain, on permissive ones and those in audit mode also callers without an identity.
     pub identities: Vec<String>,
     /// Ports of the workload. Default: all.
     pub ports: Vec<u16>,

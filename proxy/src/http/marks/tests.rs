@@ -250,7 +250,7 @@ fn a_mark_is_read_as_it_was_written() {
     let mut passed_on = fields(&[("proxy-status", "cdn; error=dns_error")]);
     mark_exhausted(&mut passed_on, Some(StatusCode::SERVICE_UNAVAILABLE));
     let all: Vec<_> = passed_on.get_all("proxy-status").iter().collect();
-    assert_eq!(all, ["cdn; error=dns_error", "outrigger; received-status=503; outrigger-retries=exhausted"]);
+    assert_eq!(all, ["cdn; error=dns_error, outrigger; received-status=503; outrigger-retries=exhausted"]);
     assert_eq!(PeerMark::of(&passed_on, true), PeerMark::Exhausted);
 
     let local = LocalResponse::new(ProxyError::REFUSED, "upstream api: refused");
@@ -264,7 +264,8 @@ fn a_mark_is_read_as_it_was_written() {
     assert_eq!(PeerMark::of(&passed_on, false), PeerMark::Exhausted);
     // Marked once, however many proxies there are.
     mark_exhausted(&mut passed_on, Some(StatusCode::SERVICE_UNAVAILABLE));
-    assert_eq!(passed_on.get_all("proxy-status").iter().count(), 2);
+    let all = passed_on["proxy-status"].to_str().unwrap();
+    assert_eq!(all.matches("outrigger-retries").count(), 1, "{all}");
 
     let mut failed = HeaderMap::new();
     mark_retries_exhausted(&mut failed);

@@ -19,8 +19,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const QUEUE: usize = 1024;
 /// Questions under way on the connection.
 const IN_FLIGHT: usize = 512;
-/// Pauses between attempts to connect: the first one, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Pauses between attempts to connect: the first one, and the longest. Short, for callers get errors in it; and only what
+/// somebody asks makes an attempt.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 
 /// A handle to the connection's task, which ends with it.
 pub(super) struct Client {

@@ -120,6 +120,7 @@ impl Directory {
             weight: record.weight.max(1),
             zone: record.zone.as_deref().map(Arc::from),
             mesh: Some(record.mesh),
+            beside_sidecar: false,
             identity: self.identity(record),
             opaque: record.opaque,
             ..ResolvedEndpoint::at(record.address)

@@ -6,12 +6,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::super::answer::{Answer, LookupError, ResolvedEndpoint, Snapshot, Source, Target};
 use super::super::believe::{Belief, in_order};
-use super::super::follow::{Followed, publish};
+use super::super::follow::{Followed, Kept, publish};
 use super::super::outcome::{Miss, Outcome, longest};
 use super::super::owners::FollowedOwners;
 use super::super::state::State;
@@ -56,8 +55,9 @@ pub(super) async fn keep<P: Provider>(
     mut provider: P,
     about: About,
     mut asked: Option<OwnersAsked>,
-    sender: watch::Sender<Arc<Snapshot>>,
+    kept: Kept,
 ) {
+    let Kept { sender, wanted } = kept;
     let mut state = State::default();
     let mut has_said = false;
     let mut pause = None;
@@ -75,6 +75,11 @@ pub(super) async fn keep<P: Provider>(
                     () = owners_changed(&mut asked) => {
                         let snapshot = Snapshot::clone(&sender.borrow());
                         publish(&sender, with_owners(snapshot, &mut asked));
+                    }
+                    () = wanted.notified() => {
+                        if let Some(OwnersAsked { owners, .. }) = &asked {
+                            owners.want_unknown();
+                        }
                     }
                     () = sender.closed() => return,
                     () = sleep(FIRST), if !has_said => {

@@ -316,6 +316,36 @@ async fn before_there_is_a_certificate_lookups_fail_and_then_they_do_not() {
     assert_eq!(addresses(&snapshot), sockets(["10.77.0.3:8080"]));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_never_answered_is_asked_for_again_each_second_while_somebody_wants_it() {
+    let dns = FakeDns::start().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
+    // It fails at once, without a packet.
+    let tls = move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        None
+    };
+    let server = MeshServer { tls: Arc::new(tls), ..mesh(&Root::new(), dns.address) };
+    let resolver = resolver(&dns, Some(server));
+    // An address of its own, and one that is asked about because a list has it.
+    let wanted = [
+        ("an address", resolver.follow(address("10.77.0.3:80"))),
+        ("a list", resolver.provide(&provided(sockets(["10.77.0.4:80"])), true)),
+    ];
+    for (target, followed) in wanted {
+        followed.first().await;
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let before = asked.load(Ordering::SeqCst);
+        for _ in 0..100 {
+            followed.first().await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let times = asked.load(Ordering::SeqCst) - before;
+        assert!((8..=11).contains(&times), "{target}: asked {times} times in 10 s");
+    }
+}
+
 #[tokio::test]
 async fn a_vip_is_its_service_and_a_pods_address_is_that_pod() {
     let (discovery, _dns, resolver) = honest().await;
@@ -363,6 +393,7 @@ async fn a_vip_is_its_service_and_a_pods_address_is_that_pod() {
         assert_eq!(addresses(&snapshot), sockets([dialled]));
         let answer = snapshot.answer.as_ref().unwrap();
         assert_eq!(answer.endpoints[0].mesh, mesh, "{dialled}");
+        assert_eq!(answer.endpoints[0].beside_sidecar, mesh.is_none() && sa != "old", "{dialled}");
         assert_eq!(answer.endpoints[0].identity, account(sa), "{dialled}");
         assert!(answer.vips.is_empty(), "{dialled}");
     }

@@ -256,7 +256,10 @@ async fn names_that_nobody_answers_for_take_their_places_only_and_known_ones_are
     let (mut looked_up, mut refused) = (0, 0);
     for asked in asked {
         match asked.await.unwrap() {
-            (DestinationError::Lookup(_), _) => looked_up += 1,
+            (DestinationError::Lookup(_), after) => {
+                assert!(after <= LONGEST_QUESTION, "{after:?}");
+                looked_up += 1;
+            }
             (DestinationError::Overload, after) => {
                 assert!((LONGEST_WAIT..LONGEST_WAIT * 2).contains(&after), "{after:?}");
                 refused += 1;

@@ -1,0 +1,157 @@
+//! Nobody tells the workload in the mesh's name who calls: not by bytes that only lenient servers take for requests.
+
+use std::time::Duration;
+
+use crate::grpc::{peer, python};
+use crate::support::pki::shop;
+use crate::support::pod::Pod;
+use crate::support::process::Process;
+use crate::support::wire::Ending;
+use crate::support::{API, Connection, Mesh, Pair, tls, wait, web_config};
+
+const FIELDS: &str =
+    "Host: a\r\nConnection: close\r\nOutrigger-Client-Id: spiffe://cluster.local/ns/shop/sa/ADMIN\r\n\r\n";
+const PROXY_1: &[u8] = b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n";
+const PROXY_2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\0\0\x01\x0a\0\0\x02\x30\x39\x1f\x90";
+
+/// First lines that Python's `http.server` takes for those of requests.
+const LENIENT: [&str; 9] = [
+    "GET\t/ HTTP/1.1\r\n",
+    "GET /\tHTTP/1.1\r\n",
+    "GET\x0b/\x0cHTTP/1.1\r\n",
+    "GET\x1f/ HTTP/1.1\r\n",
+    "\x1cGET / HTTP/1.1\r\n",
+    "GET\t/\r\n",
+    "GET /\r\n",
+    "GET key\r\n",
+    "GET key\r\nFrom x\r\n",
+];
+
+fn lenient() -> impl Iterator<Item = Vec<u8>> {
+    let latin = [b"GET\xa0/\x85HTTP/1.1\r\n".to_vec()];
+    let lines = LENIENT.iter().map(|line| line.as_bytes().to_vec()).chain(latin);
+    lines.map(|line| [&line, FIELDS.as_bytes()].concat())
+}
+
+fn serve_python(pod: &Pod) -> Process {
+    let mut server = pod.start(&[&python(), &peer("http_server.py"), "7000"]);
+    server.wait_for_output("serving");
+    server
+}
+
+/// What came back, whatever the end.
+fn say(mut connection: Connection, pieces: &[&[u8]]) -> (String, Ending) {
+    for piece in pieces {
+        if connection.try_send(piece).is_err() {
+            break;
+        }
+        // So that each is read by itself, and the first after the proxy has waited for more.
+        std::thread::sleep(Duration::from_millis(if pieces.len() > 1 { 150 } else { 0 }));
+    }
+    let (said, end) = connection.take_all();
+    (String::from_utf8_lossy(&said).into_owned(), end)
+}
+
+fn connect_as(pair: &Pair, from: &Pod, port: u16) -> Connection {
+    let identity = pair.mesh.pki.identity(&shop("mallory"));
+    let socket = from.try_connect(pair.api.at(port)).expect("connect");
+    tls::client(&tls::client_config(Some(&identity), &["outrigger-tcp"]), socket).expect("a handshake").0
+}
+
+fn refused(pod: &Pod) -> f64 {
+    let labels = [("direction", "inbound"), ("reason", "bad_request")];
+    pod.metric("outrigger_connections_refused_total", &labels)
+}
+
+#[test]
+fn a_lenient_server_gets_no_forged_caller_from_a_peer_s_opaque_bytes() {
+    let pair = Pair::new();
+    let _server = serve_python(&pair.api);
+    let outside = pair.mesh.pod("outside");
+    for request in lenient() {
+        let text = request.escape_ascii().to_string();
+        let whole = say(connect_as(&pair, &outside, 7000), &[&request]);
+        assert!(!whole.0.contains("ADMIN"), "{text}: {whole:?}");
+        let pieces = say(connect_as(&pair, &outside, 7000), &[&request[..1], &request[1..6], &request[6..]]);
+        assert!(!pieces.0.contains("ADMIN"), "{text} in pieces: {pieces:?}");
+        // By the own sidecar of a workload, too.
+        let from_web = say(pair.connect(7000), &[&request]);
+        assert!(!from_web.0.contains("ADMIN"), "{text} of a workload: {from_web:?}");
+    }
+    let attempts = 3.0 * lenient().count() as f64;
+    wait::until("each is counted", || refused(&pair.api) >= attempts);
+    // Requests are served as ever, and those in opaque bytes as well.
+    let request = format!("GET / HTTP/1.1\r\n{FIELDS}");
+    let own = say(connect_as(&pair, &outside, 7000), &[request.as_bytes()]);
+    assert!(own.0.contains(&format!("called by ['{}']", shop("mallory"))), "{own:?}");
+    let text = pair.get(7000, "/").text();
+    assert_eq!(text, format!("called by ['{}']\n", shop("web")));
+}
+
+#[test]
+fn a_lenient_server_gets_no_forged_caller_from_outside_the_mesh() {
+    let mesh = Mesh::new();
+    let (outside, api) = (mesh.pod("outside"), mesh.pod("api"));
+    let _sidecar = mesh.sidecar(&api).config("mtls: permissive").start();
+    let _server = serve_python(&api);
+    for request in lenient() {
+        let text = request.escape_ascii().to_string();
+        for pieces in [&[&request[..]][..], &[&request[..1], &request[1..6], &request[6..]]] {
+            let said = say(outside.connect(api.at(7000)), pieces);
+            assert!(!said.0.contains("ADMIN"), "{text} in {}: {said:?}", pieces.len());
+        }
+    }
+    let request = format!("GET / HTTP/1.1\r\n{FIELDS}");
+    let said = say(outside.connect(api.at(7000)), &[request.as_bytes()]);
+    assert!(said.0.contains("called by None"), "{said:?}");
+}
+
+#[test]
+fn a_proxy_header_carries_no_request_past_the_proxy_but_on_a_port_declared_opaque() {
+    let pair = Pair::with(&web_config(), "inbound: {opaquePorts: [7000]}");
+    let config = format!(
+        "daemon off; pid {d}/nginx.pid; error_log stderr; worker_processes 1;\nuser root;\nevents {{}}\nhttp {{ access_log off;\n\
+         client_body_temp_path {d}/b; proxy_temp_path {d}/p; fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; scgi_temp_path {d}/s;\n\
+         server {{ listen 8080 proxy_protocol; listen 7000 proxy_protocol;\n\
+         location / {{ return 200 \"called by $http_outrigger_client_id\"; }} }} }}",
+        d = pair.api.directory.display()
+    );
+    let config = pair.api.write("nginx.conf", config).display().to_string();
+    let _nginx = pair.api.start(&["nginx", "-c", &config]);
+    wait::until("nginx serves", || pair.api.try_connect(([127, 0, 0, 1], 8080)).is_ok());
+    let outside = pair.mesh.pod("outside");
+    let request = format!("GET / HTTP/1.1\r\n{FIELDS}");
+    for header in [PROXY_1, PROXY_2] {
+        let whole = [header, request.as_bytes()].concat();
+        for pieces in [&[&whole[..]][..], &[header, request.as_bytes()], &[&whole[..9], &whole[9..]]] {
+            let said = say(connect_as(&pair, &outside, 8080), pieces);
+            assert_eq!(said.0, "", "{}", whole.escape_ascii());
+        }
+        let said = say(connect_as(&pair, &outside, 7000), &[&whole]).0;
+        assert!(said.contains("called by spiffe://cluster.local/ns/shop/sa/ADMIN"), "{said}");
+    }
+    // The server itself refuses a header in pieces.
+    assert!(refused(&pair.api) >= 4.0);
+}
+
+#[test]
+fn a_port_declared_http_takes_requests_only() {
+    let pair =
+        Pair::with(&web_config(), "inbound: {ports: {8080: {protocol: http1}, 7001: {protocol: grpc}}}");
+    let servers = [8080, 7001].map(|port| pair.api.serve_echo(port));
+    let outside = pair.mesh.pod("outside");
+    let request = format!("GET / HTTP/1.1\r\nHost: {API}\r\n\r\n");
+    for (port, server) in [8080, 7001].into_iter().zip(&servers) {
+        for bytes in [&b"\0\x01\x02\n"[..], b"GET\t/ HTTP/1.1\r\n", request.as_bytes()] {
+            let said = say(connect_as(&pair, &outside, port), &[bytes]);
+            assert_eq!(said, (String::new(), Ending::Reset), "port {port}: {}", bytes.escape_ascii());
+        }
+        assert_eq!(server.accepted(), 0, "port {port}");
+    }
+    let labels = [("direction", "inbound"), ("reason", "denied")];
+    assert_eq!(pair.api.metric("outrigger_connections_refused_total", &labels), 6.0);
+    // Also of a client that is silent at first.
+    let mut late = pair.connect(8080);
+    late.assert_silent_for(Duration::from_millis(400));
+    assert_eq!(late.get(API, "/late").status(), 200);
+}
