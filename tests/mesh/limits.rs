@@ -364,8 +364,10 @@ fn connections_are_replaced_by_their_requests_and_their_age_and_go_when_unused_w
 /// changes, and ones that never do.
 fn changing(number: usize) -> String {
     // What is called `blue` in one is somewhere else in the other: half of each would lead to the wrong place.
-    let (to, blue, green) =
-        if number.is_multiple_of(2) { ("blue", 8081, 8089) } else { ("green", 8089, 8082) };
+    let (to, not_to, blue, green) = match number % 2 {
+        0 => ("blue", "green", 8081, 8089),
+        _ => ("green", "blue", 8089, 8082),
+    };
     let mut config = String::from("outbound: {meshDomains: [svc.cluster.local]}\nupstreams:\n");
     config += &upstream("blue", &[blue], "");
     config += &upstream("green", &[green], "");
@@ -387,6 +389,7 @@ fn changing(number: usize) -> String {
     config += &format!(
         "routes:
   - {{name: shop, match: [{{host: {SHOP}}}], upstreams: [{{name: {to}}}]}}
+  - {{name: rest, match: [{{host: rest.example}}], upstreams: [{{name: {not_to}}}]}}
   - {{name: now, match: [{{host: now.example}}], upstreams: [{{name: {shown}}}]}}
 "
     );
@@ -428,6 +431,7 @@ fn a_config_that_changes_under_load_costs_no_request_and_leaves_alone_what_it_do
         for (host, right) in [
             (SHOP, &["8081", "8082"][..]),
             (SHOP, &["8081", "8082"]),
+            ("rest.example", &["8089"]),
             ("now.example", &["8083"]),
             ("other.example", &["8084"]),
             ("mesh.example", &["api"]),
