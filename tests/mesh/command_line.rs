@@ -89,6 +89,90 @@ fn validate_tells_a_pipeline_by_its_exit_code_whether_a_file_is_wrong_or_unwise(
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
 }
 
+/// Checks a file with this text: the exit code of `--strict`, and what was said.
+fn validate_strictly(config: &str) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().expect("make a directory");
+    let file = directory.path().join("sidecar.yaml");
+    std::fs::write(&file, config).expect("write a file");
+    let output = outrigger(&["validate", "--strict", &file.display().to_string()]);
+    (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+}
+
+#[test]
+fn validate_refuses_what_breaks_a_rule_and_warns_of_what_is_unwise_at_its_line() {
+    let upstream = "upstreams:\n  api: {hosts: [api.shop]}\n";
+    let route =
+        |more: &str| format!("{upstream}routes:\n  - name: a\n    match: [{{host: api.shop}}]\n    {more}\n");
+    let timeouts = |timeouts: [&str; 3]| {
+        timeouts.iter().enumerate().fold(format!("{upstream}routes:\n"), |config, (number, timeout)| {
+            config
+                + &format!(
+                    "  - {{name: r{number}, match: [{{host: api.shop, path: {{exact: /{number}}}}}], upstreams: [{{name: api}}], timeout: {timeout}}}\n"
+                )
+        })
+    };
+    let (wrong, unwise, fine) = (Some(1), Some(2), Some(0));
+    for (config, code, said) in [
+        (route("upstreams: [{name: api}]"), fine, ""),
+        ("upstreams:\n  api: {hosts: [api.shop], retry: {attempts: 4}}\n".into(), wrong, "sidecar.yaml:2"),
+        ("upstreams:\n  api: {hosts: [api.shop], retry: {attempts: 3}}\n".into(), fine, ""),
+        (route("timeout: 3s"), wrong, "names no upstream, and neither redirects nor responds"),
+        (route("upstreams: [{name: api}]\n    respond: {status: 204}"), wrong, "sidecar.yaml:"),
+        (route("upstreams: [{name: apo}]"), wrong, "sidecar.yaml:6"),
+        (route("upstreams: [{name: api, weight: 0}]"), wrong, "all weights are 0"),
+        (route("respond: {status: 204}"), fine, ""),
+        (timeouts(["15s", "15s", "15s"]), unwise, "all routes have the same timeout"),
+        (timeouts(["15s", "15s", "5s"]), fine, ""),
+        (
+            "upstreams:\n  api: {hosts: [api.shop], breaker: {consecutiveFailures: 1}}\n".into(),
+            unwise,
+            "a single failure opens the breaker",
+        ),
+        ("upstreams:\n  db: {discovery: {static: ['10.0.0.7:6379']}}\n".into(), unwise, "sidecar.yaml:2"),
+        ("mtls: sometimes\n".into(), wrong, "sidecar.yaml:1"),
+        ("upstreams: {api: {hosts: [api.shop]}, api: {hosts: [api.shop]}}\n".into(), wrong, "api"),
+    ] {
+        let (got, words) = validate_strictly(&config);
+        assert_eq!(got, code, "{config}{words}");
+        assert!(words.contains(said), "{said:?} is missing for {config}: {words}");
+    }
+}
+
+#[test]
+fn validate_compares_timeouts_with_what_a_running_proxy_has_measured() {
+    let config = |timeout: &str| {
+        crate::support::outside::upstream("shop", &[8080], "hosts: [shop.example]").replacen(
+            "  shop",
+            "upstreams:\n  shop",
+            1,
+        ) + &format!(
+            "routes:\n  - {{name: shop, match: [{{host: shop.example}}], upstreams: [{{name: shop}}], timeout: {timeout}}}\n"
+        )
+    };
+    let bed = crate::support::outside::Outside::new(&config("20s"));
+    let _server = bed.far.serve_http(8080, |_| {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        crate::support::serve::ok("")
+    });
+    let mut connection = bed.connect();
+    for _ in 0..120 {
+        assert_eq!(connection.get("shop.example", "/").status(), 200);
+    }
+    let validate = |timeout: &str| {
+        let file = bed.web.write("checked.yaml", config(timeout)).display().to_string();
+        let url = "http://127.0.0.1:15020/metrics";
+        let output =
+            bed.web.try_run(&[&bed.web.binary(), "validate", "--output", "json", "--metrics", url, &file]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let of_timeouts = found["warnings"].as_array().expect("a list").iter().map(ToString::to_string);
+        of_timeouts.filter(|warning| warning.contains("routes[0].timeout")).collect::<Vec<_>>().join("\n")
+    };
+    assert!(validate("20s").contains("of the route `shop`"), "{}", validate("20s"));
+    assert!(validate("5ms").contains("took longer than"), "{}", validate("5ms"));
+    assert_eq!(validate("450ms"), "");
+}
+
 #[test]
 fn a_switch_takes_1_for_true_and_0_for_false_from_its_variable() {
     let with = |value: &str| {

@@ -207,6 +207,44 @@ fn routes_change_header_fields_host_and_path_and_answer_themselves() {
 }
 
 #[test]
+fn what_a_route_changes_crosses_the_mesh_in_both_versions_of_http() {
+    let mut config = String::from("upstreams:\n");
+    config += &format!(
+        "  api: {{hosts: [{SHOP}], anyDestination: true, tls: mesh, identity: any, discovery: {{static: [\"10.77.0.3:8080\", \"10.77.0.3:8081\"]}}}}\n"
+    );
+    for port in [8080, 8081] {
+        config += &format!(
+            "  api-{port}: {{anyDestination: true, tls: mesh, identity: any, discovery: {{static: [\"10.77.0.3:{port}\"]}}}}\n"
+        );
+    }
+    config += "routes:\n";
+    for port in [8080, 8081] {
+        config += &format!(
+            "  - {{name: to-{port}, match: [{{host: {SHOP}, path: {{prefix: /{port}}}}}], upstreams: [{{name: api-{port}}}], rewrite: {{host: other.example, path: {{prefix: /new}}}}, requestHeaders: {{set: [{{name: x-set, value: '1'}}]}}, responseHeaders: {{set: [{{name: x-tier, value: gold}}]}}}}\n"
+        );
+    }
+    let bed = Outside::new(&config);
+    let api = bed.mesh.pod("api");
+    let _sidecar = bed.mesh.sidecar(&api).start();
+    let _one = api.serve_echo(8080);
+    let answer = bed.ask("GET", "/8080/a?b", "");
+    let said = answer.text();
+    assert!(said.starts_with("GET /new/a?b HTTP/1.1") && said.contains("host: other.example\n"), "{said}");
+    assert!(said.contains("x-set: 1\n") && answer.header("x-tier") == Some("gold"), "{answer:?}");
+
+    std::fs::create_dir_all(api.directory.join("files/new")).expect("make a directory");
+    api.write("files/new/a", "over HTTP/2");
+    let files = api.directory.join("files").display().to_string();
+    let mut two = api.start(&["nghttpd", "--no-tls", "--verbose", "--htdocs", &files, "8081"]);
+    wait::until("nghttpd listens", || api.try_connect(([127, 0, 0, 1], 8081)).is_ok());
+    let url = "http://10.77.0.2/8081/a?b";
+    let said = bed.web.run(&["curl", "-sSi", "--http2-prior-knowledge", "-H", "Host: shop.example", url]);
+    assert!(said.contains("over HTTP/2") && said.contains("x-tier: gold"), "{said}");
+    two.wait_for_output(":authority: other.example");
+    two.wait_for_output("x-set: 1");
+}
+
+#[test]
 fn faults_delay_and_abort_their_share_of_the_requests() {
     let mut config = String::from("upstreams:\n") + &upstream("shop", &[8080], "");
     config += &format!(
