@@ -17,13 +17,15 @@ pub fn peer(script: &str) -> String {
     format!("{}/tests/mesh/peers/{script}", env!("CARGO_MANIFEST_DIR"))
 }
 
-fn serve(pod: &Pod) -> Process {
+/// Serves every kind of call on port 50051.
+pub fn serve(pod: &Pod) -> Process {
     let mut server = pod.start(&[&python(), &peer("grpc_server.py"), "0.0.0.0:50051"]);
     server.wait_for_output("serving");
     server
 }
 
-fn call(pair: &Pair, kind: &str) -> Value {
+/// What comes of a call of `web`.
+pub fn call(pair: &Pair, kind: &str) -> Value {
     let said = pair.web.run(&[&python(), &peer("grpc_client.py"), &format!("{API}:50051"), kind]);
     serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"))
 }

@@ -118,7 +118,11 @@ pub async fn call(
     let body = recording.watch_request(std::mem::take(request.body_mut())).ending_when_idle_for(idle_timeout);
     *request.body_mut() = body;
     let client_side = (call.wire == Wire::Own).then(|| ClientSide::prepare(request));
-    let deadline = if recording.is_grpc() { Deadline::of(request.headers(), now) } else { None };
+    // Of when it came in: what was waited for since, and another upstream before this one, take of it too.
+    let deadline = match recording.is_grpc() {
+        true => Deadline::of(request.headers(), recording.started()),
+        false => None,
+    };
     let mut tries = Tries::begin(call, request, deadline);
     let limit = TimeLimit { after_request: call.timeout, deadline };
     if limit.is_none() {

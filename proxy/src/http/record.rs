@@ -144,6 +144,11 @@ impl Recording {
         })
     }
 
+    /// When the request came in.
+    pub(super) fn started(&self) -> Instant {
+        self.exchange.started
+    }
+
     /// The exchange.
     pub fn exchange(&mut self) -> &mut Exchange {
         &mut self.exchange

@@ -8,6 +8,7 @@ mod configured;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,7 @@ use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use outrigger_ca::host::normal;
 use thiserror::Error;
+use tokio::select;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{timeout, timeout_at};
@@ -336,8 +338,27 @@ impl Shared {
         let configured = self.configured.load_full();
         let candidates = self.resolver.qualify(host);
         let candidates = || std::iter::once(host).chain(candidates.iter().map(String::as_str));
-        let named = candidates().find_map(|name| configured.hosts.get(name));
-        let by_dns = timeout(LONGEST_BY_NAME, self.named(host.into(), dialled.port())).await;
+        let named = candidates().find_map(|name| configured.hosts.get_key_value(name));
+        let is_owns = |own: &Option<Arc<Upstream>>| {
+            own.as_ref().is_some_and(|upstream| upstream.any_destination || upstream.is_at(dialled))
+        };
+        let own = async {
+            match named {
+                Some((_, name)) => self.configured(name, dialled.port()).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let mut own = pin!(own);
+        let mut by_dns = pin!(timeout(LONGEST_BY_NAME, self.named(host.into(), dialled.port())));
+        let (own, by_dns) = select! {
+            biased;
+            own = &mut own => match own? {
+                // Where the config decides it, nobody waits for DNS.
+                own if is_owns(&own) => (own, Ok(Ok(None))),
+                own => (own, by_dns.await),
+            },
+            by_dns = &mut by_dns => (own.await?, by_dns),
+        };
         let by_dns = by_dns.unwrap_or_else(|_| {
             // Nobody has denied any of them.
             let undenied = candidates().map(str::to_owned).collect();
@@ -365,18 +386,12 @@ impl Shared {
         let is_its_address = by_dns.as_ref().is_some_and(|upstream| upstream.holds(dialled));
         // Of the names that the search domains make of any host, one is below a domain only if it is the host's.
         let its_name = by_dns.as_ref().and_then(|upstream| upstream.set().name.clone());
-        let its_name = its_name.as_deref().map(strip_service_labels);
+        let its_name = its_name.as_deref().map(strip_service_labels).or(named.map(|(name, _)| name.as_str()));
         let routed = candidates()
             .find(|name| configured.is_routed_by_name(name))
             .or_else(|| std::iter::once(host).chain(its_name).find(|name| configured.is_routed(name)));
         if named.is_some() || routed.is_some() {
-            let mut believed = is_its_address;
-            let mut own = None;
-            if let Some(name) = named {
-                let upstream = self.configured(name, dialled.port()).await?;
-                believed |= upstream.any_destination || upstream.is_at(dialled);
-                own = Some(upstream);
-            }
+            let mut believed = is_its_address || is_owns(&own);
             let mut broken = None;
             for name in routed.map(|host| configured.routed_to(host)).unwrap_or_default() {
                 if believed {

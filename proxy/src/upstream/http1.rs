@@ -108,6 +108,7 @@ impl EndpointPool {
             if pending.is_none() {
                 pending = Some(Pending::enter(upstream)?);
             }
+            self.close_unused(upstream);
             Pending::connection_freed(upstream).await?;
             while let Some(reusable) = self.pop_idle(upstream) {
                 if reusable.sender.is_ready() {
@@ -122,7 +123,7 @@ impl EndpointPool {
         self: &Rc<Self>,
         upstream: &Arc<Upstream>,
     ) -> Result<Http1Lease, ConnectError> {
-        let counted = Counted::take(upstream).ok_or_else(|| Pending::no_connection(upstream))?;
+        let counted = self.counted(upstream).await?;
         let (sender, peer, place) = self.open_http1(upstream, counted, true).await?;
         Ok(Http1Lease { place, ..self.http1_new(upstream, sender, peer) })
     }
@@ -208,6 +209,19 @@ impl Http1Idle {
     /// Closes connections that were unused since `before`.
     pub(super) fn sweep(&self, before: Instant) {
         self.idle.borrow_mut().retain(|(reusable, since)| *since >= before && !reusable.sender.is_closed());
+    }
+
+    /// Since when the one is unused that was used longest ago.
+    pub(super) fn unused_since(&self) -> Option<Instant> {
+        self.idle.borrow().first().map(|(_, since)| *since)
+    }
+
+    /// Closes the one that was used longest ago.
+    pub(super) fn close_oldest(&self) {
+        let mut idle = self.idle.borrow_mut();
+        if !idle.is_empty() {
+            idle.remove(0);
+        }
     }
 
     /// Closes them all.

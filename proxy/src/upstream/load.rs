@@ -12,7 +12,8 @@ use super::Endpoint;
 const DECAY: Duration = Duration::from_secs(10);
 /// What a failed request counts as, at least: the time a dead peer usually costs.
 const FAILED: Duration = Duration::from_secs(1);
-/// What an endpoint is taken for before its first answer: fast, so that it gets a try.
+/// What an endpoint is taken for before its first answer while it has a request: a crowd must not wait for that answer.
+/// While it has none it counts as faster than any other, so that it gets a try.
 const UNKNOWN_SECONDS: f64 = 0.001;
 
 /// Requests in flight and the latency average, in atomics: all workers share them.
@@ -39,8 +40,12 @@ impl Load {
     /// The latency that a new request would meet were it alone; comparable between endpoints.
     pub(super) fn expected_latency(&self, now: Instant) -> f64 {
         let average = f64::from_bits(self.average.load(Relaxed));
-        let average = if average == 0.0 { UNKNOWN_SECONDS } else { average * self.decay(now) };
-        average.max(f64::MIN_POSITIVE)
+        let expected = match self.in_flight() {
+            0 if average == 0.0 => 0.0,
+            _ if average == 0.0 => UNKNOWN_SECONDS,
+            _ => average * self.decay(now),
+        };
+        expected.max(f64::MIN_POSITIVE)
     }
 
     pub(super) fn in_flight(&self) -> u32 {
@@ -112,6 +117,16 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_without_an_answer_yet_gets_a_try_and_no_crowd() {
+        let (known, unknown) = (Load::default(), Load::default());
+        let now = epoch() + Duration::from_secs(1);
+        known.observe(Duration::from_micros(50), now);
+        assert!(unknown.expected_latency(now) < known.expected_latency(now));
+        unknown.in_flight.fetch_add(1, Relaxed);
+        assert!(unknown.expected_latency(now) > known.expected_latency(now));
+    }
 
     #[test]
     fn a_peak_counts_at_once_and_fades() {

@@ -141,7 +141,10 @@ impl EndpointPool {
             }
             match attempt {
                 Some(attempt) => attempt.wait().await?,
-                None => Pending::connection_freed(upstream).await?,
+                None => {
+                    self.close_unused(upstream);
+                    Pending::connection_freed(upstream).await?;
+                }
             }
             if let Some(lease) = self.multiplexed.lease(upstream, ENOUGH_STREAMS) {
                 return Ok(lease);
@@ -269,6 +272,21 @@ impl Multiplexed {
 
     fn remove(&self, connection: &Weak<Connection>) {
         self.connections.borrow_mut().retain(|known| !std::ptr::eq(Rc::as_ptr(known), connection.as_ptr()));
+    }
+
+    /// Since when the one is unused that is so for longest.
+    pub(super) fn unused_since(&self) -> Option<Instant> {
+        let connections = self.connections.borrow();
+        let unused = connections.iter().filter(|connection| connection.streams.get() == 0);
+        unused.map(|connection| connection.idle_since.get()).min()
+    }
+
+    /// Closes those that are unused since then.
+    pub(super) fn close_unused_since(&self, since: Instant) {
+        let is_it = |connection: &Rc<Connection>| {
+            connection.streams.get() == 0 && connection.idle_since.get() == since
+        };
+        self.connections.borrow_mut().retain(|connection| !is_it(connection));
     }
 
     /// Puts no more requests on the connections there are; each closes with its last one.

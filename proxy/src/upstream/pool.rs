@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -33,13 +33,18 @@ pub struct PoolsSettings {
 /// The connections of one side of a worker.
 pub struct Pools {
     settings: Rc<PoolsSettings>,
-    pools: RefCell<HashMap<(EndpointId, bool), Rc<EndpointPool>>>,
+    pools: Rc<ByEndpoint>,
 }
+
+type ByEndpoint = RefCell<HashMap<(EndpointId, bool), Rc<EndpointPool>>>;
 
 /// The connections of a worker to one endpoint.
 pub struct EndpointPool {
     pub(super) settings: Rc<PoolsSettings>,
     pub(super) endpoint: Arc<Endpoint>,
+    upstream: std::sync::Weak<Upstream>,
+    /// Those of all endpoints.
+    all: Weak<ByEndpoint>,
     meshed: bool,
     pub(super) sessions: RefCell<Sessions>,
     pub(super) multiplexed: Multiplexed,
@@ -51,11 +56,11 @@ pub struct EndpointPool {
 impl Pools {
     /// No connections yet.
     pub fn new(settings: PoolsSettings) -> Self {
-        Self { settings: Rc::new(settings), pools: RefCell::default() }
+        Self { settings: Rc::new(settings), pools: Rc::default() }
     }
 
     /// The pool of `endpoint`.
-    pub fn of(&self, upstream: &Upstream, endpoint: &Arc<Endpoint>) -> Rc<EndpointPool> {
+    pub fn of(&self, upstream: &Arc<Upstream>, endpoint: &Arc<Endpoint>) -> Rc<EndpointPool> {
         // What permissive mode found out changes what is spoken: such connections are never mixed.
         let meshed = match endpoint.security {
             Security::Mesh(_) | Security::Refused(_) => true,
@@ -69,6 +74,8 @@ impl Pools {
                 Rc::new(EndpointPool {
                     settings: self.settings.clone(),
                     endpoint: endpoint.clone(),
+                    upstream: Arc::downgrade(upstream),
+                    all: Rc::downgrade(&self.pools),
                     meshed,
                     sessions: RefCell::default(),
                     multiplexed: Multiplexed::default(),
@@ -120,10 +127,49 @@ impl EndpointPool {
         &self,
         upstream: &Arc<Upstream>,
     ) -> Result<(Transport, Option<Peer>, ConnectionPlace), ConnectError> {
-        let counted = Counted::take(upstream).ok_or_else(|| Pending::no_connection(upstream))?;
+        let counted = self.counted(upstream).await?;
         let Connected { transport, peer, counted } =
             self.connect(upstream, counted, MeshProtocol::Tcp).await?;
         Ok((transport, peer, ConnectionPlace(counted)))
+    }
+
+    /// A place for one connection; it waits for no more than that an unused one closes.
+    pub(super) async fn counted(&self, upstream: &Arc<Upstream>) -> Result<Counted, ConnectError> {
+        match Counted::take(upstream) {
+            Some(counted) => Ok(counted),
+            // Boxed: rare, and the future of every request would be as large as this one.
+            None => Box::pin(self.counted_after_another(upstream)).await,
+        }
+    }
+
+    async fn counted_after_another(&self, upstream: &Arc<Upstream>) -> Result<Counted, ConnectError> {
+        let _pending = Pending::enter(upstream)?;
+        while self.close_unused(upstream) {
+            Pending::connection_freed(upstream).await?;
+            if let Some(counted) = Counted::take(upstream) {
+                return Ok(counted);
+            }
+        }
+        Err(Pending::no_connection(upstream))
+    }
+
+    /// Closes the connection of the upstream that was unused for longest, so that another takes its place: an endpoint
+    /// that nobody calls must not keep the others from being called. Whether there was one.
+    pub(super) fn close_unused(&self, upstream: &Arc<Upstream>) -> bool {
+        let Some(all) = self.all.upgrade() else { return false };
+        let all = all.borrow();
+        let own = all.values().filter(|pool| std::ptr::eq(pool.upstream.as_ptr(), Arc::as_ptr(upstream)));
+        let unused = own.filter_map(|pool| {
+            let since = [pool.http1.unused_since(), pool.multiplexed.unused_since()];
+            since.into_iter().flatten().min().map(|since| (since, pool))
+        });
+        let Some((since, pool)) = unused.min_by_key(|(since, _)| *since) else { return false };
+        if pool.http1.unused_since() == Some(since) {
+            pool.http1.close_oldest();
+        } else {
+            pool.multiplexed.close_unused_since(since);
+        }
+        true
     }
 }
 
