@@ -14,14 +14,14 @@ pub const SHOP: &str = "shop.example";
 
 /// The two pods.
 pub struct Outside {
-    /// The sidecar of `web`, for as long as it is wanted.
-    _sidecar: Process,
+    /// The sidecar of `web`.
+    pub sidecar: Process,
     /// The client's pod, 10.77.0.1.
     pub web: Pod,
     /// The pod of the endpoints, 10.77.0.2, without a sidecar.
     pub far: Pod,
     /// The network of the two.
-    _mesh: Mesh,
+    pub mesh: Mesh,
 }
 
 /// An endpoint that says its number; dropped, it listens no more, and ends its connections with their next request.
@@ -52,7 +52,7 @@ impl Outside {
         let mesh = Mesh::new();
         let (web, far) = (mesh.pod("web"), mesh.pod("far"));
         let sidecar = mesh.sidecar(&web).config(config).start();
-        Self { _sidecar: sidecar, web, far, _mesh: mesh }
+        Self { sidecar, web, far, mesh }
     }
 
     /// A connection of the client, for requests that name a host which goes anywhere.
