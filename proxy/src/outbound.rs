@@ -23,8 +23,8 @@ use crate::config::Balance;
 use crate::filters::{Answer, Mirrored, NotMirrored, Scheme};
 use crate::http::{
     Affinity, Again, Call, Exchange, Failed, Failure, Fallback, Handler, Limits, LocalResponse, Recording,
-    Served, Why, Wire, call, host_of, refuse, response_cache as cache, serve_http1, serve_http2, source_key,
-    to_origin_form, wants_own_connection,
+    Served, Why, Wire, call, host_of, mark_exhausted, refuse, response_cache as cache, serve_http1,
+    serve_http2, source_key, to_origin_form, wants_own_connection,
 };
 use crate::net::{
     Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, readable, resume_detection,
@@ -432,7 +432,14 @@ impl Outbound {
         match fallback.answer(request, asked, why, Instant::now()) {
             Some(response) => {
                 let why = why.proxy_status();
-                Ok(failed.recording.answer_instead(response, why))
+                let is_exhausted = failed.is_exhausted();
+                let mut response = failed.recording.answer_instead(response, why);
+                // Tried again from further out, it would come to this again.
+                if is_exhausted && response.status().is_server_error() {
+                    self.worker.note_exhausted();
+                    mark_exhausted(response.headers_mut(), None);
+                }
+                Ok(response)
             }
             None => Err(failed),
         }

@@ -12,7 +12,7 @@ use crate::support::{API, wait};
 fn a_breaker_opens_when_most_endpoints_fail_and_closes_after_a_probe_that_succeeds() {
     let bench = Bench::new(&format!(
         "  api: {{hosts: [{API}], tls: none, discovery: {{static: [{{all}}]}}, balance: roundRobin, retry: {{attempts: 0}},
-    outlier: {{enabled: false}}, breaker: {{openFor: 4s}}}}\n"
+    outlier: {{enabled: false}}, breaker: {{openFor: 4s, maxOpenFor: 4s}}}}\n"
     ));
     let state = || bench.upstream("api")["breaker"]["state"].as_str().expect("a state").to_owned();
     let gauge = |value: f64| {
@@ -69,6 +69,7 @@ fn a_fallback_answers_where_the_upstream_can_not() {
     let bench = Bench::new(&[
         upstream("fixed", &format!("{off}, fallback: {{status: 200, body: sorry, headers: {{x-from: fallback}}}}")),
         upstream("other", &format!("{off}, fallback: {{upstream: spare}}")),
+        upstream("closed", &format!("{off}, fallback: {{status: 503, body: closed}}")),
         format!("  spare: {{tls: none, discovery: {{static: [\"{at}:8085\"]}}, {off}, fallback: {{status: 500}}}}\n"),
         "  empty: {hosts: [empty.example], tls: none, anyDestination: true, discovery: {file: {path: /nowhere}},\n".into(),
         "    fallback: {status: 203, body: nobody}}\n".into(),
@@ -92,6 +93,11 @@ fn a_fallback_answers_where_the_upstream_can_not() {
         (200, "sorry", Some("fallback"))
     );
     assert_eq!(answer.header("proxy-status"), Some("outrigger; received-status=503"));
+    let answer = bench.get("closed.example");
+    assert_eq!((answer.status(), answer.text().as_str()), (503, "closed"));
+    // No proxy further out shall try it again.
+    let status = answer.header("proxy-status").expect("what it stands for");
+    assert_eq!(status, "outrigger; received-status=503; outrigger-retries=exhausted");
     let answer = bench.get("empty.example");
     assert_eq!((answer.status(), answer.text().as_str()), (203, "nobody"));
 

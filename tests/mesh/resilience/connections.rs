@@ -16,6 +16,8 @@ use crate::support::{API, Mesh, wait};
 /// No method and no handshake begins like this.
 const OPAQUE: &[u8] = b"\0\x01\x02\x03";
 const PORT: u16 = 7000;
+/// Connections that a service may have at once.
+const MOST: usize = 20;
 /// Of two services, one in the mesh and one outside of it.
 const VIPS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 96, 0, 1), Ipv4Addr::new(10, 96, 0, 2)];
 
@@ -59,7 +61,7 @@ impl Bed {
         let upstream = |name: &str| {
             let host = format!("{name}.shop.svc.cluster.local");
             format!("  {name}: {{hosts: [{host}], discovery: {{dns: {{name: {host}, port: {PORT}}}}}, balance: roundRobin,
-    outlier: {{ejection: 4s}}, breaker: {{enabled: false}}, pool: {{maxConnections: 6}}}}\n")
+    outlier: {{ejection: 4s}}, breaker: {{enabled: false}}, pool: {{maxConnections: {MOST}}}}}\n")
         };
         let config = format!("upstreams:\n{}{}", upstream("plain"), upstream("meshed"));
         let arguments =
@@ -102,7 +104,8 @@ fn an_opaque_connection_goes_to_an_endpoint_that_answers_and_there_are_no_more_t
     let _third = serve_opaque(&bed.plain, (ENDPOINTS[2], PORT));
     wait::until("the third is asked again", || bed.ask(VIPS[0]) == here(2));
 
-    let mut held: Vec<_> = (0..6).map(|_| bed.web.connect((VIPS[0], PORT))).collect();
+    wait::until("all have ended", || bed.web.admin("/upstreams")["plain"]["connections"] == 0);
+    let mut held: Vec<_> = (0..MOST).map(|_| bed.web.connect((VIPS[0], PORT))).collect();
     for connection in &mut held {
         connection.send(OPAQUE);
         connection.take_until(b"!");

@@ -38,9 +38,9 @@ pub const PANIC_BELOW_PERCENT: u8 = 50;
 pub const SUCCESS_RATE_INTERVAL: Duration = Duration::from_secs(10);
 /// Requests an endpoint must have had within it: Envoy's `success_rate_request_volume`.
 pub const SUCCESS_RATE_MINIMUM_REQUESTS: u32 = 100;
-/// Endpoints that must have had them: with two, each is as far from the mean as the other. Envoy asks for 5, which few
-/// services have.
-pub const SUCCESS_RATE_MINIMUM_ENDPOINTS: u32 = 3;
+/// Endpoints that must have had them: Envoy's `success_rate_minimum_hosts`. Of n rates none is further than √(n−1)
+/// deviations from their mean, so that the default factor needs five.
+pub const SUCCESS_RATE_MINIMUM_ENDPOINTS: u32 = 5;
 /// Standard deviations below the mean, in tenths: Envoy's `success_rate_stdev_factor`.
 pub const SUCCESS_RATE_DEVIATIONS_TENTHS: u32 = 19;
 

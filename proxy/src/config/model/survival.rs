@@ -89,7 +89,7 @@ pub struct SuccessRate {
     pub interval: Option<Duration>,
     /// Requests an endpoint must have had within `interval`. Default: 100.
     pub minimum_requests: Option<u32>,
-    /// Endpoints that must have had them, 2 or more. Default: 3.
+    /// Endpoints that must have had them, 2 or more. Default: 5; with fewer, state smaller deviations too.
     pub minimum_endpoints: Option<u32>,
     /// Standard deviations below the mean, in tenths. Default: 19 (1.9).
     pub deviations_tenths: Option<u32>,
