@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep_until;
 
 use crate::http::LocalResponse;
-use crate::net::{ClientAddress, Copied, FirstLine, LateRequest, Prefixed, copy_both_ways, readable};
+use crate::net::{ClientAddress, Copied, Forgery, Guarded, Prefixed, copy_both_ways, readable};
 use crate::telemetry::{Direction, Recorder, TcpLabels, TcpRecord, Tls};
 use crate::upstream::{
     ConnectError, ConnectionPlace, DestinationError, Endpoint, Pools, Transport, Upstream,
@@ -88,7 +88,7 @@ impl<S: ClientStream> ClientStream for Prefixed<S> {
     }
 }
 
-impl<S: ClientStream> ClientStream for FirstLine<S> {
+impl<S: ClientStream> ClientStream for Guarded<S> {
     fn socket(&self) -> &TcpStream {
         self.get_ref().socket()
     }
@@ -178,6 +178,18 @@ impl Way {
         }
     }
 
+    /// Whether the server has spoken, or ended, before the client did.
+    pub fn server_has_spoken(&self) -> bool {
+        self.broken || !self.first_bytes.is_empty()
+    }
+
+    /// Whether what the server said first may be how it greets a client that is about to send requests: HTTP/2's
+    /// SETTINGS, or a response.
+    pub fn server_may_await_requests(&self) -> bool {
+        let is_settings = matches!(&self.first_bytes[..], [_, _, _, 4, _, 0, 0, 0, 0, ..]);
+        is_settings || self.first_bytes.starts_with(b"HTTP/")
+    }
+
     /// Whether the server has said something that is not HTTP: servers answer `408` to a client that
     /// opened a connection and had nothing to say yet.
     pub fn server_spoke_opaquely(&self) -> bool {
@@ -185,7 +197,7 @@ impl Way {
     }
 
     /// Carries bytes until both sides have ended, or either was reset, or a certificate ends. Whether reading the
-    /// client's ended with [`LateRequest`].
+    /// client's ended with [`Forgery`].
     pub async fn carry<C: ClientStream>(self, carrying: &Carrying<'_>, mut client: C) -> bool {
         let client_id = carrying.client_peer.map(|(id, _)| id);
         let labels = TcpLabels {
@@ -199,14 +211,14 @@ impl Way {
             [self.expires, carrying.client_peer.map(|(_, expires)| expires)].into_iter().flatten().min();
         let mut server = Prefixed::new(self.first_bytes, self.transport);
         let mut copied = Copied::default();
-        let mut requested = false;
+        let mut forged = false;
         let reason = tokio::select! {
             biased;
             () = std::future::ready(()), if self.broken => "reset",
             result = copy_both_ways(&mut client, &mut server, &mut copied) => match result {
                 Ok(()) => "end",
                 Err(error) => {
-                    requested = LateRequest::is(&error);
+                    forged = Forgery::is(&error);
                     "reset"
                 }
             },
@@ -229,7 +241,7 @@ impl Way {
                 proxy_status: None,
             },
         );
-        requested
+        forged
     }
 }
 
