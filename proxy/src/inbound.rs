@@ -20,8 +20,8 @@ use crate::http::{
 };
 use crate::identity::{self, HandshakeError, Peer};
 use crate::net::{
-    Body, ClientAddress, Detected, FirstLine, MeshProtocol, Opaqueness, OriginalDestination, Prefixed,
-    detect, readable, resume_detection, strip_mesh_headers, would_be_http,
+    Body, ClientAddress, Detected, Guarded, MeshProtocol, OriginalDestination, Prefixed, detect, readable,
+    resume_detection, strip_mesh_headers, would_be_http,
 };
 use crate::opaque::{Carrying, ClientStream, WAIT_FOR_REQUEST, Way};
 use crate::telemetry::{Direction, Held, Tls};
@@ -168,10 +168,7 @@ impl Connection {
                         return reset(&stream);
                     }
                     Ok(mut opened) => match opened.server_speaks_first(&stream).await {
-                        Some(true) => {
-                            opened.carry(&self.carrying(), Prefixed::new(first_bytes, stream)).await;
-                            return;
-                        }
+                        Some(true) => return self.carry(opened, stream, effective).await,
                         Some(false) => way = Some(opened),
                         None => return,
                     },
@@ -293,34 +290,41 @@ impl Connection {
         effective: &Effective,
     ) {
         let mut first_bytes = BytesMut::new();
-        let mut watch = None;
-        if !effective.config.inbound.is_opaque(self.destination.port()) {
+        let is_watched = !effective.config.inbound.is_opaque(self.destination.port());
+        if is_watched {
             // Requests that come as opaque bytes are read as requests all the same: nobody may write to the
             // workload in the mesh's name.
-            let spoken = way.server_speaks_before(&mut stream, &mut first_bytes);
+            let spoken = async {
+                if !way.server_has_spoken() {
+                    let server_first = way.server_speaks_before(&mut stream, &mut first_bytes).await?;
+                    if !server_first {
+                        return Some(true);
+                    }
+                }
+                // Who is greeted so may be about to send requests.
+                if !way.server_may_await_requests() {
+                    return Some(false);
+                }
+                stream.read_buf(&mut first_bytes).await.ok().map(|_| true)
+            };
             let spoken = match self.peer.as_ref().map(|peer| peer.expires.into()) {
                 // Silence does not outlive the peer's certificate.
                 Some(expires) => tokio::time::timeout_at(expires, spoken).await.unwrap_or(None),
                 None => spoken.await,
             };
-            let Some(server_first) = spoken else { return reset(stream.socket()) };
-            if !server_first {
+            let Some(client_spoke) = spoken else { return reset(stream.socket()) };
+            if client_spoke {
                 match would_be_http(&mut stream, &mut first_bytes).await {
-                    Ok(Opaqueness::Opaque) => {}
-                    Ok(Opaqueness::Unknown(so_far)) => watch = Some(so_far),
-                    Ok(Opaqueness::Request) => {
+                    Ok(false) => {}
+                    Ok(true) => {
                         drop(way);
                         return Box::pin(self.requests(first_bytes, stream)).await;
-                    }
-                    Ok(Opaqueness::Dubious) => {
-                        self.count(Served::Refused(BAD_REQUEST));
-                        return reset(stream.socket());
                     }
                     Err(_) => return reset(stream.socket()),
                 }
             }
         }
-        let stream = Prefixed::new(first_bytes, FirstLine::after(watch, stream));
+        let stream = Guarded::new(Prefixed::new(first_bytes, stream), is_watched);
         if way.carry(&self.carrying(), stream).await {
             self.count(Served::Refused(BAD_REQUEST));
         }

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep_until;
 
 use crate::http::LocalResponse;
-use crate::net::{ClientAddress, Copied, FirstLine, LateRequest, Prefixed, copy_both_ways, readable};
+use crate::net::{ClientAddress, Copied, Forgery, Guarded, Prefixed, copy_both_ways, readable};
 use crate::telemetry::{Direction, Recorder, TcpLabels, TcpRecord, Tls};
 use crate::upstream::{
     Attempt, ConnectError, ConnectionPlace, DestinationError, Endpoint, EndpointId, Open, Outcome, Pools,
@@ -94,7 +94,7 @@ impl<S: ClientStream> ClientStream for Prefixed<S> {
     }
 }
 
-impl<S: ClientStream> ClientStream for FirstLine<S> {
+impl<S: ClientStream> ClientStream for Guarded<S> {
     fn socket(&self) -> &TcpStream {
         self.get_ref().socket()
     }
@@ -184,6 +184,18 @@ impl Way {
         }
     }
 
+    /// Whether the server has spoken, or ended, before the client did.
+    pub fn server_has_spoken(&self) -> bool {
+        self.broken || !self.first_bytes.is_empty()
+    }
+
+    /// Whether what the server said first may be how it greets a client that is about to send requests: HTTP/2's
+    /// SETTINGS, or a response.
+    pub fn server_may_await_requests(&self) -> bool {
+        let is_settings = matches!(&self.first_bytes[..], [_, _, _, 4, _, 0, 0, 0, 0, ..]);
+        is_settings || self.first_bytes.starts_with(b"HTTP/")
+    }
+
     /// Whether the server has said something that is not HTTP: servers answer `408` to a client that
     /// opened a connection and had nothing to say yet.
     pub fn server_spoke_opaquely(&self) -> bool {
@@ -191,7 +203,7 @@ impl Way {
     }
 
     /// Carries bytes until both sides have ended, or either was reset, or a certificate ends. Whether reading the
-    /// client's ended with [`LateRequest`].
+    /// client's ended with [`Forgery`].
     pub async fn carry<C: ClientStream>(self, carrying: &Carrying<'_>, mut client: C) -> bool {
         let client_id = carrying.client_peer.map(|(id, _)| id);
         let labels = TcpLabels {
@@ -207,7 +219,7 @@ impl Way {
         let mut server = Prefixed::new(self.first_bytes, self.transport);
         let idle_timeout = self.upstream.policy.stream_idle_timeout;
         let mut copied = Copied::default();
-        let mut requested = false;
+        let mut forged = false;
         let reason = tokio::select! {
             biased;
             () = std::future::ready(()), if self.broken => "reset",
@@ -215,7 +227,7 @@ impl Way {
                 Ok(()) => "end",
                 Err(error) if error.kind() == std::io::ErrorKind::TimedOut => "idle_timeout",
                 Err(error) => {
-                    requested = LateRequest::is(&error);
+                    forged = Forgery::is(&error);
                     "reset"
                 }
             },
@@ -248,7 +260,7 @@ impl Way {
                 proxy_status: None,
             },
         );
-        requested
+        forged
     }
 }
 

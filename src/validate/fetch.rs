@@ -92,10 +92,15 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         let asked = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut head = [0; 1024];
-            let length = stream.read(&mut head).unwrap();
+            // All of it: what is left unread at the end would reset the connection.
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
             stream.write_all(answer.as_bytes()).unwrap();
-            String::from_utf8_lossy(&head[..length]).into_owned()
+            String::from_utf8(head).unwrap()
         });
         (address, asked)
     }

@@ -1,11 +1,13 @@
 //! Nobody tells the workload in the mesh's name who calls: not by bytes that only lenient servers take for requests.
 
+use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::grpc::{peer, python};
 use crate::support::pki::shop;
 use crate::support::pod::Pod;
 use crate::support::process::Process;
+use crate::support::serve::Server;
 use crate::support::wire::Ending;
 use crate::support::{API, Connection, Mesh, Pair, tls, wait, web_config};
 
@@ -15,7 +17,7 @@ const PROXY_1: &[u8] = b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n";
 const PROXY_2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\0\0\x01\x0a\0\0\x02\x30\x39\x1f\x90";
 
 /// First lines that Python's `http.server` takes for those of requests.
-const LENIENT: [&str; 9] = [
+const LENIENT: [&str; 10] = [
     "GET\t/ HTTP/1.1\r\n",
     "GET /\tHTTP/1.1\r\n",
     "GET\x0b/\x0cHTTP/1.1\r\n",
@@ -25,6 +27,7 @@ const LENIENT: [&str; 9] = [
     "GET /\r\n",
     "GET key\r\n",
     "GET key\r\nFrom x\r\n",
+    "GET x\tHTTP/1.+1\r\n",
 ];
 
 fn lenient() -> impl Iterator<Item = Vec<u8>> {
@@ -154,4 +157,51 @@ fn a_port_declared_http_takes_requests_only() {
     let mut late = pair.connect(8080);
     late.assert_silent_for(Duration::from_millis(400));
     assert_eq!(late.get(API, "/late").status(), 200);
+}
+
+/// A workload that greets its clients; what they say then.
+fn greeting(pod: &Pod, port: u16, greeting: &'static [u8]) -> (Server, mpsc::Receiver<Vec<u8>>) {
+    let (sender, heard) = mpsc::channel();
+    let server = pod.serve(port, move |mut connection| {
+        connection.send(greeting);
+        // The test may have ended.
+        let _ = sender.send(connection.take_all().0);
+    });
+    (server, heard)
+}
+
+#[test]
+fn a_client_that_lets_the_workload_speak_first_forges_nothing_either() {
+    const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+    for mode in ["strict", "permissive"] {
+        let pair = Pair::with(&web_config(), &format!("mtls: {mode}"));
+        let outside = pair.mesh.pod("outside");
+        let (_mail, mail_heard) = greeting(&pair.api, 7000, b"220 mail.example\r\n");
+        let (_http2, http2_heard) = greeting(&pair.api, 7001, SETTINGS);
+        let connect = |port| match mode {
+            "strict" => connect_as(&pair, &outside, port),
+            _ => outside.connect(pair.api.at(port)),
+        };
+        let mut mail = connect(7000);
+        assert_eq!(mail.take(4), b"220 ", "{mode}");
+        mail.send("EHLO a\r\n");
+        mail.send(format!("GET\t/ HTTP/1.1\r\n{FIELDS}"));
+        let _ = mail.take_all();
+        let heard = mail_heard.recv_timeout(wait::PATIENCE).expect("the connection ends");
+        assert!(!String::from_utf8_lossy(&heard).contains("ADMIN"), "{mode}: {}", heard.escape_ascii());
+        // What is served as HTTP/2 never arrives as it was written: a frame that nobody knows is dropped.
+        let mut http2 = connect(7001);
+        http2.assert_silent_for(Duration::from_millis(300));
+        http2.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+        http2.send(b"\0\0\x06\xee\0\0\0\0\0FORGED");
+        http2.send(b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01a");
+        let (said, _) = {
+            http2.finish();
+            http2.take_all()
+        };
+        assert!(said.len() > SETTINGS.len(), "{mode}: the proxy answers: {}", said.escape_ascii());
+        if let Ok(heard) = http2_heard.recv_timeout(Duration::from_secs(1)) {
+            assert!(!String::from_utf8_lossy(&heard).contains("FORGED"), "{mode}: {}", heard.escape_ascii());
+        }
+    }
 }

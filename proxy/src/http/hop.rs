@@ -11,12 +11,14 @@ use http::{Request, Response};
 use http_body::Body as _;
 use outrigger_ca::tls_fault::TlsFault;
 use thiserror::Error;
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::local_response::{LocalResponse, ProxyError};
 use crate::net::Body;
 use crate::upstream::{ConnectError, StreamLease};
+
+/// How long a stream that breaks off waits for what came before to be written.
+const BREATH: Duration = Duration::from_millis(5);
 
 /// Why a hop has no response.
 #[derive(Debug, Error)]
@@ -132,7 +134,7 @@ pub(super) async fn pump(body: Body, mut sender: SendStream<Bytes>) {
         let sent = match frame {
             None => sender.send_data(Bytes::new(), true).is_ok(),
             Some(Err(error)) => {
-                on_its_way(&mut sender).await;
+                on_its_way().await;
                 sender.send_reset(error.reason());
                 return;
             }
@@ -160,25 +162,11 @@ pub(super) async fn pump(body: Body, mut sender: SendStream<Bytes>) {
     }
 }
 
-/// Waits until what was sent on the stream has left h2's queue, which a reset empties: the head would be lost too. h2
-/// tells only by letting go of the bytes of a frame, and so an empty one goes last.
-async fn on_its_way(sender: &mut SendStream<Bytes>) {
-    let (mark, passed) = oneshot::channel();
-    if sender.send_data(Bytes::from_owner(Mark { _dropped_with: mark }), false).is_ok() {
-        // Nothing is ever sent: the mark's end is the news.
-        let _ = passed.await;
-    }
-}
-
-/// Owns the content of an empty frame.
-struct Mark {
-    _dropped_with: oneshot::Sender<()>,
-}
-
-impl AsRef<[u8]> for Mark {
-    fn as_ref(&self) -> &[u8] {
-        &[]
-    }
+/// Waits until what was sent on the stream has most likely left h2's queue, which a reset empties: the head would be lost
+/// too. h2 does not tell when it has; its connection writes when this task waits, as far as the socket takes it.
+async fn on_its_way() {
+    tokio::task::yield_now().await;
+    tokio::time::sleep(BREATH).await;
 }
 
 /// Sends data within the peer's window, in as large pieces as it allows.

@@ -9,7 +9,6 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client_hello::{self, Hello};
-use super::first_line::{FirstLineWatch, Found};
 
 /// A client silent for this long may be waiting for the server to speak first.
 pub const SILENCE: Duration = Duration::from_millis(100);
@@ -145,56 +144,32 @@ fn decide(bytes: &[u8]) -> Detected {
     if METHODS.iter().any(|m| bytes.starts_with(m)) { Detected::Http1 } else { Detected::Opaque }
 }
 
-/// What a workload would make of opaque bytes.
-#[derive(Debug)]
-pub enum Opaqueness {
-    /// A request, as our own parser reads it.
-    Request,
-    /// What only a lenient server takes for a request, or one behind a PROXY header.
-    Dubious,
-    /// None.
-    Opaque,
-    /// Not known yet: [`FirstLine`](super::FirstLine) watches on.
-    Unknown(FirstLineWatch),
-}
-
-/// Reads first bytes of opaque traffic into `buffer` until they tell whether a lenient server would take
-/// them for a request. Wider than [`detect`]: here the question is not what a client speaks, but what a
-/// workload would understand.
+/// Reads first bytes of opaque traffic into `buffer` until they tell whether a server would take them for a request.
+/// Wider than [`detect`]: here the question is not what a client speaks, but what a workload would understand. What
+/// only lenient servers understand is [`Guarded`](super::Guarded)'s to see.
 ///
 /// # Errors
 /// The stream's.
-pub async fn would_be_http<S>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<Opaqueness>
+pub async fn would_be_http<S>(stream: &mut S, buffer: &mut BytesMut) -> io::Result<bool>
 where
     S: AsyncRead + Unpin,
 {
     let deadline = Instant::now() + SILENCE;
-    let mut watch = FirstLineWatch::new();
-    let mut watched = 0;
     loop {
-        let found = watch.feed(&buffer[watched..]);
-        watched = buffer.len();
-        let undecided = |watch| match found {
-            Found::Nothing => Opaqueness::Unknown(watch),
-            Found::Opaque => Opaqueness::Opaque,
-            Found::Request => Opaqueness::Dubious,
-        };
-        match is_request_line(buffer) {
-            Some(true) => return Ok(Opaqueness::Request),
-            Some(false) => return Ok(undecided(watch)),
-            None => {}
+        if let Some(found) = is_request_line(buffer) {
+            return Ok(found);
         }
         buffer.reserve(READ);
         match timeout_at(deadline, stream.read_buf(buffer)).await {
             // The end, or a pause.
-            Ok(Ok(0)) | Err(_) => return Ok(undecided(watch)),
+            Ok(Ok(0)) | Err(_) => return Ok(false),
             Ok(read) => read?,
         };
     }
 }
 
 /// Whether bytes begin with any method, a target and a version of HTTP; `None` when more are needed.
-pub(super) fn is_request_line(bytes: &[u8]) -> Option<bool> {
+fn is_request_line(bytes: &[u8]) -> Option<bool> {
     let bytes = bytes.trim_ascii_start();
     let method = bytes.iter().position(|b| !is_token(b))?;
     if method == 0 || bytes[method] != b' ' {
@@ -211,7 +186,7 @@ pub(super) fn is_request_line(bytes: &[u8]) -> Option<bool> {
     }
 }
 
-pub(super) fn is_token(byte: &u8) -> bool {
+fn is_token(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
@@ -344,27 +319,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn opaque_bytes_are_requests_dubious_or_opaque() {
-        let cases: &[(&[u8], &str)] = &[
-            (b"GET / HTTP/1.1\r\n", "Request"),
-            (b"\r\n BREW /a HTTP/1.2\r\n", "Request"),
-            (b"GET\t/ HTTP/1.1\r\n", "Dubious"),
-            (b"GET /a", "Dubious"),
-            (b"PROXY UNKNOWN\r\nGET / HTTP/1.1\r\n", "Dubious"),
-            (b"SSH-2.0-x\r\n", "Opaque"),
-            (b"set a b\r\n", "Opaque"),
-            (b"set a", "Unknown"),
-            (b"GET key\r\n", "Unknown"),
-            (b"PROXY UNKNOWN\r\n", "Unknown"),
-            (b"\0\x01\x02", "Unknown"),
-            (b"", "Unknown"),
+    async fn opaque_bytes_are_requests_when_a_whole_line_says_so() {
+        let cases: &[(&[u8], bool)] = &[
+            (b"GET / HTTP/1.1\r\n", true),
+            (b"\r\n BREW /a HTTP/1.2\r\n", true),
+            (b"GET\t/ HTTP/1.1\r\n", false),
+            (b"GET /a", false),
+            (b"SSH-2.0-x\r\n", false),
+            (b"set a b\r\n", false),
+            (b"set a", false),
+            (b"\0\x01\x02", false),
+            (b"", false),
         ];
         for (bytes, want) in cases {
             let (mut client, mut stream) = tokio::io::duplex(64);
             tokio::io::AsyncWriteExt::write_all(&mut client, bytes).await.unwrap();
             let (started, mut read) = (Instant::now(), BytesMut::new());
-            let found = format!("{:?}", would_be_http(&mut stream, &mut read).await.unwrap());
-            assert!(found.starts_with(want), "{}: {found}", bytes.escape_ascii());
+            assert_eq!(
+                would_be_http(&mut stream, &mut read).await.unwrap(),
+                *want,
+                "{}",
+                bytes.escape_ascii()
+            );
             assert_eq!(read, bytes, "all that was read is kept");
             let waited = bytes.is_empty() || bytes.starts_with(b"set a") || *bytes == b"GET /a";
             let waited = waited && !bytes.ends_with(b"\n");

@@ -8,7 +8,7 @@ mod copy;
 mod detect;
 mod dial;
 mod fields;
-mod first_line;
+mod forgery;
 mod listen;
 mod local;
 mod prefixed;
@@ -19,12 +19,12 @@ pub use address::{ClientAddress, OriginalDestination};
 pub use body::{Body, BodyEnd, BodyError, BodySource, BodyWatch};
 pub use client_hello::{ALPN_H1, ALPN_H2, ALPN_TCP, MeshProtocol};
 pub use copy::{Copied, copy_both_ways};
-pub use detect::{Detected, Opaqueness, detect, readable, resume_detection, would_be_http};
+pub use detect::{Detected, detect, readable, resume_detection, would_be_http};
 pub use dial::{DialError, Dialler};
 pub use fields::{
     ORIGINAL_VERSION, has_unknown_coding, strip_hop_by_hop, strip_mesh_headers, version_to_mesh,
 };
-pub use first_line::{FirstLine, FirstLineWatch, LateRequest};
+pub use forgery::{Forgery, Guarded};
 pub use listen::{HandedIn, ListenError, Role, bind_listeners, handed_in_sockets};
 pub use local::LocalAddresses;
 pub use prefixed::Prefixed;

@@ -103,7 +103,7 @@ fn a_slowed_endpoint_gets_fewer_requests_and_one_that_fails_a_share_is_ejected_u
     let bench = Bench::new(&format!(
         "  api: {{hosts: [{API}], tls: none, discovery: {{static: [{{all}}]}}}}
   rated: {{hosts: [{RATED}], tls: none, discovery: {{static: [{{all}}]}}, balance: roundRobin, breaker: {{enabled: false}},
-    outlier: {{ejection: 2s, successRate: {{interval: 1s, minimumRequests: 10, deviationsTenths: 10}}}}}}\n"
+    outlier: {{ejection: 2s, successRate: {{interval: 1s, minimumRequests: 10, minimumEndpoints: 3, deviationsTenths: 10}}}}}}\n"
     ));
     let load = Load::start(&bench.web, endpoint(0), API, 4, OFTEN);
     load.until_told(&format!("200 {}", ENDPOINTS[1]));

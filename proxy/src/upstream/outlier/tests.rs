@@ -153,7 +153,11 @@ fn an_endpoint_is_ejected_whose_success_rate_lies_far_below_the_others() {
         (&[200, 100], 5, &[]),
     ];
     for (successes, deviations, want) in cases {
-        let success_rate = SuccessRate { deviations_tenths: Some(deviations), ..SuccessRate::default() };
+        let success_rate = SuccessRate {
+            deviations_tenths: Some(deviations),
+            minimum_endpoints: Some(3),
+            ..SuccessRate::default()
+        };
         // Only rates are to decide.
         let outlier = Outlier {
             consecutive_failures: Some(u32::MAX),
