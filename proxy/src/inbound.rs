@@ -465,7 +465,6 @@ impl Handler for Inbound {
             }
             let (upstream, endpoint) = worker.workload_at(connection.destination.0);
             recording.exchange().upstream = upstream.name.clone();
-            let effective = worker.effective().clone();
             let way = Call {
                 pools: &worker.workload,
                 upstream: &upstream,
@@ -474,7 +473,7 @@ impl Handler for Inbound {
                 subset: None,
                 wire,
                 timeout: None,
-                again: Again::Connect(effective.workload.connect_retry()),
+                again: Again::Connect(worker.effective().workload.connect_retry()),
                 idempotent: false,
                 keeps_mesh_headers: true,
                 keeps_request: false,
@@ -517,7 +516,7 @@ mod tests {
     #[test]
     fn the_future_of_a_request_stays_small() {
         let size = size_of_future(crate::http::serve_stream::<Inbound>);
-        assert!(size <= 2816, "{size} bytes");
+        assert!(size <= 2560, "{size} bytes");
     }
 
     /// Thousands of connections may be open and silent.

@@ -126,10 +126,11 @@ pub async fn call(
     let mut tries = Tries::begin(call, request, deadline);
     let limit = TimeLimit { after_request: call.timeout, deadline };
     if limit.is_none() {
-        tries.make(request, endpoint.clone(), &mut recording, now).await;
+        tries.make(request, endpoint, &mut recording).await;
     } else {
-        Box::pin(tries.make_within(limit, request, endpoint.clone(), &mut recording, now)).await;
+        Box::pin(tries.make_within(limit, request, endpoint, &mut recording)).await;
     }
+    let (upstream, idle_timeout) = (call.upstream, call.upstream.policy.stream_idle_timeout);
     let now = Instant::now();
     let result = std::mem::replace(&mut tries.result, Err(HopError::NotTried));
     let attempt = attempt_of(&result, &recording);
@@ -154,8 +155,8 @@ pub async fn call(
             Why::Local(LocalResponse::new(ProxyError::BAD_REQUEST, "the request's body broke off"))
         }
         Err(error) => {
-            let endpoint = recording.tried().map_or(endpoint.address, |endpoint| endpoint.address);
-            Why::Local(error.to_local_response(&upstream.name, endpoint))
+            let told = recording.endpoint().map(|endpoint| error.to_local_response(&upstream.name, endpoint));
+            Why::Local(told.unwrap_or_else(LocalResponse::internal))
         }
     };
     Err(Box::new(Failed {
@@ -303,9 +304,8 @@ impl<'a> Tries<'a> {
         request: &mut Request<Body>,
         endpoint: Arc<Endpoint>,
         recording: &mut Recording,
-        now: Instant,
     ) {
-        self.attempt(request, &endpoint, recording, now).await;
+        self.attempt(request, &endpoint, recording).await;
         if is_good(&self.result) {
             return;
         }
@@ -322,7 +322,6 @@ impl<'a> Tries<'a> {
         request: &mut Request<Body>,
         endpoint: Arc<Endpoint>,
         recording: &mut Recording,
-        now: Instant,
     ) {
         let progress = recording.progress();
         let request_ended = async move {
@@ -332,7 +331,7 @@ impl<'a> Tries<'a> {
         };
         let passed = tokio::select! {
             biased;
-            () = self.make(request, endpoint, recording, now) => return,
+            () = self.make(request, endpoint, recording) => return,
             passed = limit.passed(request_ended) => passed,
         };
         recording.timed_out(Instant::now());
@@ -347,9 +346,9 @@ impl<'a> Tries<'a> {
         request: &mut Request<Body>,
         endpoint: &Arc<Endpoint>,
         recording: &mut Recording,
-        now: Instant,
     ) {
         let Call { pools, upstream, wire, .. } = *self.call;
+        let now = Instant::now();
         recording.sent_to(upstream, InFlight::begin(endpoint, now));
         if let Some(deadline) = self.deadline
             && deadline.pass_on(request.headers_mut(), now).is_err()
@@ -409,16 +408,15 @@ impl<'a> Tries<'a> {
             }
             tokio::time::sleep(backoff).await;
             tried.push(endpoint.id);
-            let now = Instant::now();
-            let (Some(next), Some(mut again)) = (self.call.choose(now, &tried), self.next_request(request))
-            else {
+            let next = self.call.choose(Instant::now(), &tried);
+            let (Some(next), Some(mut again)) = (next, self.next_request(request)) else {
                 return;
             };
             recording.retried();
             self.result = Err(HopError::NotTried);
             recording.try_over();
             endpoint = next;
-            self.attempt(&mut again, &endpoint, recording, now).await;
+            self.attempt(&mut again, &endpoint, recording).await;
             // After a connection that failed it is needed once more.
             *request = again;
             if is_good(&self.result) {
@@ -449,7 +447,7 @@ impl<'a> Tries<'a> {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(CONNECT_PAUSE_MAX);
             recording.try_over();
-            self.attempt(request, &endpoint, recording, Instant::now()).await;
+            self.attempt(request, &endpoint, recording).await;
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use h2::RecvStream;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 
 use super::headers::{ORIGINAL_VERSION, version_to_mesh};
 use super::hop::{HopError, PumpGuard, is_unprocessed, send_multiplexed};
@@ -91,7 +92,7 @@ impl Forward<'_> {
     ) -> Result<(Response<RecvStream>, Option<PumpGuard>), HopError> {
         let has_body = !request.body().is_end();
         let own = (!has_body && self.spare.is_none()).then(|| head_of(request));
-        let error = match send_multiplexed(stream, std::mem::take(request)).await {
+        let error = match send_multiplexed(stream, request).await {
             Ok(sent) => return Ok(sent),
             Err(error) => error,
         };
@@ -100,7 +101,8 @@ impl Forward<'_> {
         // Without another connection it stays what it is: a request that nobody has processed.
         let Ok(other) = Box::pin(pool.stream(self.upstream)).await else { return Err(error.into()) };
         *stream = other;
-        Ok(Box::pin(send_multiplexed(stream, *head_of(spare))).await?)
+        let mut again = head_of(spare);
+        Ok(Box::pin(send_multiplexed(stream, &mut again)).await?)
     }
 
     async fn send_http1(
@@ -116,15 +118,9 @@ impl Forward<'_> {
         let response = loop {
             match lease.sender.try_send_request(std::mem::take(request)).await {
                 Ok(response) => break response,
-                Err(mut error) => match error.take_message() {
-                    // The workload closed an unused connection just now; nothing was sent on it.
-                    Some(unsent) if lease.reused => {
-                        *request = unsent;
-                        lease = pool.http1(self.upstream).await?;
-                    }
-                    _ => return Err(error.into_error().into()),
-                },
+                Err(error) => *request = unsent(error, lease.reused)?,
             }
+            lease = pool.http1(self.upstream).await?;
         };
         let response = checked(response)?;
         recording.on_connection(lease);
@@ -150,6 +146,14 @@ impl Forward<'_> {
         let response = checked(response)?;
         recording.on_own_connection(lease);
         Ok(response)
+    }
+}
+
+/// The request, if the workload closed an unused connection just now: nothing was sent on it.
+fn unsent(mut error: TrySendError<Request<Body>>, reused: bool) -> Result<Request<Body>, HopError> {
+    match error.take_message() {
+        Some(unsent) if reused => Ok(unsent),
+        _ => Err(error.into_error().into()),
     }
 }
 

@@ -104,9 +104,10 @@ impl Drop for PumpGuard {
 /// The stream's or connection's.
 pub async fn send_multiplexed(
     stream: &mut StreamLease,
-    request: Request<Body>,
+    request: &mut Request<Body>,
 ) -> Result<(Response<RecvStream>, Option<PumpGuard>), h2::Error> {
-    let (head, body) = request.into_parts();
+    // Taken here: by value it would stay in the future of every request to its end.
+    let (head, body) = std::mem::take(request).into_parts();
     let end_of_stream = body.is_end();
     let (response, sender) = stream.send(Request::from_parts(head, ()), end_of_stream)?;
     let pump = if end_of_stream { None } else { start_pump(body, sender).await };

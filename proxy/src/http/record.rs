@@ -182,6 +182,11 @@ impl Recording {
         self.trying = true;
     }
 
+    /// The address of the endpoint that the last try went to.
+    pub(super) fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint
+    }
+
     /// Where the last try went.
     pub(super) fn tried(&self) -> Option<&Arc<Endpoint>> {
         self.in_flight.as_ref().map(InFlight::endpoint)
@@ -204,6 +209,7 @@ impl Recording {
 
     /// Lets go of what a try held that is followed by another.
     pub(super) fn try_over(&mut self) {
+        self.answered = false;
         self.in_flight = None;
         self.stream = None;
         self.http1 = None;
@@ -333,8 +339,21 @@ impl Recording {
         response.map(|body| body.watched(self))
     }
 
+    /// A try that was answered has ended, whole or not.
+    fn try_ended(&mut self, broken: bool) {
+        if !std::mem::take(&mut self.answered) {
+            return;
+        }
+        if let (Some(in_flight), Some(upstream)) = (&self.in_flight, &self.upstream) {
+            let failed = broken || self.grpc_status == Some(GRPC_UNAVAILABLE);
+            let attempt = if failed { Attempt::Failed } else { Attempt::Answered };
+            upstream.attempt_ended(in_flight.endpoint(), attempt, Instant::now());
+        }
+    }
+
     /// The tunnel that the exchange became has ended.
     pub(super) fn tunnel_ended(mut self, copied: Copied) {
+        self.try_ended(false);
         self.sent_bytes = copied.sent;
         self.received_bytes = copied.received;
         self.record();
@@ -411,13 +430,7 @@ impl BodyWatch for Recording {
         if how == BodyEnd::Broken && self.proxy_status.is_none() {
             self.proxy_status = Some(RESPONSE_INCOMPLETE.into());
         }
-        if std::mem::take(&mut self.answered)
-            && let (Some(in_flight), Some(upstream)) = (&self.in_flight, &self.upstream)
-        {
-            let failed = how == BodyEnd::Broken || self.grpc_status == Some(GRPC_UNAVAILABLE);
-            let attempt = if failed { Attempt::Failed } else { Attempt::Answered };
-            upstream.attempt_ended(in_flight.endpoint(), attempt, Instant::now());
-        }
+        self.try_ended(how == BodyEnd::Broken);
         self.record();
         // A request that is still being sent keeps its connection busy: the next one would wait behind it.
         let sent = self.progress.as_ref().is_none_or(|progress| progress.ended.get());
