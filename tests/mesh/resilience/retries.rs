@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{Bench, ENDPOINTS, Trio, endpoint, with_body};
 use crate::grpc::{peer, python};
+use crate::support::outside::{self, Outside};
 use crate::support::pod::Pod;
 use crate::support::serve::{Server, ok, respond};
 use crate::support::{API, bytes};
@@ -208,4 +209,34 @@ routes:
     assert_eq!(call("unsafe.example")["code"], "UNAVAILABLE");
     assert_eq!(call("unsafe.example")["answer"], "call 6");
     assert_eq!(retries(&bench.web, "unsafe"), 0.0);
+}
+
+#[test]
+fn what_a_response_that_is_tried_again_says_of_its_endpoint_is_not_said_of_the_next() {
+    let policy = "hosts: [shop.example], balance: {ringHash: {key: {header: x-user}}}, breaker: {enabled: false}, \
+                  retry: {on: [\"500\"]}, outlier: {consecutiveFailures: 3, ejection: 60s}";
+    let bed = Outside::new(&format!("upstreams:\n{}", outside::upstream("shop", &[8081, 8082], policy)));
+    let answering = |status: &'static str| move |_: usize, _: &[u8]| respond(status, "", "");
+    let (tried_first, _first) = count(&bed.far, 8081, answering("500 Internal Server Error"));
+    let (tried_next, _next) = count(&bed.far, 8082, answering("503 Service Unavailable"));
+    // A caller whose requests go to the first endpoint first: its 500 is a good answer as ejection sees it.
+    let caller = (0..100)
+        .map(|number| format!("x-user: {number}\r\n"))
+        .find(|caller| {
+            let before = tried_first.load(SeqCst);
+            bed.ask("GET", "/", caller);
+            tried_first.load(SeqCst) > before
+        })
+        .expect("a key of either endpoint");
+    let standing = || {
+        let upstreams = bed.web.admin("/upstreams");
+        let endpoints = upstreams["shop"]["endpoints"].as_array().cloned().unwrap_or_default();
+        let next = endpoints.into_iter().find(|endpoint| endpoint["address"] == "10.77.0.2:8082");
+        next.map(|endpoint| endpoint["standing"].to_string()).unwrap_or_default()
+    };
+    for _ in 0..20 {
+        bed.ask("GET", "/", &caller);
+    }
+    assert!(tried_next.load(SeqCst) >= 3);
+    assert!(standing().contains("out for"), "{}", standing());
 }
