@@ -5,6 +5,7 @@
 
 mod accept;
 mod drain;
+mod give_back;
 mod in_force;
 mod report;
 
@@ -204,7 +205,8 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     }
     let (phase, in_phase) = watch::channel(Phase::Running);
     let (workers, accepting) = accept::start(&shared, &access_log, listeners, &in_phase)?;
-    tokio::spawn(report::keep_gauges(shared.clone(), status));
+    tokio::spawn(report::keep_gauges(shared.clone(), status.clone()));
+    tokio::spawn(when_certified(status, give_back::code_of_starting));
     {
         let metrics = metrics.clone();
         tokio::spawn(async move { metrics.keep_swept().await });
@@ -221,6 +223,15 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     }
     access_log.flush(std::time::Duration::from_secs(1));
     Ok(ended)
+}
+
+/// Calls once there is a certificate, or none is needed.
+async fn when_certified(status: Option<watch::Receiver<Arc<Status>>>, then: fn()) {
+    if let Some(mut status) = status {
+        // An error means that the proxy stops before.
+        _ = status.wait_for(|status| status.material.is_some()).await;
+    }
+    then();
 }
 
 fn access_log_output(config: &Config) -> AccessLogOutput {
