@@ -401,7 +401,8 @@ async fn metrics_count_what_was_given_and_refused() {
     let ca = TestCa::start().await;
     let server = Server::bind(Options {
         metrics: Some("127.0.0.1:0".parse().unwrap()),
-        ..options(ca.directory.path(), "127.0.0.1:0".parse().unwrap())
+        // An address that no other test listens at: nobody else answers there once this server has ended.
+        ..options(ca.directory.path(), "127.0.0.7:0".parse().unwrap())
     })
     .await
     .unwrap();
