@@ -184,6 +184,11 @@ impl Way {
         }
     }
 
+    /// The name of the upstream that it leads to.
+    pub fn upstream_name(&self) -> &Arc<str> {
+        &self.upstream.name
+    }
+
     /// Whether the server has spoken, or ended, before the client did.
     pub fn server_has_spoken(&self) -> bool {
         self.broken || !self.first_bytes.is_empty()

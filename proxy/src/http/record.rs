@@ -15,7 +15,7 @@ use super::headers::is_grpc;
 use super::hop::PumpGuard;
 use super::local_response::LocalResponse;
 use crate::net::{Body, BodyEnd, BodyWatch, ClientAddress, Copied};
-use crate::telemetry::{Direction, Held, Recorder, RequestRecord, Tls};
+use crate::telemetry::{Direction, OpenConnection, Recorder, RequestRecord, Tls};
 use crate::upstream::{
     Admission, Attempt, ConnectionPlace, Endpoint, Http1Lease, InFlight, StreamLease, Upstream,
 };
@@ -85,7 +85,7 @@ pub struct Recording {
     tunnel_ends: Option<Instant>,
     idle_timeout: Option<Duration>,
     /// The connections on both sides of a tunnel, in their counts.
-    tunnel_holds: (Option<Rc<Held>>, Option<ConnectionPlace>),
+    tunnel_holds: (Option<Rc<OpenConnection>>, Option<ConnectionPlace>),
 }
 
 impl Exchange {
@@ -249,7 +249,7 @@ impl Recording {
     }
 
     /// The client's connection stays open for as long as a tunnel that comes of this exchange.
-    pub fn holds_open(&mut self, open: Rc<Held>) {
+    pub fn holds_open(&mut self, open: Rc<OpenConnection>) {
         self.tunnel_holds.0 = Some(open);
     }
 

@@ -31,7 +31,7 @@ use crate::config::{CLUSTER_DOMAIN, Config, ConfigError, Mtls};
 use crate::identity::MeshTls;
 use crate::net::{Dialler, HandedIn, ListenError, LocalAddresses, Role, bind_listeners};
 use crate::resolve::{MeshServer, ResolveError, ResolveSettings, Resolver};
-use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, Metrics, Recorder};
+use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, Metrics, Recorder, Tap};
 use crate::upstream::{Directory, HealthChecks, PoolsSettings, SecurityRules};
 use crate::worker::{Effective, Moment, Shared};
 
@@ -172,6 +172,9 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         exhausted: Moment::new(),
         directory: directory.clone(),
         metrics: metrics.clone(),
+        tap: Tap::new(metrics.tap_dropped.clone()),
+        failures: Arc::default(),
+        connections: Default::default(),
         local,
         own_ports: own_ports(&settings.ports, &settings.handed_in),
         stopping: draining.clone(),
