@@ -347,7 +347,12 @@ impl Recording {
         if let (Some(in_flight), Some(upstream)) = (&self.in_flight, &self.upstream) {
             let failed = broken || self.grpc_status == Some(GRPC_UNAVAILABLE);
             let attempt = if failed { Attempt::Failed } else { Attempt::Answered };
-            upstream.attempt_ended(in_flight.endpoint(), attempt, Instant::now());
+            let now = Instant::now();
+            if failed {
+                let words = if broken { "its response broke off" } else { "it answered with grpc-status 14" };
+                in_flight.endpoint().note_error(|| words.into(), now);
+            }
+            upstream.attempt_ended(in_flight.endpoint(), attempt, now);
         }
     }
 

@@ -150,7 +150,9 @@ impl LookingOn {
                 self.next = Some(line);
                 Poll::Ready(Tapped::Dropped(dropped))
             }
-            // Told also where nothing follows; whatever is dropped from now on was preceded by something to read.
+            // Not empty: it is this task's turn to let others run.
+            Poll::Pending if !self.events.is_empty() => Poll::Pending,
+            // Told also where nothing follows; whatever is dropped from now on comes after something to read.
             Poll::Pending => match self.subscriber.dropped.swap(0, Relaxed) {
                 0 => Poll::Pending,
                 dropped => Poll::Ready(Tapped::Dropped(dropped)),
