@@ -33,7 +33,7 @@ use crate::opaque::{Carrying, OpaqueError, WAIT_FOR_REQUEST, Way, open_way};
 use crate::route::{Asked, CompiledRoute, Matched};
 use crate::telemetry::{Direction, OpenConnection};
 use crate::upstream::{
-    Choice, Destination, DestinationError, Endpoint, EndpointId, HeaderLimits, Subset, Upstream,
+    Choice, Destination, DestinationError, Endpoint, EndpointId, HeaderLimits, RetryPolicy, Subset, Upstream,
 };
 use crate::worker::{Worker, reset};
 
@@ -325,9 +325,7 @@ impl Outbound {
 
     fn way<'a>(&'a self, found: &'a Found, wire: Wire) -> Call<'a> {
         let Found { upstream, dialled, subset, routed } = found;
-        let policy = &upstream.policy;
-        let route = routed.as_ref().map(|routed| &routed.route);
-        let stated = route.and_then(|route| route.timeout).or(policy.request_timeout);
+        let route = routed.as_ref().map(|routed| &*routed.route);
         Call {
             pools: &self.worker.peers,
             upstream,
@@ -335,8 +333,8 @@ impl Outbound {
             key: None,
             subset: subset.as_ref(),
             wire,
-            timeout: stated.or_else(|| upstream.set().request_timeout),
-            again: Again::Retry(route.and_then(|route| route.retry.as_ref()).unwrap_or(&policy.retry)),
+            timeout: timeout_of(route, upstream),
+            again: Again::Retry(retry_of(route, upstream)),
             idempotent: route.is_some_and(|route| route.idempotent),
             keeps_mesh_headers: false,
             keeps_request: false,
@@ -468,6 +466,17 @@ impl Outbound {
         self.last.replace(Some((key.into(), generation, destination.clone())));
         Ok(destination)
     }
+}
+
+/// The time for the response's headers: the route's, else the upstream's, else what the service's owner declared.
+pub(crate) fn timeout_of(route: Option<&CompiledRoute>, upstream: &Upstream) -> Option<Duration> {
+    let stated = route.and_then(|route| route.timeout).or(upstream.policy.request_timeout);
+    stated.or_else(|| upstream.set().request_timeout)
+}
+
+/// When a request is tried again: as the route says, else the upstream.
+pub(crate) fn retry_of<'a>(route: Option<&'a CompiledRoute>, upstream: &'a Upstream) -> &'a RetryPolicy {
+    route.and_then(|route| route.retry.as_ref()).unwrap_or(&upstream.policy.retry)
 }
 
 /// Sends copies of requests; nobody waits for what becomes of them.
