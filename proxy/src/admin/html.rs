@@ -128,9 +128,6 @@ fn top(fields: &Map<String, Value>, html: &mut String) {
         inner(name, value, html);
         html.push_str("</section>\n");
     }
-    if fields.is_empty() {
-        html.push_str("\n");
-    }
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -314,7 +311,7 @@ fn mark(state: &str) -> Option<(&'static str, &'static str)> {
 /// As people say it, to two or three figures.
 fn duration(seconds: f64) -> String {
     match seconds {
-        none if none == 0.0 => "0".into(),
+        0.0 => "0".into(),
         short if short < 1.0 => format!("{:.1} ms", short * 1e3),
         some if some < 120.0 => format!("{some:.1} s"),
         some if some < 7200.0 => format!("{:.0} min", some / 60.0),
