@@ -70,6 +70,8 @@ pub struct Metrics {
     pub dns_age: LateGauge,
     /// Age of the endpoints in use by `upstream`, in seconds: how long ago whoever named them last said so.
     pub discovery_age: GaugeFamily<1>,
+    /// Finished spans that were dropped, by `reason`.
+    pub trace_spans_dropped: CounterFamily<1>,
     /// Lines of the access log that were dropped, because the queue was full or writing failed.
     pub log_dropped: IntCounter,
     /// Panics, each of which ended one connection.
@@ -210,6 +212,11 @@ impl Metrics {
                 "How long ago the endpoints in use were last confirmed, in seconds.",
                 ["upstream"],
             )),
+            trace_spans_dropped: making.counters(
+                "outrigger_trace_spans_dropped_total",
+                "Finished spans that were dropped, by reason.",
+                ["reason"],
+            ),
             log_dropped: making
                 .counter("outrigger_log_dropped_total", "Lines of the access log that were dropped."),
             panics: making.counter("outrigger_panics_total", "Panics, each of which ended one connection."),
@@ -312,7 +319,7 @@ mod tests {
                 assert!(sample.starts_with(name), "{sample} stands under {name}");
             }
         }
-        assert_eq!(seen.len(), 39, "of each family there is a sample: {seen:?}");
+        assert_eq!(seen.len(), 40, "of each family there is a sample: {seen:?}");
     }
 
     fn with_a_sample_of_everything() -> Metrics {
@@ -331,6 +338,7 @@ mod tests {
         metrics.audit_would_refuse.inc(["inbound", "plain"]);
         metrics.responses_incomplete.inc(["inbound", "client"]);
         metrics.dns_lookups.inc(["success"]);
+        metrics.trace_spans_dropped.inc(["queue_full"]);
         metrics.discovery_age.with(["api"]).set(1);
         metrics.endpoints.with(["api", "healthy"]).set(1);
         metrics.health_checks.inc(["api", "success"]);

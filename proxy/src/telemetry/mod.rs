@@ -5,8 +5,8 @@
 //! its vectors can neither drop a series that is idle without losing what is counted just then, nor bound
 //! how many sets of label values there are.
 //!
-//! What is counted where is decided by the floors above. Trace context, span export and the tap will
-//! live here too. No server: the admin floor serves what is rendered here.
+//! What is counted where is decided by the floors above. Span export and the tap will live
+//! here too. No server: the admin floor serves what is rendered here.
 
 mod access_log;
 mod collector;
@@ -18,6 +18,7 @@ mod metrics;
 mod process;
 mod recorder;
 mod single;
+pub mod trace;
 mod traffic;
 
 pub use access_log::{AccessLog, AccessLogError, AccessLogOutput};
