@@ -80,7 +80,7 @@ pub(super) fn start(
                 Ok(runtime) => runtime,
                 Err(error) => return tracing::error!("worker {number} has no runtime: {error}"),
             };
-            let recorder = Recorder::new(shared.metrics.clone(), access_log);
+            let recorder = Recorder::new(shared.metrics.clone(), access_log).with_spans(shared.spans.clone());
             let worker = Worker::new(shared, recorder);
             runtime.block_on(work(worker, number, team, listeners, inbox, phase, accepting));
         })?);

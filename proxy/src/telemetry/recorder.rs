@@ -14,6 +14,7 @@ use super::access_log::AccessLog;
 use super::labels::{Direction, Labels, Tls};
 use super::metric::Histogram;
 use super::metrics::Metrics;
+use super::trace::{Hop, Spans, span_of};
 use super::traffic::{RequestSeries, TcpSeries, lock};
 
 /// Most series that a worker keeps at hand; a full cache is emptied, which costs one slow lookup each.
@@ -27,6 +28,7 @@ const UNUSED_SWEEPS: u32 = 2;
 pub struct Recorder {
     metrics: Arc<Metrics>,
     access_log: AccessLog,
+    spans: Option<Spans>,
     cache: RefCell<HashTable<Cached>>,
     sweeps: Cell<u32>,
 }
@@ -52,6 +54,8 @@ pub struct RequestRecord<'a> {
     pub upstream: &'a Arc<str>,
     /// The response's status.
     pub code: u16,
+    /// Whether it is a gRPC call.
+    pub is_grpc: bool,
     /// The status of a gRPC call.
     pub grpc_status: Option<u16>,
     /// What protected the connection to the peer.
@@ -82,6 +86,8 @@ pub struct RequestRecord<'a> {
     pub client: SocketAddr,
     /// The value of `Proxy-Status`, if the proxy answered itself.
     pub proxy_status: Option<&'a str>,
+    /// Its place in its trace, if requests are traced.
+    pub trace: Option<&'a Hop>,
 }
 
 /// What opaque TCP connections are told apart by.
@@ -150,7 +156,12 @@ impl Recorder {
     /// Records into `metrics` and `access_log`.
     pub fn new(metrics: Arc<Metrics>, access_log: AccessLog) -> Self {
         let sweeps = Cell::new(metrics.sweeps.load(Relaxed));
-        Self { metrics, access_log, cache: RefCell::default(), sweeps }
+        Self { metrics, access_log, spans: None, cache: RefCell::default(), sweeps }
+    }
+
+    /// Gives the spans of requests that are traced to `spans`.
+    pub fn with_spans(self, spans: Spans) -> Self {
+        Self { spans: Some(spans), ..self }
     }
 
     /// The metrics that this records into.
@@ -158,7 +169,7 @@ impl Recorder {
         &self.metrics
     }
 
-    /// Counts a request and logs it.
+    /// Counts a request, logs it, and gives its span away.
     pub fn request(&self, record: &RequestRecord<'_>) {
         self.sweep_cache();
         let series = self.series(record);
@@ -171,6 +182,11 @@ impl Recorder {
             series.retries_refused.inc();
         }
         self.access_log.request(record);
+        if let Some(Hop { context, sampled: Some(sampled) }) = record.trace
+            && let Some(spans) = &self.spans
+        {
+            spans.offer(Box::new(span_of(record, context, sampled)));
+        }
     }
 
     /// Counts an opaque TCP connection as open.
