@@ -491,3 +491,6 @@ impl RequestProgress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -230,3 +230,34 @@ fn the_config_wins_over_the_environment_and_without_both_nothing_is_traced() {
     let expected = tracing(Sampling::ParentBased, 0.5, &READ_TRACE_HEADERS, &[B3multi]);
     assert_eq!(of(Some(&stated), &[sampler, propagators]), Some(expected));
 }
+
+/// What it costs a request to be traced, beside what a request costs at all. For a person to read:
+/// `cargo test --release -p outrigger-proxy --lib -- --ignored --nocapture trace_costs`.
+#[test]
+#[ignore = "a measurement, to be read: build with --release"]
+fn trace_costs() {
+    const TIMES: u32 = 1_000_000;
+    let mut rng = SmallRng::seed_from_u64(7);
+    let unrelated =
+        [("accept", "*/*"), ("user-agent", "curl/8"), ("host", "api.shop"), ("x-request-id", "1")];
+    for (what, ratio, fields) in [
+        ("not recorded, with a parent", 0.0, vec![UNSAMPLED]),
+        ("not recorded, with a parent and a tracestate", 0.0, vec![UNSAMPLED, STATE]),
+        ("not recorded, started here", 0.0, vec![]),
+        ("recorded, with a parent", 0.0, vec![SAMPLED]),
+        ("recorded, started here", 1.0, vec![]),
+    ] {
+        let tracing = usual(ratio);
+        let [bare, traced] = [None, Some(&tracing)].map(|tracing| {
+            let request = request(&[unrelated.as_slice(), &fields].concat());
+            let began = Instant::now();
+            for _ in 0..TIMES {
+                let mut asked = request.clone();
+                let hop = tracing.map(|tracing| tracing.enter(&mut asked, None, Trust::Continue, &mut rng));
+                std::hint::black_box((asked, hop));
+            }
+            began.elapsed() / TIMES
+        });
+        println!("{what}: {:?}", traced.saturating_sub(bare));
+    }
+}
