@@ -443,6 +443,7 @@ impl Handler for Inbound {
             if let Some(response) = refuse(&mut request, version, HeaderLimits::of(meshed)) {
                 return recording.answer_locally(&response);
             }
+            worker.trace(&mut request, &mut recording, None);
             worker.panic_if_told(request.uri().path());
             let id = connection.peer.as_ref().map(|peer| &peer.id);
             let port = connection.destination.port();

@@ -236,7 +236,12 @@ impl Handler for Outbound {
             if version < Version::HTTP_2 {
                 to_origin_form(&mut request);
             }
-            let found = match self.find(&request, recording.exchange()).await {
+            let found = self.find(&request, recording.exchange()).await;
+            // Not before: a route may say which of its requests are recorded.
+            let routed = found.as_ref().ok().and_then(|found| found.routed.as_ref());
+            let tracing = routed.and_then(|Routed { route, .. }| route.tracing.as_ref());
+            worker.trace(&mut request, &mut recording, tracing);
+            let found = match found {
                 Ok(found) => found,
                 Err(response) => return recording.answer_locally(&response),
             };
@@ -503,6 +508,8 @@ impl Mirror {
         };
         let mut recording = Exchange::begin(&worker.recorder, SIDE, client, &request, &worker.unnamed);
         recording.exchange().upstream = upstream.name.clone();
+        // A hop of its own, which the first one caused.
+        worker.trace(&mut request, &mut recording, None);
         let wire = match request.version() {
             Version::HTTP_2 => Wire::Multiplexed,
             version => Wire::Http1(version),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::Request;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use socket2::SockRef;
@@ -17,10 +18,11 @@ use tokio::sync::watch;
 
 use crate::config::{self, Config};
 use crate::filters::Mirrors;
-use crate::http::Fallback;
+use crate::http::{Fallback, Recording};
 use crate::identity::{Authorization, MeshTls};
-use crate::net::{Dialler, LocalAddresses};
+use crate::net::{Body, Dialler, LocalAddresses};
 use crate::route::RouteTable;
+use crate::telemetry::trace::{Environment, Spans, Tracing, Trust};
 use crate::telemetry::{Direction, Failures, Metrics, OpenConnections, Recorder, Tap};
 use crate::upstream::{Destination, DestinationError, Directory, Pools, PoolsSettings, SWEEP, Upstream};
 use crate::workload::{Workload, WorkloadPort};
@@ -48,6 +50,8 @@ pub struct Shared {
     pub failures: Arc<Failures>,
     /// The connections of clients that are open.
     pub connections: OpenConnections,
+    /// Where the spans of traced requests go.
+    pub spans: Spans,
     /// The pod's addresses.
     pub local: LocalAddresses,
     /// Ports that the proxy itself listens on.
@@ -116,6 +120,8 @@ pub struct Effective {
     pub fallbacks: HashMap<String, Fallback>,
     /// The workload's ports.
     pub workload: Arc<Workload>,
+    /// How requests are traced, if they are.
+    pub tracing: Option<Tracing>,
 }
 
 impl Effective {
@@ -146,6 +152,7 @@ impl Effective {
                 Some(before) if before.workload.is_of(&config.inbound) => before.workload.clone(),
                 _ => Arc::new(Workload::new(&config.inbound)),
             },
+            tracing: Tracing::of(config.tracing.as_ref(), &Environment::of_process()),
             config,
         }
     }
@@ -237,6 +244,18 @@ impl Worker {
     /// Runs `f` with this worker's random numbers.
     pub fn random<T>(&self, f: impl FnOnce(&mut SmallRng) -> T) -> T {
         f(&mut self.rng.borrow_mut())
+    }
+
+    /// Has `request` enter its trace, if requests are traced.
+    pub fn trace(
+        &self,
+        request: &mut Request<Body>,
+        recording: &mut Recording,
+        route: Option<&config::RouteTracing>,
+    ) {
+        if let Some(tracing) = &self.effective().tracing {
+            recording.traced(self.random(|rng| tracing.enter(request, route, Trust::Continue, rng)));
+        }
     }
 
     /// Where a request for `host`, dialled at `dialled`, goes; opaque bytes have no host.

@@ -31,4 +31,5 @@ mod resilience;
 mod rotation;
 mod routes;
 mod streams;
+mod tracing;
 mod verification;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use outrigger_ca::host::without_root;
 
-use super::model::{AccessLog, Config, Dns, Inbound, Mtls, Outbound, Protocol, Tracing};
+use super::model::{AccessLog, Config, Dns, Inbound, Mtls, Outbound, Protocol, TraceHeaders};
 use super::syntax::Unmeshed;
 pub use route::*;
 pub use survival::*;
@@ -36,6 +36,11 @@ pub const CONNECT_RETRY: Duration = Duration::from_secs(1);
 pub const ACCESS_LOG_OUTPUT: &str = "none";
 /// Share of the traces started here that are recorded.
 pub const SAMPLE_RATIO: f64 = 0.0;
+/// The headers of traces that are read.
+pub const READ_TRACE_HEADERS: [TraceHeaders; 3] =
+    [TraceHeaders::W3c, TraceHeaders::B3, TraceHeaders::B3multi];
+/// The headers of traces that are written.
+pub const WRITTEN_TRACE_HEADERS: [TraceHeaders; 1] = [TraceHeaders::W3c];
 /// A sidecar's port of metrics.
 pub const METRICS_PORT: u16 = 15020;
 /// A sidecar's port of readiness and liveness.
@@ -138,13 +143,6 @@ impl AccessLog {
     /// `none`, `stdout`, or a file's path.
     pub fn output(&self) -> &str {
         self.output.as_deref().unwrap_or(ACCESS_LOG_OUTPUT)
-    }
-}
-
-impl Tracing {
-    /// Share of the traces started here that are recorded, 0 to 1.
-    pub fn sample_ratio(&self) -> f64 {
-        self.sample_ratio.unwrap_or(SAMPLE_RATIO)
     }
 }
 

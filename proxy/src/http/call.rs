@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use rand::rngs::SmallRng;
 
 use super::deadline::{Deadline, Passed, TimeLimit};
@@ -421,7 +421,7 @@ impl<'a> Tries<'a> {
             let (Some(next), Some(mut again)) = (next, self.next_request(request)) else {
                 return;
             };
-            recording.retried();
+            recording.retried(|| why_again(&self.result));
             self.result = Err(HopError::NotTried);
             recording.try_over();
             endpoint = next;
@@ -481,6 +481,21 @@ impl<'a> Tries<'a> {
     /// The request for another upstream.
     fn last_request(&self, last: &mut Request<Body>) -> Option<Box<Request<Body>>> {
         if self.call.keeps_request { self.next_request(last).map(Box::new) } else { None }
+    }
+}
+
+/// Why a try is followed by another, in words, and the status of its response.
+fn why_again(result: &Result<Response<Body>, HopError>) -> (String, Option<StatusCode>) {
+    match result {
+        Ok(response) => {
+            let status = response.status();
+            let reason = match grpc_status(response.headers()) {
+                Some(grpc) => format!("grpc-status {grpc}"),
+                None => format!("status {}", status.as_u16()),
+            };
+            (reason, Some(status))
+        }
+        Err(error) => (error.to_string(), None),
     }
 }
 

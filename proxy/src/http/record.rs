@@ -15,6 +15,7 @@ use super::headers::is_grpc;
 use super::hop::PumpGuard;
 use super::local_response::LocalResponse;
 use crate::net::{Body, BodyEnd, BodyWatch, ClientAddress, Copied};
+use crate::telemetry::trace::{Hop, Retried};
 use crate::telemetry::{Direction, OpenConnection, Recorder, RequestRecord, Tls};
 use crate::upstream::{
     Admission, Attempt, ConnectionPlace, Endpoint, Http1Lease, InFlight, StreamLease, Upstream,
@@ -61,6 +62,7 @@ pub struct RequestProgress {
 /// Follows an exchange to its end, and holds what must last until then.
 pub struct Recording {
     exchange: Exchange,
+    trace: Option<Hop>,
     progress: Option<Rc<RequestProgress>>,
     code: u16,
     grpc_status: Option<u16>,
@@ -120,6 +122,7 @@ impl Recording {
     fn of(exchange: Exchange) -> Box<Self> {
         Box::new(Self {
             exchange,
+            trace: None,
             progress: None,
             code: CLIENT_CLOSED_REQUEST,
             grpc_status: None,
@@ -152,6 +155,11 @@ impl Recording {
     /// The exchange.
     pub fn exchange(&mut self) -> &mut Exchange {
         &mut self.exchange
+    }
+
+    /// The request has this place in its trace.
+    pub fn traced(&mut self, hop: Hop) {
+        self.trace = Some(hop);
     }
 
     /// Has the request's body counted as it passes.
@@ -192,9 +200,14 @@ impl Recording {
         self.in_flight.as_ref().map(InFlight::endpoint)
     }
 
-    /// There is another try.
-    pub(super) fn retried(&mut self) {
+    /// There is another try. `last` tells of the last one why it was not enough, and the status of its response.
+    pub(super) fn retried(&mut self, last: impl FnOnce() -> (String, Option<StatusCode>)) {
         self.retries += 1;
+        if let Some(Hop { sampled: Some(sampled), .. }) = &mut self.trace {
+            let (reason, status) = last();
+            let status = status.map(|status| status.as_u16());
+            sampled.retried(Retried { at: Instant::now(), endpoint: self.endpoint, reason, status });
+        }
     }
 
     /// The budget did not allow another try.
@@ -379,6 +392,7 @@ impl Recording {
             route: &exchange.route,
             upstream: &exchange.upstream,
             code: self.code,
+            is_grpc: exchange.grpc,
             grpc_status: self.grpc_status,
             tls: exchange.tls,
             peer: exchange.peer.as_ref(),
@@ -394,6 +408,7 @@ impl Recording {
             retry_refused: self.retry_refused,
             client: exchange.client,
             proxy_status: self.proxy_status.as_deref(),
+            trace: self.trace.as_ref(),
         });
     }
 }
@@ -481,3 +496,6 @@ impl RequestProgress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

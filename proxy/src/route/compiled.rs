@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rand::{Rng, RngExt};
 
-use crate::config::Route;
+use crate::config::{Route, RouteTracing};
 use crate::filters::Filters;
 use crate::http::Fallback;
 use crate::upstream::{RetryPolicy, Subset};
@@ -23,6 +23,8 @@ pub struct CompiledRoute {
     pub idempotent: bool,
     /// What is done when nothing else works; `None` leaves it to the upstream.
     pub fallback: Option<Fallback>,
+    /// Which of its requests are recorded; `None` leaves it to the proxy.
+    pub tracing: Option<RouteTracing>,
     /// What is done to requests and responses.
     pub filters: Filters,
     targets: Box<[(Target, u32)]>,
@@ -52,6 +54,7 @@ impl CompiledRoute {
             retry: route.retry.as_ref().map(RetryPolicy::new),
             idempotent: route.idempotent,
             fallback: route.fallback.as_ref().and_then(|fallback| Fallback::new(fallback, fallback_before)),
+            tracing: route.tracing,
             filters: Filters::new(route),
             targets: route.upstreams.iter().map(target).collect(),
             total_weight: route.upstreams.iter().map(|upstream| u64::from(upstream.weight)).sum(),

@@ -81,7 +81,8 @@ pub(super) fn start(
                 Err(error) => return tracing::error!("worker {number} has no runtime: {error}"),
             };
             let recorder = Recorder::new(shared.metrics.clone(), access_log)
-                .seen_by(shared.tap.clone(), shared.failures.clone());
+                .seen_by(shared.tap.clone(), shared.failures.clone())
+                .with_spans(shared.spans.clone());
             let worker = Worker::new(shared, recorder);
             runtime.block_on(work(worker, number, team, listeners, inbox, phase, accepting));
         })?);

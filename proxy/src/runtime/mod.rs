@@ -31,6 +31,7 @@ use crate::config::{CLUSTER_DOMAIN, Config, ConfigError, Mtls};
 use crate::identity::MeshTls;
 use crate::net::{Dialler, HandedIn, ListenError, LocalAddresses, Role, bind_listeners, bind_listeners_at};
 use crate::resolve::{MeshServer, ResolveError, ResolveSettings, Resolver};
+use crate::telemetry::trace::Spans;
 use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, Metrics, Recorder, Tap};
 use crate::upstream::{Directory, HealthChecks, PoolsSettings, SecurityRules};
 use crate::worker::{Effective, Moment, Shared};
@@ -165,6 +166,9 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         recorder: Rc::new(Recorder::new(metrics.clone(), access_log.clone())),
     }));
     let directory = Directory::start(resolver, health_checks, first.clone(), rules(&first));
+    let (spans, mut finished_spans) = Spans::queue(metrics.clone());
+    // Nobody exports them yet.
+    tokio::spawn(async move { while finished_spans.recv().await.is_some() {} });
     let draining = Arc::new(AtomicBool::new(false));
     let (drain_inbound, inbound_draining) = watch::channel(false);
     let (drain_outbound, outbound_draining) = watch::channel(false);
@@ -177,6 +181,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         tap: Tap::new(metrics.tap_dropped.clone()),
         failures: Arc::default(),
         connections: Default::default(),
+        spans,
         local,
         own_ports: own_ports(&settings.ports, &settings.handed_in),
         stopping: draining.clone(),

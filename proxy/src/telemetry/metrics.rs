@@ -70,6 +70,8 @@ pub struct Metrics {
     pub dns_age: LateGauge,
     /// Age of the endpoints in use by `upstream`, in seconds: how long ago whoever named them last said so.
     pub discovery_age: GaugeFamily<1>,
+    /// Finished spans that were dropped, by `reason`.
+    pub trace_spans_dropped: CounterFamily<1>,
     /// Lines of the access log that were dropped, because the queue was full or writing failed.
     pub log_dropped: IntCounter,
     /// What the tap did not show to a reader that was too slow.
@@ -212,6 +214,11 @@ impl Metrics {
                 "How long ago the endpoints in use were last confirmed, in seconds.",
                 ["upstream"],
             )),
+            trace_spans_dropped: making.counters(
+                "outrigger_trace_spans_dropped_total",
+                "Finished spans that were dropped, by reason.",
+                ["reason"],
+            ),
             log_dropped: making
                 .counter("outrigger_log_dropped_total", "Lines of the access log that were dropped."),
             tap_dropped: making.counter(
@@ -337,6 +344,7 @@ mod tests {
         metrics.audit_would_refuse.inc(["inbound", "plain"]);
         metrics.responses_incomplete.inc(["inbound", "client"]);
         metrics.dns_lookups.inc(["success"]);
+        metrics.trace_spans_dropped.inc(["queue_full"]);
         metrics.discovery_age.with(["api"]).set(1);
         metrics.endpoints.with(["api", "healthy"]).set(1);
         metrics.health_checks.inc(["api", "success"]);

@@ -5,8 +5,8 @@
 //! its vectors can neither drop a series that is idle without losing what is counted just then, nor bound
 //! how many sets of label values there are.
 //!
-//! What is counted where is decided by the floors above. Trace context and span export will
-//! live here too. No server: the admin floor serves what is rendered here.
+//! What is counted where is decided by the floors above. Span export will live here too. No server: the admin floor
+//! serves what is rendered here.
 
 mod access_log;
 mod collector;
@@ -21,6 +21,7 @@ mod process;
 mod recorder;
 mod single;
 mod tap;
+pub mod trace;
 mod traffic;
 
 pub use access_log::{AccessLog, AccessLogError, AccessLogOutput};

@@ -16,6 +16,7 @@ use super::labels::{Direction, Labels, Tls};
 use super::metric::Histogram;
 use super::metrics::Metrics;
 use super::tap::Tap;
+use super::trace::{Hop, Spans, span_of};
 use super::traffic::{RequestSeries, TcpSeries, lock};
 
 /// Most series that a worker keeps at hand; a full cache is emptied, which costs one slow lookup each.
@@ -31,6 +32,7 @@ pub struct Recorder {
     access_log: AccessLog,
     tap: Tap,
     failures: Arc<Failures>,
+    spans: Option<Spans>,
     cache: RefCell<HashTable<Cached>>,
     sweeps: Cell<u32>,
 }
@@ -56,6 +58,8 @@ pub struct RequestRecord<'a> {
     pub upstream: &'a Arc<str>,
     /// The response's status.
     pub code: u16,
+    /// Whether it is a gRPC call.
+    pub is_grpc: bool,
     /// The status of a gRPC call.
     pub grpc_status: Option<u16>,
     /// What protected the connection to the peer.
@@ -86,6 +90,8 @@ pub struct RequestRecord<'a> {
     pub client: SocketAddr,
     /// The value of `Proxy-Status`, if the proxy answered itself.
     pub proxy_status: Option<&'a str>,
+    /// Its place in its trace, if requests are traced.
+    pub trace: Option<&'a Hop>,
 }
 
 /// What opaque TCP connections are told apart by.
@@ -155,7 +161,15 @@ impl Recorder {
     pub fn new(metrics: Arc<Metrics>, access_log: AccessLog) -> Self {
         let sweeps = Cell::new(metrics.sweeps.load(Relaxed));
         let tap = Tap::new(metrics.tap_dropped.clone());
-        Self { metrics, access_log, tap, failures: Arc::default(), cache: RefCell::default(), sweeps }
+        Self {
+            metrics,
+            access_log,
+            tap,
+            failures: Arc::default(),
+            spans: None,
+            cache: RefCell::default(),
+            sweeps,
+        }
     }
 
     /// Shows what it records to those who look on by `tap`, and notes what failed in `failures`.
@@ -163,12 +177,17 @@ impl Recorder {
         Self { tap, failures, ..self }
     }
 
+    /// Gives the spans of requests that are traced to `spans`.
+    pub fn with_spans(self, spans: Spans) -> Self {
+        Self { spans: Some(spans), ..self }
+    }
+
     /// The metrics that this records into.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// Counts a request, logs it, and shows it to those who look on.
+    /// Counts a request, logs it, shows it to those who look on, and gives its span away.
     pub fn request(&self, record: &RequestRecord<'_>) {
         self.sweep_cache();
         let series = self.series(record);
@@ -183,6 +202,11 @@ impl Recorder {
         self.access_log.request(record);
         self.tap.request(record);
         self.failures.request(record);
+        if let Some(Hop { context, sampled: Some(sampled) }) = record.trace
+            && let Some(spans) = &self.spans
+        {
+            spans.offer(Box::new(span_of(record, context, sampled)));
+        }
     }
 
     /// Counts an opaque TCP connection as open.

@@ -7,6 +7,7 @@
 mod balance;
 mod discovery;
 mod route;
+mod sampling;
 mod survival;
 mod upstream;
 
@@ -26,6 +27,7 @@ pub use route::{
     Abort, Delay, Fault, HeaderEdits, HeaderMatch, HeaderValueOf, Mirror, PathRewrite, QueryMatch, Redirect,
     Respond, Rewrite, Route, RouteAuth, RouteMatch, ValueMatch, WeightedUpstream,
 };
+pub use sampling::{Propagation, RouteTracing, Sampling, TraceHeaders};
 pub use survival::{
     Backoff, Breaker, CacheFallback, Concurrency, FailureRate, Fallback, GrpcCheck, HealthCheck, HttpCheck,
     Outlier, Retry, SuccessRate, TcpCheck,
@@ -54,7 +56,8 @@ pub struct Config {
     /// says: by host, then path (exact, regular expression, longest prefix), method, number of header fields, number of
     /// query parameters; of equal ones the first in the file.
     pub routes: Vec<Route>,
-    /// Where spans are sent. Default: nowhere.
+    /// Which traces are recorded, and where their spans are sent. Default: as the OTEL_ variables say where they name an
+    /// exporter, else none: a trace's headers then pass untouched.
     pub tracing: Option<Tracing>,
     /// Where the access log is written. Default: nowhere.
     pub access_log: AccessLog,
@@ -226,14 +229,19 @@ pub struct Outbound {
     pub opaque_ports: Vec<u16>,
 }
 
-/// Where spans are sent. Read and validated; takes effect with a later release.
+/// Which traces are recorded, and where their spans are sent. With it every request carries a trace's headers on.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Tracing {
     /// An OpenTelemetry collector.
     pub otlp: Option<Otlp>,
-    /// Share of the traces started here that are recorded, 0 to 1. Default: 0.
+    /// `parentBased`, `ratio`, `always` or `never`. Default: as OTEL_TRACES_SAMPLER says, else `parentBased`.
+    pub sampling: Option<Sampling>,
+    /// Share of the traces started here that are recorded, 0 to 1; with `ratio`, of all. Default: as
+    /// OTEL_TRACES_SAMPLER_ARG says, else 0.
     pub sample_ratio: Option<f64>,
+    /// The headers that carry a trace. Default: as OTEL_PROPAGATORS says, else W3C's are written, and B3's read too.
+    pub propagation: Propagation,
 }
 
 /// An OpenTelemetry collector.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Fallback, PathMatch, Retry};
+use super::{Fallback, PathMatch, Retry, RouteTracing};
 use crate::config::units::Duration;
 
 /// What is done with some requests. It names exactly one of `upstreams`, `redirect` and `respond`.
@@ -46,6 +46,8 @@ pub struct Route {
     pub idempotent: bool,
     /// What is done when nothing else works. Default: as the upstream says.
     pub fallback: Option<Fallback>,
+    /// Which of its requests are recorded as traces. Default: as `tracing` says.
+    pub tracing: Option<RouteTracing>,
     /// An edge's listeners whose requests it is for, by name. A sidecar has none.
     #[serde(default)]
     pub listeners: Vec<String>,

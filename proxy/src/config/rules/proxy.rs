@@ -2,7 +2,7 @@
 
 use super::{Report, root};
 use crate::config::defaults::MAX_DRAIN_TIMEOUT;
-use crate::config::model::{Config, Dns, Identity, Tracing};
+use crate::config::model::{Config, Dns, Identity, Propagation, Tracing};
 use crate::config::syntax::{self, Unmeshed, host_and_port};
 use outrigger_ca::SpiffeId;
 use outrigger_ca::host::parse_dns_server;
@@ -125,16 +125,25 @@ fn outbound(config: &Config, report: &mut Report) {
 
 fn spans(tracing: &Tracing, report: &mut Report) {
     let at = root().field("tracing");
-    report.later(&at);
     if let Some(otlp) = &tracing.otlp {
         let at = at.field("otlp").field("endpoint");
         report.checked(&at, syntax::url(&otlp.endpoint, "http://collector:4317"));
     }
-    if tracing.sample_ratio.is_some_and(|ratio| !(0.0..=1.0).contains(&ratio)) {
-        report.error(
-            &at.field("sampleRatio"),
-            "a share lies between 0 and 1",
-            "write 0.01 for one in a hundred",
-        );
+    report.sampling(&at, tracing.sampling, tracing.sample_ratio, None);
+    let Propagation { read, write } = &tracing.propagation;
+    for (name, headers) in [("read", read), ("write", write)] {
+        let at = at.field("propagation").field(name);
+        if headers.as_ref().is_some_and(Vec::is_empty) {
+            report.error(
+                &at,
+                "without headers every trace would end here",
+                "name some of w3c, b3, b3multi, or leave the field out",
+            );
+        }
+        for (index, one) in headers.iter().flatten().enumerate() {
+            if headers.iter().flatten().take(index).any(|other| other == one) {
+                report.error(&at.item(index), "this stands here already", "name each once");
+            }
+        }
     }
 }

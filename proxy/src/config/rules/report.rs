@@ -1,6 +1,6 @@
 //! What was found so far, and the checks that many rules share.
 
-use crate::config::model::PathMatch;
+use crate::config::model::{PathMatch, Sampling};
 use crate::config::pattern::whole_match;
 use crate::config::problem::{Path, Problem, listed};
 use crate::config::syntax::{self, Wrong};
@@ -39,11 +39,6 @@ impl Report {
     /// Whether the file states the field, be it empty.
     pub(super) fn states(&self, at: &Path) -> bool {
         self.positions.has(at)
-    }
-
-    /// A field that is read and checked, and does nothing yet.
-    pub(super) fn later(&mut self, at: &Path) {
-        self.warn(at, "this takes effect with a later release; until then it is only checked", "");
     }
 
     /// What a value's own check says of it.
@@ -116,6 +111,33 @@ impl Report {
     pub(super) fn percent(&mut self, at: &Path, percent: Option<f64>) {
         if percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
             self.error(at, "this is no share in percent", "write 0 to 100");
+        }
+    }
+
+    /// Which traces are recorded; `inherited` is the ratio where none is stated.
+    pub(super) fn sampling(
+        &mut self,
+        at: &Path,
+        sampling: Option<Sampling>,
+        ratio: Option<f64>,
+        inherited: Option<f64>,
+    ) {
+        let at_ratio = at.field("sampleRatio");
+        match (sampling, ratio) {
+            (_, Some(ratio)) if !(0.0..=1.0).contains(&ratio) => {
+                self.error(&at_ratio, "a share lies between 0 and 1", "write 0.01 for one in a hundred");
+            }
+            (Some(Sampling::Always | Sampling::Never), Some(_)) => {
+                self.warn(&at_ratio, "`sampling` decides without it", "remove one of both");
+            }
+            (Some(Sampling::Ratio), None) if inherited.is_none() => {
+                self.warn(
+                    &at.field("sampling"),
+                    "no ratio is stated, and so no trace is recorded",
+                    "state `sampleRatio`, 0.01 for one in a hundred",
+                );
+            }
+            _ => {}
         }
     }
 

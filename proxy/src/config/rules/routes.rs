@@ -7,8 +7,8 @@ use super::report::Report;
 use super::upstreams::refer_for_requests;
 use super::{actions, root, routes, survival};
 use crate::config::model::{
-    Config, Discovery, HeaderMatch, Protocol, QueryMatch, Retry, Route, RouteMatch, Upstream, ValueMatch,
-    WeightedUpstream,
+    Config, Discovery, HeaderMatch, Protocol, QueryMatch, Retry, Route, RouteMatch, RouteTracing, Upstream,
+    ValueMatch, WeightedUpstream,
 };
 use crate::config::problem::Path;
 use crate::config::syntax::{field_name, host_pattern, is_of_the_mesh};
@@ -39,6 +39,10 @@ pub(super) fn check(config: &Config, report: &mut Report) {
         actions::check(config, &at, route, report);
         policies(config, &at, route, report);
         of_an_edge(&at, route, report);
+        if let Some(RouteTracing { sampling, sample_ratio }) = route.tracing {
+            let inherited = config.tracing.as_ref().and_then(|tracing| tracing.sample_ratio);
+            report.sampling(&at.field("tracing"), sampling, sample_ratio, inherited);
+        }
     }
     same_timeouts(config, report);
 }

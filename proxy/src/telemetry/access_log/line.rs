@@ -208,6 +208,7 @@ mod tests {
             route: &Arc::from("api"),
             upstream: &Arc::from("workload"),
             code: 200,
+            is_grpc: true,
             grpc_status: Some(14),
             tls: Tls::Mesh,
             peer: Some(&peer),
@@ -223,6 +224,7 @@ mod tests {
             retry_refused: false,
             client: ([10, 0, 0, 5], 40_000).into(),
             proxy_status: Some("outrigger; error=connection_refused"),
+            trace: None,
         };
         let expected = concat!(
             r#"{"time":"1970-01-01T00:00:01.002Z","direction":"inbound","method":"POST","path":"/orders","#,

@@ -22,6 +22,7 @@ impl World {
             route: &self.route,
             upstream: &self.upstream,
             code: 200,
+            is_grpc: false,
             grpc_status: None,
             tls: Tls::Mesh,
             peer: None,
@@ -37,6 +38,7 @@ impl World {
             retry_refused: false,
             client: ([127, 0, 0, 1], 1).into(),
             proxy_status: None,
+            trace: None,
         }
     }
 

@@ -45,6 +45,8 @@ impl Made {
             upstream: &self.upstream,
             code: self.code,
             grpc_status: self.grpc_status,
+            is_grpc: self.grpc_status.is_some(),
+            trace: None,
             tls: Tls::Mesh,
             peer: None,
             duration: self.duration,
