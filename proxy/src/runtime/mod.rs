@@ -206,6 +206,10 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     let (phase, in_phase) = watch::channel(Phase::Running);
     let (workers, accepting) = accept::start(&shared, &access_log, listeners, &in_phase)?;
     tokio::spawn(report::keep_gauges(shared.clone(), status.clone()));
+    let read = Arc::downgrade(&shared);
+    metrics.read_upstreams_by(move || {
+        read.upgrade().map(|shared| report::readings(&shared)).unwrap_or_default()
+    });
     tokio::spawn(when_certified(status, give_back::code_of_starting));
     {
         let metrics = metrics.clone();

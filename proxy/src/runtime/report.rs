@@ -14,8 +14,8 @@ use super::drain::Stop;
 use super::in_force::ConfigInForce;
 use crate::admin::{LogLevel, Sources};
 use crate::resolve::Snapshot;
-use crate::telemetry::{Direction, Metrics};
-use crate::upstream::{Security, Upstream};
+use crate::telemetry::{Direction, EndpointReading, Metrics, UpstreamReading};
+use crate::upstream::{Endpoint, Security, Upstream};
 use crate::worker::Shared;
 
 /// How often gauges are read off.
@@ -193,7 +193,7 @@ fn describe(security: &Security) -> String {
     }
 }
 
-/// Reads gauges off, for as long as the proxy runs.
+/// Reads off the gauges of certificates, for as long as the proxy runs.
 pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Receiver<Arc<Status>>>) {
     let metrics = &shared.metrics;
     loop {
@@ -213,33 +213,50 @@ pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Recei
                 metrics.ca_reachable.set(reachable.into());
             }
         }
-        let now = Instant::now();
-        for (name, (upstream, snapshot)) in shared.directory.upstreams() {
-            if let Some(age) = snapshot.age(now) {
-                metrics.discovery_age.with([&name]).set(age.as_secs().try_into().unwrap_or(i64::MAX));
-            }
-            let states = upstream.states(now);
-            for (state, count) in [
-                ("healthy", states.healthy),
-                ("ejected", states.ejected),
-                ("unhealthy", states.unhealthy),
-                ("draining", states.draining),
-            ] {
-                metrics.endpoints.with([&name, state]).set(count as i64);
-            }
-            set_gauges(metrics, &upstream, now);
-        }
-        // Their one endpoint is never out.
-        for upstream in workload_ports(&shared, now) {
-            set_gauges(metrics, &upstream, now);
-        }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-fn set_gauges(metrics: &Metrics, upstream: &Upstream, now: Instant) {
-    let name = &upstream.name;
-    metrics.pool_connections.with([name]).set(upstream.open_connections() as i64);
-    metrics.pool_pending_requests.with([name]).set(upstream.pending_requests() as i64);
-    metrics.breaker_state.with([name]).set(upstream.breaker.state(now).as_metric());
+/// Upstreams as they are now, for the metrics.
+pub(super) fn readings(shared: &Shared) -> Vec<UpstreamReading> {
+    let now = Instant::now();
+    let named = shared.directory.upstreams();
+    let named = named.iter().map(|(name, (upstream, snapshot))| {
+        let states = upstream.states(now);
+        UpstreamReading {
+            name: name.clone(),
+            discovery_age: snapshot.age(now),
+            states: vec![
+                ("healthy", states.healthy),
+                ("ejected", states.ejected),
+                ("unhealthy", states.unhealthy),
+                ("draining", states.draining),
+            ],
+            ..reading(upstream, now)
+        }
+    });
+    // The one endpoint of a port is never out, and nobody names it.
+    let workload = shared.effective.load().workload.upstreams();
+    named.chain(workload.iter().map(|upstream| reading(upstream, now))).collect()
+}
+
+fn reading(upstream: &Upstream, now: Instant) -> UpstreamReading {
+    let endpoint = |endpoint: &Arc<Endpoint>| EndpointReading {
+        address: endpoint.address,
+        state: endpoint.standing.state(now).as_str(),
+        in_flight: endpoint.in_flight(),
+        latency: Some(endpoint.latency()).filter(|latency| !latency.is_zero()),
+    };
+    UpstreamReading {
+        name: upstream.name.clone(),
+        endpoints: upstream.set().endpoints().map(endpoint).collect(),
+        connections: upstream.open_connections(),
+        pending_requests: upstream.pending_requests(),
+        opened: upstream.opened_connections(),
+        closed: upstream.closed_connections().collect(),
+        breaker_state: upstream.breaker.state(now).as_metric(),
+        breaker_opened: upstream.breaker.transitions().opened,
+        retries_left: upstream.retry_budget.left(now),
+        ..UpstreamReading::default()
+    }
 }

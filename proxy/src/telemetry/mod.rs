@@ -16,13 +16,17 @@ mod labels;
 mod metric;
 mod metrics;
 mod process;
+mod readings;
 mod recorder;
+mod reference;
 mod single;
 mod traffic;
 
 pub use access_log::{AccessLog, AccessLogError, AccessLogOutput};
-pub use family::{CounterFamily, GaugeFamily, NamedCounters};
+pub use family::{CounterFamily, NamedCounters};
 pub use labels::{Direction, Tls};
 pub use metrics::{CONTENT_TYPE as METRICS_CONTENT_TYPE, Metrics, PerDirection};
+pub use readings::{EndpointReading, UpstreamReading};
 pub use recorder::{OpenTcp, Recorder, RequestRecord, TcpLabels, TcpRecord};
+pub use reference::{MetricReference, metrics_table};
 pub use single::{Held, LateGauge, OpenGauge, TotalCounter};
