@@ -6,6 +6,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::Sources;
+use super::html::escaped;
 use super::pages::PAGES;
 
 pub(super) fn json(sources: &Sources) -> Value {
@@ -46,7 +47,7 @@ pub(super) fn page(sources: &Sources) -> String {
     };
     let mut page =
         format!("{HEAD}<h1>Outrigger</h1>\n<p>{} &middot; {state}</p>\n<dl>\n", escaped(sources.version));
-    for entry in &PAGES {
+    for entry in PAGES {
         let (path, what) = (entry.path, escaped(entry.what));
         let name = if entry.method == Method::GET {
             format!("<a href=\"{path}\">{path}</a>")
@@ -57,8 +58,4 @@ pub(super) fn page(sources: &Sources) -> String {
     }
     page.push_str("</dl>\n</html>\n");
     page
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

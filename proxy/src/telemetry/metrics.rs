@@ -67,6 +67,8 @@ pub struct Metrics {
     pub dns_age: LateGauge,
     /// Lines of the access log that were dropped, because the queue was full or writing failed.
     pub log_dropped: IntCounter,
+    /// What the tap did not show to a reader that was too slow.
+    pub tap_dropped: IntCounter,
     /// Panics, each of which ended one connection.
     pub panics: IntCounter,
 }
@@ -194,6 +196,10 @@ impl Metrics {
             )),
             log_dropped: making
                 .counter("outrigger_log_dropped_total", "Lines of the access log that were dropped."),
+            tap_dropped: making.counter(
+                "outrigger_tap_dropped_total",
+                "Exchanges that the tap did not show to a reader that was too slow.",
+            ),
             panics: making.counter("outrigger_panics_total", "Panics, each of which ended one connection."),
             registry: making.registry,
         };

@@ -5,11 +5,13 @@
 //! its vectors can neither drop a series that is idle without losing what is counted just then, nor bound
 //! how many sets of label values there are.
 //!
-//! What is counted where is decided by the floors above. Trace context, span export and the tap will
+//! What is counted where is decided by the floors above. Trace context and span export will
 //! live here too. No server: the admin floor serves what is rendered here.
 
 mod access_log;
 mod collector;
+mod connections;
+mod failures;
 mod family;
 mod gathered;
 mod labels;
@@ -20,9 +22,12 @@ mod readings;
 mod recorder;
 mod reference;
 mod single;
+mod tap;
 mod traffic;
 
 pub use access_log::{AccessLog, AccessLogError, AccessLogOutput};
+pub use connections::{ConnectionSeen, OpenConnection, OpenConnections};
+pub use failures::Failures;
 pub use family::{CounterFamily, NamedCounters};
 pub use labels::{Direction, Tls};
 pub use metrics::{CONTENT_TYPE as METRICS_CONTENT_TYPE, Metrics, PerDirection};
@@ -30,3 +35,4 @@ pub use readings::{EndpointReading, UpstreamReading};
 pub use recorder::{OpenTcp, Recorder, RequestRecord, TcpLabels, TcpRecord};
 pub use reference::{MetricReference, metrics_table};
 pub use single::{Held, LateGauge, OpenGauge, TotalCounter};
+pub use tap::{FilterError, LookingOn, MOST_LOOKING_ON, Tap, TapFilter, Tapped, TooMany};
