@@ -394,6 +394,7 @@ impl Recording {
             retry_refused: self.retry_refused,
             client: exchange.client,
             proxy_status: self.proxy_status.as_deref(),
+            trace: None,
         });
     }
 }

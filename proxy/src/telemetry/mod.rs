@@ -25,7 +25,7 @@ mod single;
 mod tap;
 mod traffic;
 
-pub use access_log::{AccessLog, AccessLogError, AccessLogOutput};
+pub use access_log::{AccessLog, AccessLogError, AccessLogOutput, AccessLogSettings};
 pub use connections::{ConnectionSeen, OpenConnection, OpenConnections};
 pub use failures::Failures;
 pub use family::{CounterFamily, NamedCounters};

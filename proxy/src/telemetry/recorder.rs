@@ -86,6 +86,8 @@ pub struct RequestRecord<'a> {
     pub client: SocketAddr,
     /// The value of `Proxy-Status`, if the proxy answered itself.
     pub proxy_status: Option<&'a str>,
+    /// Its trace and its span, if requests are traced.
+    pub trace: Option<(u128, u64)>,
 }
 
 /// What opaque TCP connections are told apart by.

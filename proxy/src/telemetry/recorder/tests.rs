@@ -1,5 +1,4 @@
 use super::*;
-use crate::telemetry::AccessLogOutput;
 
 struct World {
     metrics: Arc<Metrics>,
@@ -11,7 +10,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let metrics = Arc::new(Metrics::new());
-        let log = AccessLog::new(AccessLogOutput::None, &metrics).unwrap();
+        let log = AccessLog::off(&metrics);
         let recorder = Recorder::new(Arc::clone(&metrics), log);
         Self { metrics, recorder, route: "main".into(), upstream: "api".into() }
     }
@@ -37,6 +36,7 @@ impl World {
             retry_refused: false,
             client: ([127, 0, 0, 1], 1).into(),
             proxy_status: None,
+            trace: None,
         }
     }
 

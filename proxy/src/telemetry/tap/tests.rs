@@ -59,6 +59,7 @@ impl Made {
             retry_refused: false,
             client: ([10, 0, 0, 5], 40_000).into(),
             proxy_status: self.proxy_status,
+            trace: None,
         }
     }
 }

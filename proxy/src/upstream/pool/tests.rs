@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::super::{EndpointSet, Member, Policy};
 use super::*;
-use crate::telemetry::{AccessLog, AccessLogOutput, Metrics};
+use crate::telemetry::{AccessLog, Metrics};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -31,7 +31,7 @@ impl World {
         upstream
             .update(EndpointSet { members: vec![Member::new(endpoint.clone())], ..EndpointSet::default() });
         let metrics = Arc::new(Metrics::new());
-        let access_log = AccessLog::new(AccessLogOutput::None, &metrics).unwrap();
+        let access_log = AccessLog::off(&metrics);
         let pools = Pools::new(PoolsSettings {
             dialler: Dialler::to_peers(None),
             tls: Arc::default(),
