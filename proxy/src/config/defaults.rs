@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use outrigger_ca::host::without_root;
 
+use super::log_format::{JSON, LogField, LogFormat};
 use super::model::{AccessLog, Config, Dns, Inbound, Mtls, Outbound, Protocol, TraceHeaders};
 use super::syntax::Unmeshed;
 pub use route::*;
@@ -34,6 +35,8 @@ pub const HOSTS_FILE: &str = "/etc/hosts";
 pub const CONNECT_RETRY: Duration = Duration::from_secs(1);
 /// Where the access log is written: nowhere.
 pub const ACCESS_LOG_OUTPUT: &str = "none";
+/// Share of the requests that are logged.
+pub const ACCESS_LOG_SAMPLE: f64 = 1.0;
 /// Share of the traces started here that are recorded.
 pub const SAMPLE_RATIO: f64 = 0.0;
 /// The headers of traces that are read.
@@ -143,6 +146,21 @@ impl AccessLog {
     /// `none`, `stdout`, or a file's path.
     pub fn output(&self) -> &str {
         self.output.as_deref().unwrap_or(ACCESS_LOG_OUTPUT)
+    }
+
+    /// How a line is written.
+    pub fn line_format(&self) -> LogFormat {
+        match self.format.as_deref() {
+            // What is no format was refused by the rules.
+            Some(text) if text != JSON => LogFormat::text(text).unwrap_or_default(),
+            _ if self.fields.is_empty() => LogFormat::default(),
+            _ => LogFormat::Json(self.fields.iter().filter_map(|name| LogField::named(name)).collect()),
+        }
+    }
+
+    /// Share of the requests and connections that are logged, 0 to 1.
+    pub fn sample(&self) -> f64 {
+        self.sample.unwrap_or(ACCESS_LOG_SAMPLE)
     }
 }
 

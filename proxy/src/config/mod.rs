@@ -4,6 +4,7 @@
 mod defaults;
 mod host_patterns;
 mod load;
+mod log_format;
 mod measured;
 mod model;
 mod pattern;
@@ -21,6 +22,7 @@ mod units;
 pub use defaults::*;
 pub use host_patterns::HostPatterns;
 pub use load::{ConfigError, Loaded, load, parse, parse_beside, read_text};
+pub use log_format::{LogField, LogFormat, LogFormatError, LogPiece};
 pub use measured::{Measured, MeasuredError};
 pub use model::*;
 pub use pattern::{MAX_COMPILED_BYTES, PatternError, whole_match};

@@ -8,9 +8,9 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use outrigger_ca::unix_seconds;
 use serde_json::{Value, json};
 
-use super::{Overlay, RunError, rules};
+use super::{Overlay, RunError, access_log_settings, rules};
 use crate::config::{self, Config};
-use crate::telemetry::Metrics;
+use crate::telemetry::AccessLog;
 use crate::worker::Shared;
 
 /// Told when the file changed; `None` without a file.
@@ -55,11 +55,17 @@ impl ConfigInForce {
     }
 
     /// Puts changes of the file in force while the proxy runs. A wrong file changes nothing.
-    pub(super) async fn keep_reloaded(self, changes: Changes, shared: Arc<Shared>, metrics: Arc<Metrics>) {
+    pub(super) async fn keep_reloaded(self, changes: Changes, shared: Arc<Shared>, access_log: AccessLog) {
         let (Some(file), Some(mut changes)) = (&self.file, changes) else { return };
+        let metrics = &shared.metrics;
         metrics.config_last_reload_success.set(now());
         while changes.recv().await.is_some() {
-            match read(Some(file), &self.overlay) {
+            let read = read(Some(file), &self.overlay).and_then(|config| {
+                // The one part that the system can refuse; so it comes before all others.
+                access_log.reconfigure(access_log_settings(&config))?;
+                Ok(config)
+            });
+            match read {
                 Ok(mut config) => {
                     let running = self.current();
                     let kept = keep_what_needs_a_restart(&running, &mut config);
@@ -107,7 +113,6 @@ fn keep_what_needs_a_restart(running: &Config, config: &mut Config) -> Vec<&'sta
         ("identity", keep(&running.identity, &mut config.identity)),
         ("dns", keep(&running.dns, &mut config.dns)),
         ("workers", keep(&running.workers, &mut config.workers)),
-        ("accessLog", keep(&running.access_log, &mut config.access_log)),
         ("drainTimeout", keep(&running.drain_timeout, &mut config.drain_timeout)),
     ]
     .into_iter()

@@ -32,7 +32,9 @@ use crate::identity::MeshTls;
 use crate::net::{Dialler, HandedIn, ListenError, LocalAddresses, Role, bind_listeners, bind_listeners_at};
 use crate::resolve::{MeshServer, ResolveError, ResolveSettings, Resolver};
 use crate::telemetry::trace::Spans;
-use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, Metrics, Recorder, Tap};
+use crate::telemetry::{
+    AccessLog, AccessLogError, AccessLogOutput, AccessLogSettings, Metrics, Recorder, Tap,
+};
 use crate::upstream::{Directory, HealthChecks, PoolsSettings, SecurityRules};
 use crate::worker::{Effective, Moment, Shared};
 
@@ -154,7 +156,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     let first = config.current();
     let metrics = Arc::new(Metrics::new());
     count_panics(&metrics);
-    let access_log = AccessLog::new(access_log_output(&first), &metrics)?;
+    let access_log = AccessLog::new(access_log_settings(&first), &metrics)?;
     let tls = Arc::new(MeshTls::default());
     let status = certificates(&first, &settings.mark, settings.bundle_poll)?;
     let local = LocalAddresses::read();
@@ -226,12 +228,16 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     let (phase, in_phase) = watch::channel(Phase::Running);
     let (workers, accepting) = accept::start(&shared, &access_log, listeners, &in_phase)?;
     tokio::spawn(report::keep_gauges(shared.clone(), status.clone()));
+    let read = Arc::downgrade(&shared);
+    metrics.read_upstreams_by(move || {
+        read.upgrade().map(|shared| report::readings(&shared)).unwrap_or_default()
+    });
     tokio::spawn(when_certified(status, give_back::code_of_starting));
     {
         let metrics = metrics.clone();
         tokio::spawn(async move { metrics.keep_swept().await });
     }
-    tokio::spawn(config.keep_reloaded(config_changes, shared.clone(), metrics.clone()));
+    tokio::spawn(config.keep_reloaded(config_changes, shared.clone(), access_log.clone()));
     tracing::info!("outrigger {} is listening", settings.version);
     let drain =
         drain::Drain { shared: &shared, drain_inbound, drain_outbound, phase, draining, stopping, accepting };
@@ -254,12 +260,13 @@ async fn when_certified(status: Option<watch::Receiver<Arc<Status>>>, then: fn()
     then();
 }
 
-fn access_log_output(config: &Config) -> AccessLogOutput {
-    match config.access_log.output.as_deref() {
-        None | Some("none") => AccessLogOutput::None,
-        Some("stdout") => AccessLogOutput::Stdout,
-        Some(path) => AccessLogOutput::File(path.into()),
-    }
+fn access_log_settings(config: &Config) -> AccessLogSettings {
+    let output = match config.access_log.output() {
+        "none" => AccessLogOutput::None,
+        "stdout" => AccessLogOutput::Stdout,
+        path => AccessLogOutput::File(path.into()),
+    };
+    AccessLogSettings { output, format: config.access_log.line_format(), sample: config.access_log.sample() }
 }
 
 /// Starts keeping a certificate; none in permissive mode without a source.

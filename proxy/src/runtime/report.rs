@@ -2,6 +2,7 @@
 
 mod connections;
 mod failures;
+mod readings;
 mod upstreams;
 mod why;
 
@@ -21,6 +22,7 @@ use crate::admin::{LogLevel, ReachedBy, Sources};
 use crate::telemetry::Metrics;
 use crate::upstream::Upstream;
 use crate::worker::Shared;
+pub(super) use readings::readings;
 
 /// How often gauges are read off.
 const LOOK: Duration = Duration::from_secs(2);
@@ -161,7 +163,7 @@ fn roots(bundle: &TrustBundle) -> Vec<(String, i64)> {
         .collect()
 }
 
-/// Reads gauges off, for as long as the proxy runs.
+/// Reads off the gauges of certificates, for as long as the proxy runs.
 pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Receiver<Arc<Status>>>) {
     let metrics = &shared.metrics;
     loop {
@@ -181,33 +183,6 @@ pub(super) async fn keep_gauges(shared: Arc<Shared>, status: Option<watch::Recei
                 metrics.ca_reachable.set(reachable.into());
             }
         }
-        let now = Instant::now();
-        for (name, (upstream, snapshot)) in shared.directory.upstreams() {
-            if let Some(age) = snapshot.age(now) {
-                metrics.discovery_age.with([&name]).set(age.as_secs().try_into().unwrap_or(i64::MAX));
-            }
-            let states = upstream.states(now);
-            for (state, count) in [
-                ("healthy", states.healthy),
-                ("ejected", states.ejected),
-                ("unhealthy", states.unhealthy),
-                ("draining", states.draining),
-            ] {
-                metrics.endpoints.with([&name, state]).set(count as i64);
-            }
-            set_gauges(metrics, &upstream, now);
-        }
-        // Their one endpoint is never out.
-        for upstream in workload_ports(&shared, now) {
-            set_gauges(metrics, &upstream, now);
-        }
         tokio::time::sleep(LOOK).await;
     }
-}
-
-fn set_gauges(metrics: &Metrics, upstream: &Upstream, now: Instant) {
-    let name = &upstream.name;
-    metrics.pool_connections.with([name]).set(upstream.open_connections() as i64);
-    metrics.pool_pending_requests.with([name]).set(upstream.pending_requests() as i64);
-    metrics.breaker_state.with([name]).set(upstream.breaker.state(now).as_metric());
 }

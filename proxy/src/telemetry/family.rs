@@ -1,10 +1,10 @@
-//! Families of counters and gauges with a few labels, for what does not happen on every request.
+//! Families of counters with a few labels, for what does not happen on every request.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{IntCounter, IntCounterVec};
 
 use super::traffic::lock;
 
@@ -26,6 +26,8 @@ impl<const N: usize> CounterFamily<N> {
 
 /// A counter that stood still for this long goes, as the series of traffic do.
 const IDLE_FOR: Duration = Duration::from_secs(600);
+/// Most counters of such a family; what is more counts as `other`.
+const COUNTERS_BOUND: usize = 1_000;
 
 /// Counters told apart by `N` labels of any value. One that stood still for 10 minutes is shown no more, and starts
 /// from nothing if it is counted on.
@@ -33,19 +35,27 @@ const IDLE_FOR: Duration = Duration::from_secs(600);
 pub struct NamedCounters<const N: usize> {
     counters: IntCounterVec,
     counted: Mutex<BTreeMap<[Arc<str>; N], Instant>>,
+    overflowed: IntCounter,
 }
 
 impl<const N: usize> NamedCounters<N> {
-    /// On a vector that has `N` labels.
-    pub(super) fn new(counters: IntCounterVec) -> Self {
-        Self { counters, counted: Mutex::default() }
+    /// On a vector that has `N` labels. How often a counter had to be `other` is counted in `overflowed`.
+    pub(super) fn new(counters: IntCounterVec, overflowed: IntCounter) -> Self {
+        Self { counters, counted: Mutex::default(), overflowed }
     }
 
     /// Adds one to the counter of these label values.
     pub fn inc(&self, values: [&str; N]) {
         let mut counted = lock(&self.counted);
-        counted.insert(values.map(Arc::from), Instant::now());
-        self.counters.with_label_values(&values).inc();
+        let mut shown = values;
+        let mut key = values.map(Arc::from);
+        if counted.len() >= COUNTERS_BOUND && !counted.contains_key(&key) {
+            self.overflowed.inc();
+            shown = ["other"; N];
+            key = shown.map(Arc::from);
+        }
+        counted.insert(key, Instant::now());
+        self.counters.with_label_values(&shown).inc();
     }
 
     pub(super) fn forget(&self, now: Instant) {
@@ -54,43 +64,6 @@ impl<const N: usize> NamedCounters<N> {
             if !kept {
                 // It fails only if there is no such counter, which is what is wanted.
                 let _ = self.counters.remove_label_values(values);
-            }
-            kept
-        });
-    }
-}
-
-/// A gauge that nobody asked for during this time describes what is gone.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
-
-/// Gauges told apart by `N` labels of any value. A gauge is shown for 30 seconds after it was last asked for,
-/// so that nothing is shown for long of an upstream that is gone.
-#[derive(Debug)]
-pub struct GaugeFamily<const N: usize> {
-    gauges: IntGaugeVec,
-    asked: Mutex<BTreeMap<[Arc<str>; N], Instant>>,
-}
-
-impl<const N: usize> GaugeFamily<N> {
-    /// On a vector that has `N` labels.
-    pub(super) fn new(gauges: IntGaugeVec) -> Self {
-        Self { gauges, asked: Mutex::default() }
-    }
-
-    /// The gauge of these label values. Don't keep it: ask again each time that it is set, and at least every
-    /// 30 seconds as long as what it describes exists.
-    pub fn with(&self, values: [&str; N]) -> IntGauge {
-        let mut asked = lock(&self.asked);
-        asked.insert(values.map(Arc::from), Instant::now());
-        self.gauges.with_label_values(&values)
-    }
-
-    pub(super) fn forget(&self, now: Instant) {
-        lock(&self.asked).retain(|values, last| {
-            let kept = now.saturating_duration_since(*last) < FORGOTTEN_AFTER;
-            if !kept {
-                // It fails only if there is no such gauge, which is what is wanted.
-                let _ = self.gauges.remove_label_values(values);
             }
             kept
         });
@@ -127,7 +100,8 @@ mod tests {
     #[test]
     fn a_named_counter_counts_on_until_it_stood_still_for_long() {
         let counters = IntCounterVec::new(Opts::new("checks_total", "Checks."), &["upstream"]).unwrap();
-        let family = NamedCounters::new(counters.clone());
+        let overflowed = IntCounter::new("n_total", "Number.").unwrap();
+        let family = NamedCounters::new(counters.clone(), overflowed.clone());
         let shown_after = |passed: Duration| {
             family.forget(Instant::now() + passed);
             let families = counters.collect();
@@ -143,20 +117,16 @@ mod tests {
     }
 
     #[test]
-    fn a_gauge_is_shared_and_goes_some_time_after_it_was_last_asked_for() {
-        let gauges = IntGaugeVec::new(Opts::new("pool", "Connections."), &["upstream"]).unwrap();
-        let family = GaugeFamily::new(gauges.clone());
-        let shown_after = |passed: Duration| {
-            family.forget(Instant::now() + passed);
-            let families = gauges.collect();
-            let samples = families[0].get_metric().iter();
-            samples.map(|sample| sample.get_gauge().get_value()).collect::<Vec<_>>()
-        };
-        family.with(["api"]).set(1);
-        family.with(["api"]).inc();
-        assert_eq!(shown_after(Duration::ZERO), [2.0]);
-        assert!(shown_after(FORGOTTEN_AFTER).is_empty());
-        family.with(["api"]).inc();
-        assert_eq!(shown_after(Duration::ZERO), [1.0]);
+    fn named_counters_beyond_the_bound_count_as_other() {
+        let counters = IntCounterVec::new(Opts::new("checks_total", "Checks."), &["upstream"]).unwrap();
+        let overflowed = IntCounter::new("n_total", "Number.").unwrap();
+        let family = NamedCounters::new(counters.clone(), overflowed.clone());
+        for number in 0..COUNTERS_BOUND + 3 {
+            family.inc([&number.to_string()]);
+        }
+        family.inc(["0"]);
+        assert_eq!(overflowed.get(), 3);
+        assert_eq!(counters.with_label_values(&["other"]).get(), 3);
+        assert_eq!(counters.with_label_values(&["0"]).get(), 2);
     }
 }

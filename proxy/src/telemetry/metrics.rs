@@ -1,5 +1,6 @@
 //! All metrics of the process by name.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
@@ -8,9 +9,11 @@ use prometheus::core::Collector;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use super::collector::TrafficCollector;
-use super::family::{CounterFamily, GaugeFamily, NamedCounters};
+use super::family::{CounterFamily, NamedCounters};
 use super::labels::Direction;
 use super::process::ProcessCollector;
+use super::readings::{Readers, ReadingsCollector, UpstreamReading};
+use super::reference::MetricReference;
 use super::single::{LateGauge, OpenGauge, TotalCounter};
 use super::traffic::Traffic;
 
@@ -28,6 +31,8 @@ pub struct Metrics {
     /// Counts the sweeps, so that recorders know when to sweep their caches.
     pub(super) sweeps: AtomicU32,
     pub(super) traffic: Arc<Traffic>,
+    readers: Readers,
+    reference: Vec<MetricReference>,
 
     /// TLS handshakes by `direction`, `result` (`success`, `failure`) and `reason` of a failure.
     pub tls_handshakes: CounterFamily<3>,
@@ -54,22 +59,12 @@ pub struct Metrics {
     pub audit_would_refuse: CounterFamily<2>,
     /// Responses that ended before they were whole: `by` says whether the upstream broke off or the client left.
     pub responses_incomplete: CounterFamily<2>,
-    /// Endpoints by `upstream` and `state`.
-    pub endpoints: GaugeFamily<2>,
     /// Active health checks by `upstream` and `result` (`success`, `failure`).
     pub health_checks: NamedCounters<2>,
-    /// Connections in the pools by `upstream`.
-    pub pool_connections: GaugeFamily<1>,
-    /// Requests that wait for a connection by `upstream`.
-    pub pool_pending_requests: GaugeFamily<1>,
-    /// What the circuit breaker of an `upstream` does: 0 closed, 1 half-open, 2 open.
-    pub breaker_state: GaugeFamily<1>,
     /// DNS lookups by `result`.
     pub dns_lookups: CounterFamily<1>,
     /// Age of the oldest DNS answer that is in use, in seconds; not shown before it is set.
     pub dns_age: LateGauge,
-    /// Age of the endpoints in use by `upstream`, in seconds: how long ago whoever named them last said so.
-    pub discovery_age: GaugeFamily<1>,
     /// Finished spans that were dropped, by `reason`.
     pub trace_spans_dropped: CounterFamily<1>,
     /// Lines of the access log that were dropped, because the queue was full or writing failed.
@@ -110,7 +105,7 @@ impl Default for Metrics {
 impl Metrics {
     /// Nothing counted yet. The process counts as started now.
     pub fn new() -> Self {
-        let making = Making(Registry::new());
+        let making = Making::default();
         let open =
             making.gauges("outrigger_connections_open", "Client connections that are open.", ["direction"]);
         let overflowed = making.registered(IntCounterVec::new(
@@ -120,8 +115,15 @@ impl Metrics {
             ),
             &["family"],
         ));
+        let overflow_of = |family: &str| overflowed.with_label_values(&[family]);
         let traffic = Arc::new(Traffic::new(&overflowed));
         making.register(TrafficCollector::new(Arc::clone(&traffic)));
+        let readers = Readers::default();
+        making.register(ReadingsCollector::new(
+            readers.clone(),
+            overflow_of("upstream"),
+            overflow_of("endpoint"),
+        ));
         making.register(ProcessCollector::new(SystemTime::now()));
         let version = Opts::new("outrigger_build_info", "Always 1; the label names the version.")
             .const_label("version", env!("CARGO_PKG_VERSION"));
@@ -133,9 +135,11 @@ impl Metrics {
             );
             making.late_gauge(opts.const_label("kind", kind))
         };
-        Self {
+        let mut metrics = Self {
             sweeps: AtomicU32::new(0),
             traffic,
+            readers,
+            reference: Vec::new(),
             tls_handshakes: making.counters(
                 "outrigger_tls_handshakes_total",
                 "TLS handshakes by result, and by the reason of a failure.",
@@ -180,39 +184,17 @@ impl Metrics {
                 "Responses that ended before they were whole, by who ended them: upstream or client.",
                 ["direction", "by"],
             ),
-            endpoints: GaugeFamily::new(making.gauges(
-                "outrigger_endpoints",
-                "Endpoints by state: healthy, ejected, unhealthy, draining.",
-                ["upstream", "state"],
-            )),
-            health_checks: NamedCounters::new(making.registered(IntCounterVec::new(
-                Opts::new("outrigger_health_checks_total", "Active health checks by result."),
-                &["upstream", "result"],
-            ))),
-            pool_connections: GaugeFamily::new(making.gauges(
-                "outrigger_pool_connections",
-                "Connections in the pools.",
-                ["upstream"],
-            )),
-            pool_pending_requests: GaugeFamily::new(making.gauges(
-                "outrigger_pool_pending_requests",
-                "Requests that wait for a connection.",
-                ["upstream"],
-            )),
-            breaker_state: GaugeFamily::new(making.gauges(
-                "outrigger_breaker_state",
-                "What the circuit breaker does: 0 closed, 1 half-open, 2 open.",
-                ["upstream"],
-            )),
+            health_checks: NamedCounters::new(
+                making.registered(IntCounterVec::new(
+                    Opts::new("outrigger_health_checks_total", "Active health checks by result."),
+                    &["upstream", "result"],
+                )),
+                overflow_of("health_checks_total"),
+            ),
             dns_lookups: making.counters("outrigger_dns_lookups_total", "DNS lookups by result.", ["result"]),
             dns_age: making.late_gauge(Opts::new(
                 "outrigger_dns_age_seconds",
                 "Age of the oldest DNS answer in use, in seconds.",
-            )),
-            discovery_age: GaugeFamily::new(making.gauges(
-                "outrigger_discovery_age_seconds",
-                "How long ago the endpoints in use were last confirmed, in seconds.",
-                ["upstream"],
             )),
             trace_spans_dropped: making.counters(
                 "outrigger_trace_spans_dropped_total",
@@ -226,14 +208,28 @@ impl Metrics {
                 "Exchanges that the tap did not show to a reader that was too slow.",
             ),
             panics: making.counter("outrigger_panics_total", "Panics, each of which ended one connection."),
-            registry: making.0,
-        }
+            registry: making.registry,
+        };
+        metrics.reference = making.families.into_inner();
+        metrics.reference.sort_by_key(|family| family.name.clone());
+        // A certificate's kinds are registered one by one.
+        metrics.reference.dedup_by_key(|family| family.name.clone());
+        metrics
+    }
+
+    /// Has upstreams read by `reader` whenever metrics are rendered. Only the first reader counts.
+    pub fn read_upstreams_by(&self, reader: impl Fn() -> Vec<UpstreamReading> + Send + Sync + 'static) {
+        self.readers.set(Box::new(reader));
+    }
+
+    /// All families there can be, in the order of their names.
+    pub fn reference(&self) -> &[MetricReference] {
+        &self.reference
     }
 
     /// Everything in Prometheus' text format, in the order of the names. A family that has no sample yet is
     /// left out.
     pub fn render(&self) -> String {
-        self.forget_gauges();
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
             .expect("what a registry gathers has names and samples")
@@ -249,23 +245,17 @@ impl Metrics {
 
     pub(super) fn sweep(&self) {
         self.traffic.sweep();
-        self.forget_gauges();
         self.health_checks.forget(Instant::now());
         self.sweeps.fetch_add(1, Relaxed);
-    }
-
-    fn forget_gauges(&self) {
-        let now = Instant::now();
-        self.discovery_age.forget(now);
-        self.endpoints.forget(now);
-        self.pool_connections.forget(now);
-        self.pool_pending_requests.forget(now);
-        self.breaker_state.forget(now);
     }
 }
 
 /// Makes metrics and registers them.
-struct Making(Registry);
+#[derive(Default)]
+struct Making {
+    registry: Registry,
+    families: RefCell<Vec<MetricReference>>,
+}
 
 impl Making {
     fn counter(&self, name: &str, help: &str) -> IntCounter {
@@ -292,7 +282,8 @@ impl Making {
     }
 
     fn register(&self, collector: impl Collector + 'static) {
-        self.0.register(Box::new(collector)).expect(WRITTEN_HERE);
+        self.families.borrow_mut().extend(collector.desc().into_iter().map(MetricReference::of));
+        self.registry.register(Box::new(collector)).expect(WRITTEN_HERE);
     }
 }
 
@@ -304,6 +295,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::telemetry::EndpointReading;
     use crate::telemetry::labels::{Labels, Tls};
     use crate::telemetry::metric::{Counter, Histogram};
     use crate::telemetry::traffic::{RequestSeries, TcpSeries, lock};
@@ -320,12 +312,20 @@ mod tests {
             assert!(help.ends_with('.'), "{name}");
             let kind = lines.next().unwrap().strip_prefix(&format!("# TYPE {name} ")).unwrap();
             assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
+            let family = metrics.reference().iter().find(|family| family.name == name).unwrap();
+            assert_eq!(family.kind, kind, "{name}");
             assert!(seen.insert(name), "{name} appears twice");
             while let Some(sample) = lines.next_if(|line| !line.starts_with('#')) {
                 assert!(sample.starts_with(name), "{sample} stands under {name}");
+                let labels = sample.split(['{', ',']).skip(1).filter_map(|label| label.split_once('='));
+                let labels: BTreeSet<&str> =
+                    labels.map(|(name, _)| name).filter(|name| *name != "le").collect();
+                assert_eq!(labels, family.labels.iter().map(String::as_str).collect(), "{name}");
             }
         }
-        assert_eq!(seen.len(), 40, "of each family there is a sample: {seen:?}");
+        let registered: BTreeSet<&str> =
+            metrics.reference().iter().map(|family| family.name.as_str()).collect();
+        assert_eq!(seen, registered, "of each family there is a sample");
     }
 
     fn with_a_sample_of_everything() -> Metrics {
@@ -345,12 +345,22 @@ mod tests {
         metrics.responses_incomplete.inc(["inbound", "client"]);
         metrics.dns_lookups.inc(["success"]);
         metrics.trace_spans_dropped.inc(["queue_full"]);
-        metrics.discovery_age.with(["api"]).set(1);
-        metrics.endpoints.with(["api", "healthy"]).set(1);
         metrics.health_checks.inc(["api", "success"]);
-        metrics.pool_connections.with(["api"]).set(1);
-        metrics.pool_pending_requests.with(["api"]).set(1);
-        metrics.breaker_state.with(["api"]).set(1);
+        let endpoint = EndpointReading {
+            address: ([10, 0, 0, 1], 80).into(),
+            state: "healthy",
+            in_flight: 1,
+            latency: Some(Duration::from_millis(1)),
+        };
+        let upstream = UpstreamReading {
+            name: "api".into(),
+            discovery_age: Some(Duration::from_secs(1)),
+            states: vec![("healthy", 1)],
+            endpoints: vec![endpoint],
+            closed: vec![("idle", 1)],
+            ..UpstreamReading::default()
+        };
+        metrics.read_upstreams_by(move || vec![upstream.clone()]);
         let labels = Labels {
             direction: Direction::Inbound,
             tls: Tls::Mesh,

@@ -1,6 +1,7 @@
 //! The series of requests and TCP connections: as many as label values meet, bounded, and gone when idle.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus::{IntCounter, IntCounterVec};
@@ -15,6 +16,8 @@ const IDLE_SWEEPS: u32 = 10;
 const SERIES_BOUND: usize = 10_000;
 /// Most label sets of the histogram: each is 19 lines, and so these are about 7 MB of text.
 const HISTOGRAMS_BOUND: usize = 2_000;
+/// Series that are looked at while a map is locked: some microseconds, which a worker with a new series may wait.
+const AT_ONCE: usize = 256;
 
 /// All series of traffic.
 #[derive(Debug)]
@@ -92,7 +95,7 @@ impl Activity for TcpSeries {
 #[derive(Debug)]
 pub(super) struct SeriesMap<V> {
     bound: usize,
-    slots: Mutex<BTreeMap<Labels, Slot<V>>>,
+    slots: Mutex<BTreeMap<Arc<Labels>, Slot<V>>>,
     /// How often a series had to be `other`.
     overflowed: IntCounter,
 }
@@ -127,12 +130,25 @@ impl<V: Activity> SeriesMap<V> {
             self.overflowed.inc();
             labels.other()
         };
-        Arc::clone(&slots.entry(labels).or_insert_with_key(|labels| Slot::new(make(labels))).series)
+        Arc::clone(&slots.entry(Arc::new(labels)).or_insert_with_key(|labels| Slot::new(make(labels))).series)
     }
 
-    /// All series now, in the order of their labels. Rendering goes on without the lock.
-    pub fn snapshot(&self) -> Vec<(Labels, Arc<V>)> {
-        lock(&self.slots).iter().map(|(labels, slot)| (labels.clone(), Arc::clone(&slot.series))).collect()
+    /// All series, in the order of their labels. The lock is held for [`AT_ONCE`] of them at a time, and not while they
+    /// are rendered.
+    pub fn snapshot(&self) -> Vec<(Arc<Labels>, Arc<V>)> {
+        let mut all: Vec<(Arc<Labels>, Arc<V>)> = Vec::new();
+        loop {
+            let last = all.last().map(|(labels, _)| Arc::clone(labels));
+            let after = last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let before = all.len();
+            let slots = lock(&self.slots);
+            let next = slots.range::<Labels, _>((after, Bound::Unbounded)).take(AT_ONCE);
+            all.extend(next.map(|(labels, slot)| (Arc::clone(labels), Arc::clone(&slot.series))));
+            drop(slots);
+            if all.len() - before < AT_ONCE {
+                return all;
+            }
+        }
     }
 
     /// Removes what has been idle for [`IDLE_SWEEPS`] sweeps. No count is lost: recorders keep weak
@@ -145,7 +161,7 @@ impl<V: Activity> SeriesMap<V> {
             if activity == slot.activity {
                 slot.idle_sweeps += 1;
                 if slot.idle_sweeps >= IDLE_SWEEPS {
-                    idle.push(labels.clone());
+                    idle.push(Arc::clone(labels));
                 }
             } else {
                 slot.activity = activity;
@@ -212,6 +228,18 @@ mod tests {
         assert_eq!(map.overflowed.get(), 2);
         let opened: u64 = map.snapshot().iter().map(|(_, series)| series.opened.get()).sum();
         assert_eq!(opened, 5);
+    }
+
+    #[test]
+    fn a_snapshot_has_every_series_once_and_in_order_however_many_there_are() {
+        for count in [0, 1, AT_ONCE - 1, AT_ONCE, AT_ONCE + 1, 3 * AT_ONCE] {
+            let map = map::<TcpSeries>(usize::MAX);
+            let expected: Vec<String> = (0..count).map(|number| format!("{number:05}")).collect();
+            for route in expected.iter().rev() {
+                map.get(&labels(route), |_| TcpSeries::default());
+            }
+            assert_eq!(names(&map), expected);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::counted::Counted;
 use super::endpoint::Verdict;
 use super::pool::EndpointPool;
 use super::{Security, Upstream};
@@ -84,33 +85,20 @@ pub(super) struct Connected {
     pub(super) counted: Counted,
 }
 
-/// One open connection in its upstream's count.
-#[derive(Debug)]
-pub(super) struct Counted(Arc<Upstream>);
-
-impl Counted {
-    /// Takes a place, if the limit leaves one.
-    pub(super) fn take(upstream: &Arc<Upstream>) -> Option<Self> {
-        use std::sync::atomic::Ordering::Relaxed;
-        let limit = upstream.policy.max_connections;
-        upstream
-            .connections
-            .fetch_update(Relaxed, Relaxed, |open| (open < limit).then_some(open + 1))
-            .ok()
-            .map(|_| Self(upstream.clone()))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-        self.0.connection_freed.notify_waiters();
-    }
-}
-
 impl EndpointPool {
     /// Opens a connection in `counted`'s place. `protocol` is what a mesh connection shall carry.
     pub(super) async fn connect(
+        &self,
+        upstream: &Upstream,
+        counted: Counted,
+        protocol: MeshProtocol,
+    ) -> Result<Connected, ConnectError> {
+        let mut connected = self.secured(upstream, counted, protocol).await?;
+        connected.counted.opened();
+        Ok(connected)
+    }
+
+    async fn secured(
         &self,
         upstream: &Upstream,
         counted: Counted,

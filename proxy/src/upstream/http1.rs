@@ -9,7 +9,8 @@ use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
 use super::Upstream;
-use super::connect::{ConnectError, Connected, Counted};
+use super::connect::{ConnectError, Connected};
+use super::counted::{CloseReason, Counted, Ending};
 use super::pool::{ConnectionPlace, EndpointPool, Pending};
 use crate::identity::Peer;
 use crate::net::{Body, MeshProtocol};
@@ -49,6 +50,7 @@ struct Reusable {
     sender: SendRequest<Body>,
     opened: Instant,
     requests: u64,
+    ending: Ending,
 }
 
 /// A connection for one request.
@@ -61,6 +63,7 @@ pub struct Http1Lease {
     pub reused: bool,
     opened: Instant,
     requests: u64,
+    ending: Ending,
     /// The verified peer; `None` outside the mesh.
     pub peer: Option<Peer>,
     /// The place in the upstream's count of a connection that may become a tunnel; others keep theirs
@@ -73,9 +76,13 @@ impl Http1Lease {
     pub fn give_back(self) {
         let now = Instant::now();
         let requests = self.requests + 1;
-        if !self.sender.is_closed() && self.upstream.policy.keeps_connection(self.opened, requests, now) {
-            let reusable = Reusable { sender: self.sender, opened: self.opened, requests };
+        let keeps = self.upstream.policy.keeps_connection(self.opened, requests, now);
+        if !self.sender.is_closed() && keeps {
+            let (sender, opened, ending) = (self.sender, self.opened, self.ending);
+            let reusable = Reusable { sender, opened, requests, ending };
             self.pool.http1.idle.borrow_mut().push((reusable, now));
+        } else if !keeps {
+            self.ending.is(CloseReason::Age);
         }
         if self.upstream.pending_requests() > 0 {
             self.upstream.connection_freed.notify_waiters();
@@ -102,8 +109,7 @@ impl EndpointPool {
         let mut pending: Option<Pending> = None;
         loop {
             if let Some(counted) = Counted::take(upstream) {
-                let (sender, peer, _) = self.open_http1(upstream, counted, false).await?;
-                return Ok(self.http1_new(upstream, sender, peer));
+                return self.open_http1(upstream, counted, false).await;
             }
             if pending.is_none() {
                 pending = Some(Pending::enter(upstream)?);
@@ -124,22 +130,11 @@ impl EndpointPool {
         upstream: &Arc<Upstream>,
     ) -> Result<Http1Lease, ConnectError> {
         let counted = self.counted(upstream).await?;
-        let (sender, peer, place) = self.open_http1(upstream, counted, true).await?;
-        Ok(Http1Lease { place, ..self.http1_new(upstream, sender, peer) })
-    }
-
-    fn http1_new(
-        self: &Rc<Self>,
-        upstream: &Arc<Upstream>,
-        sender: SendRequest<Body>,
-        peer: Option<Peer>,
-    ) -> Http1Lease {
-        let reusable = Reusable { sender, opened: Instant::now(), requests: 0 };
-        Http1Lease { peer, reused: false, ..self.http1_reused(upstream, reusable) }
+        self.open_http1(upstream, counted, true).await
     }
 
     fn http1_reused(self: &Rc<Self>, upstream: &Arc<Upstream>, reusable: Reusable) -> Http1Lease {
-        let Reusable { sender, opened, requests } = reusable;
+        let Reusable { sender, opened, requests, ending } = reusable;
         Http1Lease {
             sender,
             pool: self.clone(),
@@ -147,6 +142,7 @@ impl EndpointPool {
             reused: true,
             opened,
             requests,
+            ending,
             peer: None,
             place: None,
         }
@@ -162,15 +158,16 @@ impl EndpointPool {
             {
                 return Some(reusable);
             }
+            reusable.ending.is(CloseReason::Age);
         }
     }
 
     async fn open_http1(
-        &self,
-        upstream: &Upstream,
+        self: &Rc<Self>,
+        upstream: &Arc<Upstream>,
         counted: Counted,
         dedicated: bool,
-    ) -> Result<(SendRequest<Body>, Option<Peer>, Option<ConnectionPlace>), ConnectError> {
+    ) -> Result<Http1Lease, ConnectError> {
         let Connected { transport, peer, counted } =
             self.connect(upstream, counted, MeshProtocol::H1).await?;
         let limits = HeaderLimits::of(peer.is_some());
@@ -181,21 +178,30 @@ impl EndpointPool {
             .await
             .map_err(|error| ConnectError::Protocol(self.endpoint.address, error.to_string().into()))?;
         let expires = peer.as_ref().map(|peer| tokio::time::Instant::from_std(peer.expires));
+        let ending = counted.ending();
         let place = ConnectionPlace(counted);
         let (of_driver, of_lease) = if dedicated { (None, Some(place)) } else { (Some(place), None) };
+        if dedicated {
+            ending.is(CloseReason::Done);
+        }
+        let of_expiry = ending.clone();
         tokio::task::spawn_local(async move {
             let _place = of_driver;
             let connection = connection.with_upgrades();
             let ended = match expires {
                 // The connection ends with the peer's certificate.
-                Some(at) => tokio::time::timeout_at(at, connection).await.unwrap_or(Ok(())),
+                Some(at) => tokio::time::timeout_at(at, connection).await.unwrap_or_else(|_| {
+                    of_expiry.is(CloseReason::Certificate);
+                    Ok(())
+                }),
                 None => connection.await,
             };
             if let Err(error) = ended {
                 tracing::debug!("connection ended: {error}");
             }
         });
-        Ok((sender, peer, of_lease))
+        let reusable = Reusable { sender, opened: Instant::now(), requests: 0, ending };
+        Ok(Http1Lease { peer, reused: false, place: of_lease, ..self.http1_reused(upstream, reusable) })
     }
 }
 
@@ -208,7 +214,13 @@ async fn after_a_turn(reusable: Reusable) -> Option<Reusable> {
 impl Http1Idle {
     /// Closes connections that were unused since `before`.
     pub(super) fn sweep(&self, before: Instant) {
-        self.idle.borrow_mut().retain(|(reusable, since)| *since >= before && !reusable.sender.is_closed());
+        self.idle.borrow_mut().retain(|(reusable, since)| {
+            let is_closed = reusable.sender.is_closed();
+            if !is_closed && *since < before {
+                reusable.ending.is(CloseReason::Idle);
+            }
+            !is_closed && *since >= before
+        });
     }
 
     /// Since when the one is unused that was used longest ago.
@@ -220,13 +232,16 @@ impl Http1Idle {
     pub(super) fn close_oldest(&self) {
         let mut idle = self.idle.borrow_mut();
         if !idle.is_empty() {
-            idle.remove(0);
+            idle.remove(0).0.ending.is(CloseReason::Displaced);
         }
     }
 
-    /// Closes them all.
+    /// Closes them all: their endpoint is gone.
     pub(super) fn close(&self) {
-        self.idle.borrow_mut().clear();
+        self.idle
+            .borrow_mut()
+            .drain(..)
+            .for_each(|(reusable, _)| reusable.ending.is(CloseReason::EndpointGone));
     }
 
     pub(super) fn len(&self) -> usize {

@@ -17,7 +17,8 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Upstream;
-use super::connect::{ConnectError, Connected, Counted, Transport};
+use super::connect::{ConnectError, Connected, Transport};
+use super::counted::{CloseReason, Counted, Ending};
 use super::http1::HeaderLimits;
 use super::pool::{EndpointPool, Pending};
 use crate::net::MeshProtocol;
@@ -53,6 +54,7 @@ struct Connection {
     slow_readers: Cell<usize>,
     idle_since: Cell<Instant>,
     peer: Option<SpiffeId>,
+    ending: Ending,
 }
 
 /// A connection being opened; those who wait for it share its outcome.
@@ -194,6 +196,7 @@ impl EndpointPool {
             slow_readers: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             peer: peer.as_ref().map(|peer| peer.id.clone()),
+            ending: counted.ending(),
         });
         self.multiplexed.connections.borrow_mut().push(connection.clone());
         let peer_expires = peer.as_ref().map(|peer| peer.expires);
@@ -204,7 +207,7 @@ impl EndpointPool {
             expires: peer_expires,
             retire_at: retirement(peer_expires, upstream.policy.max_connection_age),
             idle_timeout: upstream.policy.idle_timeout,
-            _counted: counted,
+            counted,
         }));
         Ok(())
     }
@@ -261,7 +264,7 @@ impl Multiplexed {
                     connection.requests.set(requests);
                     if requests >= upstream.policy.max_requests_per_connection {
                         // It closes when its requests are done.
-                        connections.swap_remove(index);
+                        connections.swap_remove(index).ending.is(CloseReason::Age);
                     }
                     return Some(lease);
                 }
@@ -286,12 +289,18 @@ impl Multiplexed {
         let is_it = |connection: &Rc<Connection>| {
             connection.streams.get() == 0 && connection.idle_since.get() == since
         };
-        self.connections.borrow_mut().retain(|connection| !is_it(connection));
+        self.connections.borrow_mut().retain(|connection| {
+            if is_it(connection) {
+                connection.ending.is(CloseReason::Displaced);
+            }
+            !is_it(connection)
+        });
     }
 
-    /// Puts no more requests on the connections there are; each closes with its last one.
+    /// Puts no more requests on the connections there are, since their endpoint is gone; each closes with its last one.
     pub(super) fn retire(&self) {
-        self.connections.borrow_mut().clear();
+        let mut connections = self.connections.borrow_mut();
+        connections.drain(..).for_each(|connection| connection.ending.is(CloseReason::EndpointGone));
     }
 
     pub(super) fn len(&self) -> usize {
@@ -314,7 +323,7 @@ struct Driver {
     expires: Option<Instant>,
     retire_at: Option<Instant>,
     idle_timeout: Duration,
-    _counted: Counted,
+    counted: Counted,
 }
 
 /// Moves a connection's bytes until it ends: by either side, unused for too long, without answer to a
@@ -331,6 +340,7 @@ async fn drive(mut this: Driver) {
             biased;
             ended = &mut this.driver => {
                 if let Err(error) = ended {
+                    this.counted.ending().is(CloseReason::Ended);
                     tracing::debug!("connection ended: {error}");
                 }
                 break;
@@ -342,15 +352,21 @@ async fn drive(mut this: Driver) {
                 awaiting_pong = false;
             }
             // The connection ends with the certificate, and not a moment earlier: there may be no newer one.
-            () = &mut expired => break,
+            () = &mut expired => {
+                this.counted.ending().is(CloseReason::Certificate);
+                break;
+            }
             _ = tick.tick() => {
                 let now = Instant::now();
                 if awaiting_pong {
+                    this.counted.ending().is(CloseReason::Ping);
                     tracing::debug!("peer did not answer a PING within {TICK:?}");
                     break;
                 }
-                if this.retire_at.is_some_and(|at| at <= now) || this.is_idle(now) {
+                let is_old = this.retire_at.is_some_and(|at| at <= now);
+                if is_old || this.is_idle(now) {
                     // Requests on it go on; with the last one the connection closes.
+                    this.counted.ending().is(if is_old { CloseReason::Age } else { CloseReason::Idle });
                     this.retire();
                 }
                 ping_due = !ping_due;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::connect::{ConnectError, Connected, Counted, Transport};
+use super::connect::{ConnectError, Connected, Transport};
+use super::counted::{CloseReason, Counted};
 use super::http1::Http1Idle;
 use super::multiplexed::Multiplexed;
 use super::{Endpoint, EndpointId, Security, Upstream, Verdict};
@@ -130,6 +131,7 @@ impl EndpointPool {
         let counted = self.counted(upstream).await?;
         let Connected { transport, peer, counted } =
             self.connect(upstream, counted, MeshProtocol::Tcp).await?;
+        counted.ending().is(CloseReason::Done);
         Ok((transport, peer, ConnectionPlace(counted)))
     }
 

@@ -55,6 +55,11 @@ impl RetryBudget {
         (self.requests.count(now) * self.percent / 100).max(self.least)
     }
 
+    /// Retries that are left of it now.
+    pub fn left(&self, now: Instant) -> u64 {
+        self.limit(now).saturating_sub(self.retries.count(now))
+    }
+
     /// What was spent of it in the last ten seconds, for people.
     pub fn describe(&self, now: Instant) -> Value {
         json!({
@@ -144,7 +149,11 @@ mod tests {
             budget.note_request(start + Duration::from_millis(i));
         }
         let now = start + Duration::from_millis(9_999);
-        assert_eq!((0..5_000).filter(|_| budget.try_retry(now)).count(), 2_000);
+        assert_eq!(budget.left(now), 2_000);
+        assert!((0..500).all(|_| budget.try_retry(now)));
+        assert_eq!(budget.left(now), 1_500);
+        assert_eq!((0..5_000).filter(|_| budget.try_retry(now)).count(), 1_500);
+        assert_eq!(budget.left(now), 0);
         let told = json!({ "recentRequests": 10_000, "recentRetries": 2_000, "allowedRetries": 2_000 });
         assert_eq!(budget.describe(now), told);
     }

@@ -11,6 +11,7 @@ use rand::Rng;
 use tokio::sync::{Notify, watch};
 
 use super::balance::{Choice, Picker, Subset};
+use super::counted::Turnover;
 use super::load::since_epoch;
 use super::outlier::Ejections;
 use super::standing::{EndpointState, StaleAt, States};
@@ -51,6 +52,7 @@ pub struct Upstream {
     pub(super) connections: AtomicUsize,
     pub(super) pending: AtomicUsize,
     pub(super) connection_freed: Notify,
+    pub(super) turnover: Turnover,
 }
 
 /// What only those need who make a new set or picker.
@@ -131,6 +133,7 @@ impl Upstream {
             connections: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
             connection_freed: Notify::new(),
+            turnover: Turnover::default(),
             policy,
         }
     }
@@ -333,6 +336,16 @@ impl Upstream {
     /// Connections open, all workers together.
     pub fn open_connections(&self) -> usize {
         self.connections.load(Relaxed)
+    }
+
+    /// Connections opened so far.
+    pub fn opened_connections(&self) -> u64 {
+        self.turnover.opened()
+    }
+
+    /// Connections that ended so far, by the name of each [`CloseReason`](super::CloseReason).
+    pub fn closed_connections(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.turnover.closed()
     }
 
     /// Requests waiting for a connection.

@@ -32,6 +32,17 @@ pub enum EndpointState {
     Unhealthy,
 }
 
+impl EndpointState {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Ejected => "ejected",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
 /// Endpoints of an upstream by what becomes of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct States {

@@ -266,10 +266,18 @@ pub enum OtlpProtocol {
     Http,
 }
 
-/// The access log: one JSON line a request or connection; metadata only, never a body.
+/// The access log: a line a request or opaque connection, metadata only; never a body, a query or a header field.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AccessLog {
-    /// `none`, `stdout`, or a file's path. Default: `none`.
+    /// `none`, `stdout`, or a file's path; the file is opened anew on SIGHUP. Default: `none`.
     pub output: Option<String>,
+    /// `json` for an object a line, or text in which `%{name}` stands for a field (`-` if there is none) and `%%` for a
+    /// percent sign: `%{client} %{method} "%{path}" %{code}`. Default: `json`.
+    pub format: Option<String>,
+    /// Names of the fields that a line of JSON has, in this order. Default: all.
+    pub fields: Vec<String>,
+    /// Share of the requests and connections that are logged, 0 to 1. Failures are always logged: status 5xx, gRPC's
+    /// UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and DATA_LOSS, and whatever the proxy answered itself. Default: 1.
+    pub sample: Option<f64>,
 }

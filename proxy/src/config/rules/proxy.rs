@@ -2,7 +2,8 @@
 
 use super::{Report, root};
 use crate::config::defaults::MAX_DRAIN_TIMEOUT;
-use crate::config::model::{Config, Dns, Identity, Propagation, Tracing};
+use crate::config::log_format::{JSON, LogField, LogFormat, field_names};
+use crate::config::model::{AccessLog, Config, Dns, Identity, Propagation, Tracing};
 use crate::config::syntax::{self, Unmeshed, host_and_port};
 use outrigger_ca::SpiffeId;
 use outrigger_ca::host::parse_dns_server;
@@ -29,16 +30,7 @@ pub(super) fn check(config: &Config, report: &mut Report) {
     if let Some(tracing) = &config.tracing {
         spans(tracing, report);
     }
-    if let Some(output) = config.access_log.output.as_deref()
-        && !matches!(output, "none" | "stdout")
-        && !output.starts_with('/')
-    {
-        report.error(
-            &root().field("accessLog").field("output"),
-            format!("`{output}` is not an output"),
-            "write none, stdout, or a file's path that starts with `/`",
-        );
-    }
+    access_log(&config.access_log, report);
     if let Some(workers) = config.workers
         && !(1..=MAX_WORKERS).contains(&workers)
     {
@@ -121,6 +113,43 @@ fn outbound(config: &Config, report: &mut Report) {
         }
     }
     report.ports(&at.field("opaquePorts"), &config.outbound.opaque_ports);
+}
+
+fn access_log(log: &AccessLog, report: &mut Report) {
+    let at = root().field("accessLog");
+    if let Some(output) = log.output.as_deref()
+        && !matches!(output, "none" | "stdout")
+        && !output.starts_with('/')
+    {
+        report.error(
+            &at.field("output"),
+            format!("`{output}` is not an output"),
+            "write none, stdout, or a file's path that starts with `/`",
+        );
+    }
+    let text = log.format.as_deref().filter(|format| *format != JSON);
+    if let Some(Err(error)) = text.map(LogFormat::text) {
+        let remedy = format!("write json, or text with fields as %{{path}}; there are {}", field_names());
+        report.error(&at.field("format"), error.to_string(), remedy);
+    }
+    if text.is_some() && !log.fields.is_empty() {
+        report.error(
+            &at.field("fields"),
+            "the fields of a line of text are those in `format`",
+            "keep one of the two",
+        );
+    }
+    for (index, name) in log.fields.iter().enumerate() {
+        let at = at.field("fields").item(index);
+        if LogField::named(name).is_none() {
+            report.error(&at, format!("there is no field `{name}`"), format!("there are {}", field_names()));
+        } else if log.fields[..index].contains(name) {
+            report.error(&at, format!("`{name}` stands here already"), "name each field once");
+        }
+    }
+    if log.sample.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
+        report.error(&at.field("sample"), "a share lies between 0 and 1", "write 0.01 for one in a hundred");
+    }
 }
 
 fn spans(tracing: &Tracing, report: &mut Report) {

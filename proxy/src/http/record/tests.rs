@@ -3,13 +3,13 @@ use tokio::sync::mpsc::Receiver;
 use super::*;
 use crate::config::{self, Sampling};
 use crate::telemetry::trace::{Environment, Span, SpanKind, Spans, Tracing, Trust};
-use crate::telemetry::{AccessLog, AccessLogOutput, Metrics};
+use crate::telemetry::{AccessLog, AccessLogSettings, Metrics};
 
 /// An exchange that has entered its trace, and where its span will come out.
 fn exchange(sampling: Sampling, fields: &[(&str, &str)]) -> (Box<Recording>, Receiver<Box<Span>>) {
     let metrics = Arc::new(Metrics::new());
     let (spans, finished) = Spans::queue(metrics.clone());
-    let log = AccessLog::new(AccessLogOutput::None, &metrics).unwrap();
+    let log = AccessLog::new(AccessLogSettings::default(), &metrics).unwrap();
     let recorder = Rc::new(Recorder::new(metrics, log).with_spans(spans));
     let mut request = Request::builder().uri("http://api:8080/orders?token=x");
     for (name, value) in fields {

@@ -1,72 +1,160 @@
 //! How a line of the access log is written.
 
 use std::fmt::{Display, Write as _};
+use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use http::Version;
-use outrigger_ca::since_1970;
+use outrigger_ca::{SpiffeId, since_1970};
 
+use crate::config::{LogField, LogFormat, LogPiece};
 use crate::telemetry::recorder::{RequestRecord, TcpRecord};
 
 /// Bytes of a path or an authority that are logged. A path may have 64 KiB, and the queue is bounded in lines.
 const LONGEST_TEXT: usize = 1024;
+/// Room that most lines need.
+const USUAL: usize = 512;
 
-/// A request's line, with its newline.
-pub(in crate::telemetry) fn request(now: SystemTime, record: &RequestRecord<'_>) -> String {
-    let mut line = Line::new(now);
-    line.text("direction", record.direction.as_str());
-    line.text("method", record.method.as_str());
-    // A query may hold credentials; which it does only the workload knows.
-    line.text("path", record.path.split(['?', '#']).next().unwrap_or_default());
-    line.text("authority", record.authority);
-    line.text("version", version(record.version));
-    line.raw("code", record.code);
-    if let Some(status) = record.grpc_status {
-        line.raw("grpc_status", status);
-    }
-    line.raw("duration_ms", Milliseconds(record.duration.as_micros()));
-    line.raw("received_bytes", record.received_bytes);
-    line.raw("sent_bytes", record.sent_bytes);
-    line.text("route", record.route);
-    line.text("upstream", record.upstream);
-    if let Some(endpoint) = record.endpoint {
-        line.display("endpoint", endpoint);
-    }
-    if record.retries > 0 {
-        line.raw("retries", record.retries);
-    }
-    line.display("client", record.client);
-    if let Some(peer) = record.peer {
-        line.text("peer", peer.as_str());
-    }
-    line.text("tls", record.tls.as_str());
-    if let Some(status) = record.proxy_status {
-        line.text("proxy_status", status);
-    }
-    line.finish()
+/// What a line is about.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Entry<'a> {
+    Request(&'a RequestRecord<'a>),
+    Tcp(&'a TcpRecord<'a>),
 }
 
-/// An opaque TCP connection's line, with its newline. It has a `reason`, which a request's has not.
+/// A request's line of JSON with all its fields, and its newline.
+pub(in crate::telemetry) fn request(now: SystemTime, record: &RequestRecord<'_>) -> String {
+    json(LogField::ALL.iter().map(|(field, ..)| *field), now, Entry::Request(record))
+}
+
+/// An opaque TCP connection's line of JSON with all its fields, and its newline.
 pub(in crate::telemetry) fn tcp(now: SystemTime, record: &TcpRecord<'_>) -> String {
-    let mut line = Line::new(now);
-    line.text("direction", record.labels.direction.as_str());
-    line.text("reason", record.reason);
-    line.raw("duration_ms", Milliseconds(record.duration.as_micros()));
-    line.raw("received_bytes", record.received_bytes);
-    line.raw("sent_bytes", record.sent_bytes);
-    line.text("upstream", record.labels.upstream);
-    if let Some(endpoint) = record.endpoint {
-        line.display("endpoint", endpoint);
+    json(LogField::ALL.iter().map(|(field, ..)| *field), now, Entry::Tcp(record))
+}
+
+/// A line in this format, with its newline.
+pub(super) fn formatted(format: &LogFormat, now: SystemTime, entry: Entry<'_>) -> String {
+    match format {
+        LogFormat::Json(fields) => json(fields.iter().copied(), now, entry),
+        LogFormat::Text(pieces) => text(pieces, now, entry),
     }
-    line.display("client", record.client);
-    if let Some(peer) = record.labels.peer {
-        line.text("peer", peer.as_str());
+}
+
+fn json(fields: impl Iterator<Item = LogField>, now: SystemTime, entry: Entry<'_>) -> String {
+    let mut line = String::with_capacity(USUAL);
+    let mut separator = '{';
+    for field in fields {
+        let Some(value) = value(field, now, entry) else { continue };
+        let quote = if value.is_number() { "" } else { "\"" };
+        push(&mut line, format_args!("{separator}\"{}\":{quote}", field.name()));
+        value.push_to(&mut line);
+        line.push_str(quote);
+        separator = ',';
     }
-    line.text("tls", record.labels.tls.as_str());
-    if let Some(status) = record.proxy_status {
-        line.text("proxy_status", status);
+    if separator == '{' {
+        line.push('{');
     }
-    line.finish()
+    line.push_str("}\n");
+    line
+}
+
+fn text(pieces: &[LogPiece], now: SystemTime, entry: Entry<'_>) -> String {
+    let mut line = String::with_capacity(USUAL);
+    for piece in pieces {
+        match piece {
+            LogPiece::Literal(text) => line.push_str(text),
+            LogPiece::Field(field) => {
+                let before = line.len();
+                if let Some(value) = value(*field, now, entry) {
+                    value.push_to(&mut line);
+                }
+                if line.len() == before {
+                    line.push('-');
+                }
+            }
+        }
+    }
+    line.push('\n');
+    line
+}
+
+/// A field's value.
+#[derive(Clone, Copy)]
+enum Value<'a> {
+    /// From the network, and so anything.
+    Text(&'a str),
+    /// Written in the code.
+    Word(&'static str),
+    Number(u64),
+    /// Shown as milliseconds.
+    Microseconds(u128),
+    Address(SocketAddr),
+    Time(SystemTime),
+    TraceId(u128),
+    SpanId(u64),
+}
+
+/// The value of a field; `None` if there is none here.
+fn value(field: LogField, now: SystemTime, entry: Entry<'_>) -> Option<Value<'_>> {
+    match entry {
+        Entry::Request(record) => of_request(field, now, record),
+        Entry::Tcp(record) => of_tcp(field, now, record),
+    }
+}
+
+fn of_request<'a>(field: LogField, now: SystemTime, record: &'a RequestRecord<'_>) -> Option<Value<'a>> {
+    Some(match field {
+        LogField::Time => Value::Time(now),
+        LogField::Direction => Value::Word(record.direction.as_str()),
+        LogField::Reason => return None,
+        LogField::Method => Value::Text(record.method.as_str()),
+        // A query may hold credentials; which it does only the workload knows.
+        LogField::Path => Value::Text(record.path.split(['?', '#']).next().unwrap_or_default()),
+        LogField::Authority => Value::Text(record.authority),
+        LogField::Version => Value::Word(version(record.version)),
+        LogField::Code => Value::Number(record.code.into()),
+        LogField::GrpcStatus => Value::Number(record.grpc_status?.into()),
+        LogField::Duration => Value::Microseconds(record.duration.as_micros()),
+        LogField::ReceivedBytes => Value::Number(record.received_bytes),
+        LogField::SentBytes => Value::Number(record.sent_bytes),
+        LogField::Route => Value::Text(record.route),
+        LogField::Upstream => Value::Text(record.upstream),
+        LogField::Endpoint => Value::Address(record.endpoint?),
+        LogField::Retries => Value::Number(Some(record.retries).filter(|retries| *retries > 0)?.into()),
+        LogField::Client => Value::Address(record.client),
+        LogField::Peer => Value::Text(record.peer.map(SpiffeId::as_str)?),
+        LogField::Tls => Value::Word(record.tls.as_str()),
+        LogField::TraceId => Value::TraceId(record.trace?.context.trace_id),
+        LogField::SpanId => Value::SpanId(record.trace?.context.span_id),
+        LogField::ProxyStatus => Value::Text(record.proxy_status?),
+    })
+}
+
+fn of_tcp<'a>(field: LogField, now: SystemTime, record: &'a TcpRecord<'_>) -> Option<Value<'a>> {
+    Some(match field {
+        LogField::Time => Value::Time(now),
+        LogField::Direction => Value::Word(record.labels.direction.as_str()),
+        LogField::Reason => Value::Word(record.reason),
+        LogField::Duration => Value::Microseconds(record.duration.as_micros()),
+        LogField::ReceivedBytes => Value::Number(record.received_bytes),
+        LogField::SentBytes => Value::Number(record.sent_bytes),
+        LogField::Upstream => Value::Text(record.labels.upstream),
+        LogField::Endpoint => Value::Address(record.endpoint?),
+        LogField::Client => Value::Address(record.client),
+        LogField::Peer => Value::Text(record.labels.peer.map(SpiffeId::as_str)?),
+        LogField::Tls => Value::Word(record.labels.tls.as_str()),
+        LogField::ProxyStatus => Value::Text(record.proxy_status?),
+        LogField::Method
+        | LogField::Path
+        | LogField::Authority
+        | LogField::Version
+        | LogField::Code
+        | LogField::GrpcStatus
+        | LogField::Route
+        | LogField::Retries
+        | LogField::TraceId
+        | LogField::SpanId => return None,
+    })
 }
 
 fn version(version: Version) -> &'static str {
@@ -79,61 +167,43 @@ fn version(version: Version) -> &'static str {
     }
 }
 
-struct Line(String);
-
-impl Line {
-    fn new(now: SystemTime) -> Self {
-        let mut line = Self(String::with_capacity(512));
-        line.push(format_args!("{{\"time\":\"{}\"", Rfc3339(now)));
-        line
+impl Value<'_> {
+    fn is_number(self) -> bool {
+        matches!(self, Self::Number(_) | Self::Microseconds(_))
     }
 
-    fn finish(mut self) -> String {
-        self.0.push_str("}\n");
-        self.0
-    }
-
-    fn push(&mut self, arguments: std::fmt::Arguments<'_>) {
-        self.0.write_fmt(arguments).expect("writing into a String does not fail");
-    }
-
-    /// A number.
-    fn raw(&mut self, name: &str, value: impl Display) {
-        self.push(format_args!(",\"{name}\":{value}"));
-    }
-
-    /// A value whose text needs no escaping.
-    fn display(&mut self, name: &str, value: impl Display) {
-        self.push(format_args!(",\"{name}\":\"{value}\""));
-    }
-
-    fn text(&mut self, name: &str, value: &str) {
-        let shown = &value[..value.floor_char_boundary(LONGEST_TEXT)];
-        self.push(format_args!(",\"{name}\":\""));
-        for character in shown.chars() {
-            match character {
-                '"' => self.0.push_str("\\\""),
-                '\\' => self.0.push_str("\\\\"),
-                // JSON asks for those below 0x20 only; the others can drive a terminal that shows the log.
-                control if control.is_control() => {
-                    self.push(format_args!("\\u{:04x}", u32::from(control)));
-                }
-                other => self.0.push(other),
-            }
+    fn push_to(self, line: &mut String) {
+        match self {
+            Self::Text(text) => push_escaped(line, text),
+            Self::Word(word) => line.push_str(word),
+            Self::Number(number) => push(line, format_args!("{number}")),
+            Self::Microseconds(micros) => push(line, format_args!("{}.{:03}", micros / 1000, micros % 1000)),
+            Self::Address(address) => push(line, format_args!("{address}")),
+            Self::Time(time) => push(line, format_args!("{}", Rfc3339(time))),
+            Self::TraceId(id) => push(line, format_args!("{id:032x}")),
+            Self::SpanId(id) => push(line, format_args!("{id:016x}")),
         }
-        if shown.len() < value.len() {
-            self.0.push('…');
-        }
-        self.0.push('"');
     }
 }
 
-/// Microseconds, shown as milliseconds.
-struct Milliseconds(u128);
+fn push(line: &mut String, arguments: std::fmt::Arguments<'_>) {
+    line.write_fmt(arguments).expect("writing into a String does not fail");
+}
 
-impl Display for Milliseconds {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}.{:03}", self.0 / 1000, self.0 % 1000)
+/// As JSON escapes it, in lines of text as well: nobody forges a line, or ends a value that stands in quotes.
+fn push_escaped(line: &mut String, value: &str) {
+    let shown = &value[..value.floor_char_boundary(LONGEST_TEXT)];
+    for character in shown.chars() {
+        match character {
+            '"' => line.push_str("\\\""),
+            '\\' => line.push_str("\\\\"),
+            // JSON asks for those below 0x20 only; the others can drive a terminal that shows the log.
+            control if control.is_control() => push(line, format_args!("\\u{:04x}", u32::from(control))),
+            other => line.push(other),
+        }
+    }
+    if shown.len() < value.len() {
+        line.push('…');
     }
 }
 
@@ -178,6 +248,7 @@ mod tests {
     use super::*;
     use crate::telemetry::labels::{Direction, Tls};
     use crate::telemetry::recorder::TcpLabels;
+    use crate::telemetry::trace::{Hop, SpanContext};
 
     fn at(seconds: u64, milliseconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(seconds * 1000 + milliseconds)
@@ -203,6 +274,14 @@ mod tests {
     #[test]
     fn a_request_is_one_line_with_every_field_and_without_its_query() {
         let peer = SpiffeId::new("cluster.local", "shop", "web").unwrap();
+        let context = SpanContext {
+            trace_id: 0x4bf9,
+            span_id: 0xf067,
+            is_sampled: false,
+            is_random: false,
+            is_debug: false,
+        };
+        let traced = Hop { context, sampled: None };
         let record = RequestRecord {
             direction: Direction::Inbound,
             route: &Arc::from("api"),
@@ -224,7 +303,7 @@ mod tests {
             retry_refused: false,
             client: ([10, 0, 0, 5], 40_000).into(),
             proxy_status: Some("outrigger; error=connection_refused"),
-            trace: None,
+            trace: Some(&traced),
         };
         let expected = concat!(
             r#"{"time":"1970-01-01T00:00:01.002Z","direction":"inbound","method":"POST","path":"/orders","#,
@@ -232,6 +311,7 @@ mod tests {
             r#""duration_ms":12.345,"received_bytes":12,"sent_bytes":34,"route":"api","upstream":"workload","#,
             r#""endpoint":"10.0.0.7:8080","client":"10.0.0.5:40000","#,
             r#""peer":"spiffe://cluster.local/ns/shop/sa/web","tls":"mesh","#,
+            r#""trace_id":"00000000000000000000000000004bf9","span_id":"000000000000f067","#,
             r#""proxy_status":"outrigger; error=connection_refused"}"#,
             "\n"
         );
@@ -264,23 +344,54 @@ mod tests {
         assert_eq!(tcp(at(0, 0), &record), expected);
     }
 
+    fn escaped(text: &str) -> String {
+        let mut line = String::new();
+        push_escaped(&mut line, text);
+        line
+    }
+
     #[test]
     fn hostile_text_comes_back_out_of_any_json_parser_and_stays_on_its_line() {
         let every: String = (0..0x300).filter_map(char::from_u32).chain(['\u{2028}', '\u{1f6a3}']).collect();
-        let mut line = Line::new(at(0, 0));
-        line.text("path", &every);
-        let text = line.finish();
-        assert_eq!(text.chars().filter(|character| character.is_control()).collect::<String>(), "\n");
-        let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let path = parsed["path"].as_str().unwrap();
-        assert_eq!(path, format!("{}…", &every[..every.floor_char_boundary(LONGEST_TEXT)]));
+        let text = escaped(&every);
+        assert!(!text.contains(char::is_control));
+        let parsed: String = serde_json::from_str(&format!("\"{text}\"")).unwrap();
+        assert_eq!(parsed, format!("{}…", &every[..every.floor_char_boundary(LONGEST_TEXT)]));
     }
 
     #[test]
     fn long_text_is_cut_between_characters() {
-        let mut line = Line::new(at(0, 0));
-        line.text("path", &"é".repeat(LONGEST_TEXT));
-        let parsed: serde_json::Value = serde_json::from_str(&line.finish()).unwrap();
-        assert_eq!(parsed["path"].as_str().unwrap(), format!("{}…", "é".repeat(LONGEST_TEXT / 2)));
+        assert_eq!(escaped(&"é".repeat(LONGEST_TEXT)), format!("{}…", "é".repeat(LONGEST_TEXT / 2)));
+    }
+
+    #[test]
+    fn a_line_has_the_fields_that_it_shall_have_in_their_order_and_nobody_forges_one() {
+        let labels = TcpLabels {
+            direction: Direction::Outbound,
+            upstream: &Arc::from(""),
+            tls: Tls::Plain,
+            peer: None,
+        };
+        let tcp = TcpRecord {
+            labels,
+            reason: "end",
+            duration: Duration::from_millis(1),
+            received_bytes: 1,
+            sent_bytes: 2,
+            endpoint: None,
+            client: "[::1]:9".parse().unwrap(),
+            proxy_status: Some("one\" two\nthree\\"),
+        };
+        let line = |format: &LogFormat| formatted(format, at(0, 0), Entry::Tcp(&tcp));
+        let text = LogFormat::text(
+            "%{client} %{upstream} %{path} [%{reason}] \"%{proxy_status}\" %{duration_ms} 100%%",
+        );
+        assert_eq!(line(&text.unwrap()), "[::1]:9 - - [end] \"one\\\" two\\u000athree\\\\\" 1.000 100%\n");
+        let fields = |fields: &[LogField]| line(&LogFormat::Json(fields.to_vec()));
+        assert_eq!(
+            fields(&[LogField::SentBytes, LogField::Path, LogField::Reason]),
+            "{\"sent_bytes\":2,\"reason\":\"end\"}\n"
+        );
+        assert_eq!(fields(&[LogField::Code]), "{}\n");
     }
 }

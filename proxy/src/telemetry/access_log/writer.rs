@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::Receiver;
@@ -46,7 +46,12 @@ impl Sink {
 }
 
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    let mut options = OpenOptions::new();
+    if std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) {
+        // Opened for writing only, it would wait here until somebody reads (fifo(7)).
+        return options.read(true).write(true).open(path);
+    }
+    options.append(true).create(true).mode(0o640).open(path)
 }
 
 /// Writes until the last handle on the log is gone and everything queued is written.

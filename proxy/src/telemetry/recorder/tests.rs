@@ -1,5 +1,4 @@
 use super::*;
-use crate::telemetry::AccessLogOutput;
 
 struct World {
     metrics: Arc<Metrics>,
@@ -11,7 +10,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let metrics = Arc::new(Metrics::new());
-        let log = AccessLog::new(AccessLogOutput::None, &metrics).unwrap();
+        let log = AccessLog::off(&metrics);
         let recorder = Recorder::new(Arc::clone(&metrics), log);
         Self { metrics, recorder, route: "main".into(), upstream: "api".into() }
     }
@@ -205,4 +204,44 @@ fn handshakes_are_counted_by_result_and_reason() {
             r#"{direction="outbound",reason="identity",result="failure"} 1"#,
         ]
     );
+}
+
+/// Ten thousand series of requests and two thousand histograms, as the bounds allow.
+#[test]
+fn requests_with_new_series_go_on_while_all_series_are_rendered() {
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+
+    let world = World::new();
+    let routes: Vec<Arc<str>> = (0..2_000).map(|route| format!("route-{route}").into()).collect();
+    for code in 200..205 {
+        for route in &routes {
+            world.recorder.request(&RequestRecord { route, code, ..world.record() });
+        }
+    }
+    assert_eq!(world.samples("outrigger_requests_total{").len(), 10_000);
+    // Odd while it renders.
+    let (phase, rendered) = (AtomicU64::new(0), AtomicUsize::new(0));
+    let metrics = Arc::clone(&world.metrics);
+    let mut recorded = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..5 {
+                phase.fetch_add(1, SeqCst);
+                rendered.fetch_max(metrics.render().len(), SeqCst);
+                phase.fetch_add(1, SeqCst);
+            }
+        });
+        while phase.load(SeqCst) < 10 {
+            let before = phase.load(SeqCst);
+            // Each looks its series up under the lock: the route is another one each time.
+            let route = "late".into();
+            world.recorder.request(&RequestRecord { route: &route, ..world.record() });
+            if before % 2 == 1 && phase.load(SeqCst) == before {
+                recorded += 1;
+            }
+        }
+    });
+    assert!(rendered.load(SeqCst) > 2_000_000, "it is large: {rendered:?} bytes");
+    // With the lock held all the time it would be none at all.
+    assert!(recorded > 100, "{recorded} requests while it rendered");
 }

@@ -46,7 +46,6 @@ impl Made {
             code: self.code,
             grpc_status: self.grpc_status,
             is_grpc: self.grpc_status.is_some(),
-            trace: None,
             tls: Tls::Mesh,
             peer: None,
             duration: self.duration,
@@ -61,6 +60,7 @@ impl Made {
             retry_refused: false,
             client: ([10, 0, 0, 5], 40_000).into(),
             proxy_status: self.proxy_status,
+            trace: None,
         }
     }
 }

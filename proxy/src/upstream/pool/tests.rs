@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::super::{EndpointSet, Member, Policy};
 use super::*;
-use crate::telemetry::{AccessLog, AccessLogOutput, Metrics};
+use crate::telemetry::{AccessLog, Metrics};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -31,7 +31,7 @@ impl World {
         upstream
             .update(EndpointSet { members: vec![Member::new(endpoint.clone())], ..EndpointSet::default() });
         let metrics = Arc::new(Metrics::new());
-        let access_log = AccessLog::new(AccessLogOutput::None, &metrics).unwrap();
+        let access_log = AccessLog::off(&metrics);
         let pools = Pools::new(PoolsSettings {
             dialler: Dialler::to_peers(None),
             tls: Arc::default(),
@@ -108,6 +108,78 @@ async fn an_http2_connection_to_an_endpoint_that_is_gone_closes_with_its_last_re
         // The server's side ends when the connection does.
         let both = async { tokio::join!(serving, calling) };
         assert!(timeout(SOON, both).await.is_ok());
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+/// The reasons of the connections that ended.
+fn reasons(upstream: &Upstream) -> Vec<&'static str> {
+    let ended = upstream.closed_connections().filter(|(_, count)| *count > 0);
+    ended.flat_map(|(reason, count)| std::iter::repeat_n(reason, count as usize)).collect()
+}
+
+#[tokio::test]
+async fn a_connection_that_ended_counts_once_by_why_it_did() {
+    let test = async {
+        let world = World::new().await;
+        let pool = world.pool();
+        // Both at once, so that there are two connections.
+        let both = async { (pool.http1(&world.upstream).await, pool.http1(&world.upstream).await) };
+        let ((one, other), mut accepted, other_accepted) = {
+            let accept = async { (world.accept().await, world.accept().await) };
+            let (leases, (first, second)) = tokio::join!(both, accept);
+            (leases, first, second)
+        };
+        assert_eq!(world.upstream.opened_connections(), 2);
+        assert!(reasons(&world.upstream).is_empty());
+        one.unwrap().give_back();
+        other.unwrap().give_back();
+        // The peer ends one of them.
+        drop(other_accepted);
+        while world.upstream.open_connections() > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(reasons(&world.upstream), ["ended"]);
+        world.pools.sweep(Instant::now() + Duration::from_secs(3600));
+        assert!(ends(&mut accepted).await);
+        while world.upstream.open_connections() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(reasons(&world.upstream), ["ended", "idle"]);
+        // One that carries opaque bytes.
+        let (opaque, _accepted) = tokio::join!(pool.opaque(&world.upstream), world.accept());
+        drop(opaque.unwrap());
+        assert_eq!(reasons(&world.upstream), ["ended", "done", "idle"]);
+        // One whose endpoint goes.
+        let (lease, _accepted) = tokio::join!(pool.http1(&world.upstream), world.accept());
+        lease.unwrap().give_back();
+        world.remove();
+        world.pools.sweep(Instant::now());
+        while world.upstream.open_connections() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(reasons(&world.upstream), ["ended", "done", "idle", "endpoint_gone"]);
+        assert_eq!(world.upstream.opened_connections(), 4);
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn an_http2_connection_that_had_its_requests_ends_of_age() {
+    let test = async {
+        let policy = Policy { max_requests_per_connection: 1, ..Policy::default() };
+        let world = World::new().await;
+        let upstream = Arc::new(Upstream::new("api", policy, false));
+        let members = vec![Member::new(world.endpoint.clone())];
+        upstream.update(EndpointSet { members, ..EndpointSet::default() });
+        let pool = world.pools.of(&upstream, &world.endpoint);
+        let (lease, _accepted) = tokio::join!(pool.stream(&upstream), world.accept());
+        assert!(reasons(&upstream).is_empty());
+        drop(lease);
+        while upstream.open_connections() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!((upstream.opened_connections(), reasons(&upstream)), (1, vec!["age"]));
     };
     LocalSet::new().run_until(test).await;
 }
