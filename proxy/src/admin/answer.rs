@@ -6,6 +6,8 @@ use http::{HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
+use super::dashboard::Part;
+
 pub(super) type Answer = Response<Full<Bytes>>;
 
 const PLAIN: &str = "text/plain; charset=utf-8";
@@ -34,12 +36,27 @@ pub(super) fn json(status: StatusCode, value: &Value) -> Answer {
     content(status, JSON, format!("{value:#}\n"))
 }
 
-pub(super) fn html(page: String) -> Answer {
+/// For what is asked for every two seconds and is long: without line breaks.
+pub(super) fn compact(value: &Value) -> Answer {
+    content(StatusCode::OK, JSON, format!("{value}\n"))
+}
+
+/// The dashboard's page. It loads its parts and asks for data from this port and from nowhere else, and nothing in it
+/// may become markup or a script: text of the network is shown in it.
+pub(super) fn dashboard(page: &'static str) -> Answer {
     let mut answer = content(StatusCode::OK, HTML, page);
-    let policy =
-        HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'");
+    let policy = HeaderValue::from_static(
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+         require-trusted-types-for 'script'; trusted-types 'none'",
+    );
     answer.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     answer
+}
+
+/// A part of the dashboard.
+pub(super) fn part(part: &Part) -> Answer {
+    content(StatusCode::OK, part.media_type, part.text)
 }
 
 pub(super) fn error(status: StatusCode, what: &str) -> Answer {

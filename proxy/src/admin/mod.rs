@@ -4,6 +4,7 @@
 //! key, token or header of a request is in any answer.
 
 mod answer;
+mod dashboard;
 mod guard;
 mod index;
 mod pages;
@@ -18,6 +19,9 @@ use server::{LIMITS, Port};
 
 /// Something to show as JSON, asked for anew each time. It must hold no secret.
 pub type Json = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// Something to show as JSON, asked for by the query of a URL; `Err` says what is wrong with that.
+pub type JsonByQuery = Arc<dyn Fn(&str) -> Result<serde_json::Value, String> + Send + Sync>;
 
 /// Something to do. It must not wait: the answer is sent when it returns.
 pub type Action = Arc<dyn Fn() + Send + Sync>;
@@ -52,6 +56,10 @@ pub struct Sources {
     pub connections: Json,
     /// `/routes`: the route table.
     pub routes: Json,
+    /// `/history`: the last ten minutes.
+    pub history: JsonByQuery,
+    /// `/traffic`: who calls whom.
+    pub traffic: Json,
     /// `/log`: shows the log level; `POST` changes it.
     pub log_level: LogLevel,
     /// `POST /drain`: stops as SIGTERM does; `None` where it can't be asked for here.

@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use serde_json::json;
 
 use super::answer::{self, Answer};
-use super::{Action, Sources, guard, index};
+use super::{Action, Sources, dashboard, guard, index};
 use crate::telemetry::METRICS_CONTENT_TYPE;
 
 /// A log level, or a level for each of some modules.
@@ -22,11 +22,16 @@ pub(super) struct Page {
 }
 
 /// All of them, in the order in which a person looks.
-pub(super) static PAGES: [Page; 11] = [
+pub(super) static PAGES: [Page; 13] = [
     page("/upstreams", "Upstreams, their endpoints and connections"),
     page("/routes", "The route table"),
     page("/certificates", "The workload's certificate and the trusted roots"),
     page("/connections", "Connections that are open"),
+    page("/traffic", "Who calls whom: requests a second and their success over the last minute"),
+    page(
+        "/history",
+        "Requests, errors and latency of the last ten minutes; since=NUMBER for what is new, upstream=NAME for one",
+    ),
     page("/config", "The config in force"),
     page("/metrics", "Metrics, in Prometheus' text format"),
     page("/version", "The version"),
@@ -53,7 +58,8 @@ pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answ
         return answer::error(StatusCode::FORBIDDEN, &reason);
     }
     let path = request.uri().path();
-    let allowed: Vec<&Method> = if path == "/" {
+    let part = dashboard::part(path);
+    let allowed: Vec<&Method> = if path == "/" || part.is_some() {
         vec![&Method::GET]
     } else {
         PAGES.iter().filter(|page| page.path == path).map(|page| &page.method).collect()
@@ -64,11 +70,19 @@ pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answ
     if !allowed.iter().any(|method| is(request.method(), method)) {
         return answer::method_not_allowed(&allowed);
     }
+    if let Some(part) = part {
+        return answer::part(part);
+    }
     match path {
         "/upstreams" => answer::json(StatusCode::OK, &(sources.upstreams)()),
         "/routes" => answer::json(StatusCode::OK, &(sources.routes)()),
         "/certificates" => answer::json(StatusCode::OK, &(sources.certificates)()),
         "/connections" => answer::json(StatusCode::OK, &(sources.connections)()),
+        "/traffic" => answer::json(StatusCode::OK, &(sources.traffic)()),
+        "/history" => match (sources.history)(request.uri().query().unwrap_or_default()) {
+            Ok(history) => answer::compact(&history),
+            Err(reason) => answer::error(StatusCode::BAD_REQUEST, &reason),
+        },
         "/config" => answer::json(StatusCode::OK, &(sources.config)()),
         "/metrics" => exposition(sources),
         "/version" => answer::json(StatusCode::OK, &json!({ "version": sources.version })),
@@ -76,7 +90,7 @@ pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answ
         "/log" => log_level(sources),
         "/drain" => act("draining", sources.drain.as_ref()),
         "/quit" => act("stopping", sources.quit.as_ref()),
-        _ if wants_html(request.headers()) => answer::html(index::page(sources)),
+        _ if wants_html(request.headers()) => answer::dashboard(dashboard::PAGE),
         _ => answer::json(StatusCode::OK, &index::json(sources)),
     }
 }

@@ -63,6 +63,14 @@ impl World {
             upstreams: shown("upstreams"),
             connections: shown("connections"),
             routes: shown("routes"),
+            history: Arc::new(|query| {
+                if query == "wrong" {
+                    Err("no parameter `wrong`".into())
+                } else {
+                    Ok(json!({ "asked": query }))
+                }
+            }),
+            traffic: shown("traffic"),
             log_level: {
                 let (shown, done) = (done.clone(), done.clone());
                 LogLevel {

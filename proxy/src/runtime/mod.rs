@@ -31,7 +31,7 @@ use crate::config::{CLUSTER_DOMAIN, Config, ConfigError, Mtls};
 use crate::identity::MeshTls;
 use crate::net::{Dialler, HandedIn, ListenError, LocalAddresses, Role, bind_listeners};
 use crate::resolve::{MeshServer, ResolveError, ResolveSettings, Resolver};
-use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, Metrics, Recorder};
+use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, History, Metrics, Recorder};
 use crate::upstream::{Directory, HealthChecks, PoolsSettings, SecurityRules};
 use crate::worker::{Effective, Moment, Shared};
 
@@ -190,8 +190,16 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     let ready =
         report::Readiness { shared: shared.clone(), status: status.clone(), draining: draining.clone() };
     let (stop, stopping) = drain::requests();
-    let sources =
-        Arc::new(report::sources(&ready, &config, &metrics, &stop, settings.version, settings.log_level));
+    let history = Arc::new(History::new(metrics.clone()));
+    let sources = Arc::new(report::sources(
+        &ready,
+        &config,
+        &metrics,
+        &history,
+        &stop,
+        settings.version,
+        settings.log_level,
+    ));
     for role in [Role::Admin, Role::Metrics, Role::Health] {
         for listener in sockets(role, ports, handed_in)? {
             let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -211,6 +219,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         let metrics = metrics.clone();
         tokio::spawn(async move { metrics.keep_swept().await });
     }
+    tokio::spawn(async move { history.keep().await });
     tokio::spawn(config.keep_reloaded(config_changes, shared.clone(), metrics.clone()));
     tracing::info!("outrigger {} is listening", settings.version);
     let drain =

@@ -14,7 +14,7 @@ use super::drain::Stop;
 use super::in_force::ConfigInForce;
 use crate::admin::{LogLevel, Sources};
 use crate::resolve::Snapshot;
-use crate::telemetry::{Direction, Metrics};
+use crate::telemetry::{Direction, History, HistoryQuery, Metrics};
 use crate::upstream::{Security, Upstream};
 use crate::worker::Shared;
 
@@ -53,6 +53,7 @@ pub(super) fn sources(
     ready: &Readiness,
     config: &ConfigInForce,
     metrics: &Arc<Metrics>,
+    history: &Arc<History>,
     stop: &mpsc::Sender<Stop>,
     version: &'static str,
     log_level: LogLevel,
@@ -81,6 +82,14 @@ pub(super) fn sources(
             })
         }),
         routes: Arc::new(move || json!(routes.effective.load().config.routes)),
+        history: {
+            let history = history.clone();
+            Arc::new(move |query| Ok(history.describe(&HistoryQuery::parse(query)?)))
+        },
+        traffic: {
+            let history = history.clone();
+            Arc::new(move || history.traffic())
+        },
         log_level,
         drain: Some(stopper(stop.clone(), Stop::Drain)),
         quit: Some(stopper(stop.clone(), Stop::Now)),

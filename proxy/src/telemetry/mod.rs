@@ -12,6 +12,7 @@ mod access_log;
 mod collector;
 mod family;
 mod gathered;
+mod history;
 mod labels;
 mod metric;
 mod metrics;
@@ -22,6 +23,7 @@ mod traffic;
 
 pub use access_log::{AccessLog, AccessLogError, AccessLogOutput};
 pub use family::{CounterFamily, GaugeFamily, NamedCounters};
+pub use history::{History, HistoryQuery};
 pub use labels::{Direction, Tls};
 pub use metrics::{CONTENT_TYPE as METRICS_CONTENT_TYPE, Metrics, PerDirection};
 pub use recorder::{OpenTcp, Recorder, RequestRecord, TcpLabels, TcpRecord};
