@@ -1,6 +1,6 @@
 //! `outrigger sidecar`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -72,9 +72,13 @@ pub struct Args {
     /// Port of peers' redirected connections.
     #[arg(long, env = "OUTRIGGER_INBOUND_PORT", value_name = "PORT", default_value_t = 15006, value_parser = Port)]
     inbound_port: u16,
-    /// Admin port, on loopback.
+    /// Admin port.
     #[arg(long, env = "OUTRIGGER_ADMIN_PORT", value_name = "PORT", default_value_t = 15000, value_parser = Port)]
     admin_port: u16,
+    /// Address at which the admin port listens beside loopback; repeatable. Whoever reaches it sees all requests and can
+    /// stop the proxy [default: loopback only]
+    #[arg(long, env = "OUTRIGGER_ADMIN_ADDRESS", value_name = "IP", value_delimiter = ',')]
+    admin_address: Vec<IpAddr>,
     /// Port of /metrics.
     #[arg(long, env = "OUTRIGGER_METRICS_PORT", value_name = "PORT", default_value_t = METRICS_PORT, value_parser = Port)]
     metrics_port: u16,
@@ -106,6 +110,7 @@ impl Args {
                 metrics: self.metrics_port,
                 health: self.health_port,
             },
+            admin_addresses: self.admin_address.clone(),
             handed_in,
             mark: self.mark,
             bundle_poll: self.identity.bundle_poll.as_std(),

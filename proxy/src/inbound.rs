@@ -24,7 +24,7 @@ use crate::net::{
     resume_detection, strip_mesh_headers, would_be_http,
 };
 use crate::opaque::{Carrying, ClientStream, WAIT_FOR_REQUEST, Way};
-use crate::telemetry::{Direction, Held, Tls};
+use crate::telemetry::{Direction, OpenConnection, Tls};
 use crate::upstream::HeaderLimits;
 use crate::worker::{Effective, Worker, reset};
 
@@ -35,12 +35,18 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const BAD_REQUEST: &str = "bad_request";
 
 /// Carries one connection of a peer.
-pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress, open: Rc<Held>) {
+pub async fn serve(
+    worker: Rc<Worker>,
+    mut stream: TcpStream,
+    client: ClientAddress,
+    open: Rc<OpenConnection>,
+) {
     let accepted = Instant::now();
     let destination = match destination_of(&worker, &stream) {
         Ok(destination) => destination,
         Err(reason) => return worker.refuse(stream, SIDE, reason),
     };
+    open.goes_to(destination.0);
     let effective = worker.effective().clone();
     let mtls = effective.config.inbound_mtls(destination.port());
     let protocol = effective.config.inbound.protocol(destination.port());
@@ -105,7 +111,7 @@ struct Connection {
     protocol: Protocol,
     peer: Option<Peer>,
     /// Its place in the gauge; a tunnel keeps it.
-    open: Rc<Held>,
+    open: Rc<OpenConnection>,
 }
 
 impl Connection {
@@ -126,8 +132,12 @@ impl Connection {
                 }
             };
         worker.recorder.tls_handshake(SIDE, Ok(()));
+        self.open.is_from(&peer.id);
         self.peer = Some(peer);
         let limits = self.limits();
+        if protocol != MeshProtocol::Tcp {
+            self.open.speaks(if protocol == MeshProtocol::H2 { "http2" } else { "http1" });
+        }
         let handler = Rc::new(Inbound::new(self.clone(), protocol));
         let served = match protocol {
             MeshProtocol::H2 => Box::pin(serve_http2(stream, handler, limits)).await,
@@ -187,6 +197,7 @@ impl Connection {
             };
         }
         drop(way);
+        self.open.speaks(if detected == Detected::Http2 { "http2" } else { "http1" });
         let limits = self.limits();
         let handler = Rc::new(Inbound::new(self.clone(), MeshProtocol::H1));
         self.count(match detected {
@@ -324,6 +335,7 @@ impl Connection {
                 }
             }
         }
+        self.open.carries(way.upstream_name());
         let stream = Guarded::new(Prefixed::new(first_bytes, stream), is_watched);
         if way.carry(&self.carrying(), stream).await {
             self.count(Served::Refused(BAD_REQUEST));
@@ -335,6 +347,7 @@ impl Connection {
         let limits = self.limits();
         let handler = Rc::new(Inbound::new(self.clone(), MeshProtocol::H1));
         let http2 = first_bytes.starts_with(b"PRI * HTTP/2.0\r\n");
+        self.open.speaks(if http2 { "http2" } else { "http1" });
         let stream = Prefixed::new(first_bytes, stream);
         self.count(if http2 {
             serve_http2(stream, handler, limits).await
@@ -464,6 +477,7 @@ impl Handler for Inbound {
                 to_origin_form(&mut request);
             }
             let (upstream, endpoint) = worker.workload_at(connection.destination.0);
+            connection.open.is_for(&upstream.name);
             recording.exchange().upstream = upstream.name.clone();
             let way = Call {
                 pools: &worker.workload,

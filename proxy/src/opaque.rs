@@ -184,6 +184,11 @@ impl Way {
         }
     }
 
+    /// The name of the upstream that it leads to.
+    pub fn upstream_name(&self) -> &Arc<str> {
+        &self.upstream.name
+    }
+
     /// Whether the server has spoken, or ended, before the client did.
     pub fn server_has_spoken(&self) -> bool {
         self.broken || !self.first_bytes.is_empty()
@@ -241,7 +246,11 @@ impl Way {
                 "reset" if !has_spoken => Attempt::Abandoned,
                 _ => Attempt::Answered,
             };
-            self.upstream.attempt_ended(&self.endpoint, attempt, Instant::now());
+            let now = Instant::now();
+            if attempt == Attempt::Failed {
+                self.endpoint.note_error(|| "it reset the connection before a byte".into(), now);
+            }
+            self.upstream.attempt_ended(&self.endpoint, attempt, now);
         }
         if reason != "end" {
             crate::worker::reset(client.socket());
@@ -329,6 +338,7 @@ pub async fn open_way(
                 if matches!(&error, OpaqueError::Connect(_, error) if error.is_ours()) {
                     return Err(error);
                 }
+                endpoint.note_error(|| error.to_string(), now);
                 upstream.attempt_ended(&endpoint, Attempt::ConnectFailed, now);
                 last = error;
             }

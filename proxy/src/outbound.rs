@@ -31,9 +31,9 @@ use crate::net::{
 };
 use crate::opaque::{Carrying, OpaqueError, WAIT_FOR_REQUEST, Way, open_way};
 use crate::route::{Asked, CompiledRoute, Matched};
-use crate::telemetry::{Direction, Held};
+use crate::telemetry::{Direction, OpenConnection};
 use crate::upstream::{
-    Choice, Destination, DestinationError, Endpoint, EndpointId, HeaderLimits, Subset, Upstream,
+    Choice, Destination, DestinationError, Endpoint, EndpointId, HeaderLimits, RetryPolicy, Subset, Upstream,
 };
 use crate::worker::{Worker, reset};
 
@@ -49,11 +49,17 @@ const OPAQUE_KNOWN_WITHIN: Duration = Duration::from_secs(1);
 const MOST_CONFIGS: u32 = 4;
 
 /// Carries one connection of the workload.
-pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddress, open: Rc<Held>) {
+pub async fn serve(
+    worker: Rc<Worker>,
+    mut stream: TcpStream,
+    client: ClientAddress,
+    open: Rc<OpenConnection>,
+) {
     let accepted = Instant::now();
     let Some(destination) = destination_of(&worker, &stream) else {
         return worker.refuse(stream, SIDE, "own_listener");
     };
+    open.goes_to(destination.0);
     let carrying =
         Carrying { recorder: &worker.recorder, direction: SIDE, client, accepted, client_peer: None };
     let mut first_bytes = BytesMut::new();
@@ -74,6 +80,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
                     if opened.server_spoke_opaquely() {
                         worker.remember_opaque(destination.0);
                     }
+                    open.carries(opened.upstream_name());
                     Box::pin(opened.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
                     return;
                 }
@@ -111,6 +118,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
         };
         match way {
             Ok(way) => {
+                open.carries(way.upstream_name());
                 Box::pin(way.carry(&carrying, Prefixed::new(first_bytes, stream))).await;
             }
             Err((upstream, error)) => {
@@ -121,6 +129,7 @@ pub async fn serve(worker: Rc<Worker>, mut stream: TcpStream, client: ClientAddr
         return;
     }
     drop(way);
+    open.speaks(if detected == Detected::Http2 { "http2" } else { "http1" });
     let limits = Limits {
         headers: HeaderLimits::WORKLOAD,
         draining: worker.shared.outbound_draining.clone(),
@@ -188,7 +197,7 @@ struct Outbound {
     client: ClientAddress,
     destination: OriginalDestination,
     /// Its place in the gauge; a tunnel keeps it.
-    open: Rc<Held>,
+    open: Rc<OpenConnection>,
     /// The last host's answer: the next request nearly always asks the same.
     last: RefCell<Option<(Box<str>, u64, Destination)>>,
 }
@@ -231,6 +240,7 @@ impl Handler for Outbound {
                 Ok(found) => found,
                 Err(response) => return recording.answer_locally(&response),
             };
+            self.open.is_for(&found.upstream.name);
             recording.exchange().upstream = found.upstream.name.clone();
             let wire = match version {
                 Version::HTTP_2 => Wire::Multiplexed,
@@ -315,9 +325,7 @@ impl Outbound {
 
     fn way<'a>(&'a self, found: &'a Found, wire: Wire) -> Call<'a> {
         let Found { upstream, dialled, subset, routed } = found;
-        let policy = &upstream.policy;
-        let route = routed.as_ref().map(|routed| &routed.route);
-        let stated = route.and_then(|route| route.timeout).or(policy.request_timeout);
+        let route = routed.as_ref().map(|routed| &*routed.route);
         Call {
             pools: &self.worker.peers,
             upstream,
@@ -325,8 +333,8 @@ impl Outbound {
             key: None,
             subset: subset.as_ref(),
             wire,
-            timeout: stated.or_else(|| upstream.set().request_timeout),
-            again: Again::Retry(route.and_then(|route| route.retry.as_ref()).unwrap_or(&policy.retry)),
+            timeout: timeout_of(route, upstream),
+            again: Again::Retry(retry_of(route, upstream)),
             idempotent: route.is_some_and(|route| route.idempotent),
             keeps_mesh_headers: false,
             keeps_request: false,
@@ -458,6 +466,17 @@ impl Outbound {
         self.last.replace(Some((key.into(), generation, destination.clone())));
         Ok(destination)
     }
+}
+
+/// The time for the response's headers: the route's, else the upstream's, else what the service's owner declared.
+pub(crate) fn timeout_of(route: Option<&CompiledRoute>, upstream: &Upstream) -> Option<Duration> {
+    let stated = route.and_then(|route| route.timeout).or(upstream.policy.request_timeout);
+    stated.or_else(|| upstream.set().request_timeout)
+}
+
+/// When a request is tried again: as the route says, else the upstream.
+pub(crate) fn retry_of<'a>(route: Option<&'a CompiledRoute>, upstream: &'a Upstream) -> &'a RetryPolicy {
+    route.and_then(|route| route.retry.as_ref()).unwrap_or(&upstream.policy.retry)
 }
 
 /// Sends copies of requests; nobody waits for what becomes of them.

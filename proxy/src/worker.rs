@@ -21,7 +21,7 @@ use crate::http::Fallback;
 use crate::identity::{Authorization, MeshTls};
 use crate::net::{Dialler, LocalAddresses};
 use crate::route::RouteTable;
-use crate::telemetry::{Direction, Metrics, Recorder};
+use crate::telemetry::{Direction, Failures, Metrics, OpenConnections, Recorder, Tap};
 use crate::upstream::{Destination, DestinationError, Directory, Pools, PoolsSettings, SWEEP, Upstream};
 use crate::workload::{Workload, WorkloadPort};
 
@@ -42,6 +42,12 @@ pub struct Shared {
     pub directory: Directory,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Shows requests to those who look on.
+    pub tap: Tap,
+    /// What failed last.
+    pub failures: Arc<Failures>,
+    /// The connections of clients that are open.
+    pub connections: OpenConnections,
     /// The pod's addresses.
     pub local: LocalAddresses,
     /// Ports that the proxy itself listens on.

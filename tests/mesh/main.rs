@@ -7,6 +7,7 @@
 mod stand_ins;
 mod support;
 
+mod admin;
 mod authority;
 mod authorization;
 mod command_line;

@@ -1,9 +1,11 @@
 //! Who may ask the admin port: whoever is on this machine, but no website that a browser on it shows.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use http::header::{HOST, ORIGIN};
 use http::{HeaderMap, Method, Uri};
+
+use super::ReachedBy;
 
 /// Checks that the request is for a loopback name and does not come from another website.
 ///
@@ -12,16 +14,25 @@ use http::{HeaderMap, Method, Uri};
 ///
 /// # Errors
 /// Why the request is refused.
-pub(super) fn check(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), String> {
+pub(super) fn check(
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+    reached_by: ReachedBy,
+) -> Result<(), String> {
     let mut hosts = headers.get_all(HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else {
         return Err("the request must have one Host header; it has none, or several".into());
     };
     let host = host.to_str().unwrap_or_default();
     for name in uri.authority().map(|authority| authority.as_str()).into_iter().chain([host]) {
-        if !is_loopback(name) {
+        let (is_known, known) = match reached_by {
+            ReachedBy::Loopback => (is_loopback(name), "127.0.0.0/8 and [::1]"),
+            ReachedBy::AnyAddress => (is_loopback(name) || is_address(name), "addresses"),
+        };
+        if !is_known {
             return Err(format!(
-                "the admin port answers to localhost, 127.0.0.0/8 and [::1] only, not to the host `{name}`: \
+                "the admin port answers to localhost, {known} only, not to the host `{name}`: \
                  a website could have its name resolve to this machine"
             ));
         }
@@ -39,17 +50,32 @@ pub(super) fn check(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(
 
 /// Whether `host`, with or without a port, is a name of this machine that no resolver is asked for.
 fn is_loopback(host: &str) -> bool {
-    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, port)) => {
-            let Ok(address) = address.parse::<Ipv6Addr>() else {
-                return false;
-            };
-            return address.to_canonical().is_loopback() && is_port(port);
-        }
+    let Some((name, is_port)) = parted(host) else { return false };
+    let is_name = name.eq_ignore_ascii_case("localhost") && !host.starts_with('[');
+    is_port && (is_name || address(host, name).is_some_and(|address| address.to_canonical().is_loopback()))
+}
+
+/// Whether `host`, with or without a port, is an address.
+fn is_address(host: &str) -> bool {
+    parted(host).is_some_and(|(name, is_port)| is_port && address(host, name).is_some())
+}
+
+/// What stands before the port, and whether what follows is one.
+fn parted(host: &str) -> Option<(&str, bool)> {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?,
         None => host.split_at(host.find(':').unwrap_or(host.len())),
     };
-    let loopback = name.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback());
-    (loopback || name.eq_ignore_ascii_case("localhost")) && is_port(port)
+    Some((name, is_port(port)))
+}
+
+/// IPv6 stands in brackets, and nothing else does.
+fn address(host: &str, name: &str) -> Option<IpAddr> {
+    if host.starts_with('[') {
+        name.parse().ok().map(|address: Ipv6Addr| address.into())
+    } else {
+        name.parse().ok().map(|address: Ipv4Addr| address.into())
+    }
 }
 
 /// Nothing, or a colon with a port.
@@ -78,6 +104,8 @@ mod tests {
             ("evil.example:15000", false),
             ("localhost.evil.example", false),
             ("127.0.0.1.evil.example", false),
+            ("[localhost]", false),
+            ("[127.0.0.1]", false),
             ("localhost:x", false),
             ("localhost:99999", false),
             ("localhost@evil.example", false),
@@ -96,12 +124,31 @@ mod tests {
         }
     }
 
+    #[test]
+    fn told_to_listen_elsewhere_it_answers_to_addresses_and_never_to_names() {
+        for (host, is_let_in) in [
+            ("localhost:15000", true),
+            ("10.0.0.1:15000", true),
+            ("10.0.0.1", true),
+            ("[fd00::1]:15000", true),
+            ("evil.example:15000", false),
+            ("10.0.0.1.evil.example", false),
+            ("fd00::1", false),
+            ("2130706433", false),
+            ("[10.0.0.1]", false),
+        ] {
+            let headers = [(HOST, host.parse().unwrap())].into_iter().collect();
+            let checked = check(&Method::GET, &Uri::from_static("/"), &headers, ReachedBy::AnyAddress);
+            assert_eq!(checked.is_ok(), is_let_in, "{host}");
+        }
+    }
+
     fn checked(method: Method, uri: &'static str, headers: &[(&'static str, &'static str)]) -> bool {
         let headers: HeaderMap = headers
             .iter()
             .map(|(name, value)| (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap()))
             .collect();
-        check(&method, &Uri::from_static(uri), &headers).is_ok()
+        check(&method, &Uri::from_static(uri), &headers, ReachedBy::Loopback).is_ok()
     }
 
     #[test]

@@ -6,19 +6,27 @@
 mod answer;
 mod dashboard;
 mod guard;
+mod html;
 mod index;
 mod pages;
 mod server;
+mod tap;
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Tap};
 use server::{LIMITS, Port};
 
 /// Something to show as JSON, asked for anew each time. It must hold no secret.
 pub type Json = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// Answers the question in a URL's query; `Err` says what is wrong with it and how it is asked.
+pub type Ask = Arc<
+    dyn Fn(String) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, String>> + Send>> + Send + Sync,
+>;
 
 /// Something to show as JSON, asked for by the query of a URL; `Err` says what is wrong with that.
 pub type JsonByQuery = Arc<dyn Fn(&str) -> Result<serde_json::Value, String> + Send + Sync>;
@@ -38,12 +46,26 @@ pub struct LogLevel {
     pub set: SetLogLevel,
 }
 
+/// By which names and addresses the admin port is reached. A website can have a name of its own resolve to any address,
+/// but can't have an address for a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReachedBy {
+    /// It listens on loopback: `localhost` and loopback addresses.
+    Loopback,
+    /// It was told to listen elsewhere too: by any address.
+    AnyAddress,
+}
+
 /// What the ports show, and what they can change.
 pub struct Sources {
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// The proxy's version.
     pub version: &'static str,
+    /// `/version`: the version, and since when it runs.
+    pub about: Json,
+    /// By which names and addresses the admin port is reached.
+    pub reached_by: ReachedBy,
     /// Whether the proxy may be sent traffic; `Err` says why not.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// `/config`: the config in force.
@@ -54,6 +76,12 @@ pub struct Sources {
     pub upstreams: Json,
     /// `/connections`: connections that are open.
     pub connections: Json,
+    /// `/failures`: what failed last.
+    pub failures: Json,
+    /// `/why`: what becomes of a request, and why.
+    pub why: Ask,
+    /// `/tap`: live requests.
+    pub tap: Tap,
     /// `/routes`: the route table.
     pub routes: Json,
     /// `/history`: the last ten minutes.

@@ -1,17 +1,19 @@
 //! What each path answers.
 
-use http::header::ACCEPT;
-use http::{HeaderMap, Method, Request, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::answer::{self, Answer};
-use super::{Action, Sources, dashboard, guard, index};
+use super::{Action, Sources, dashboard, guard, html, index, tap};
 use crate::telemetry::METRICS_CONTENT_TYPE;
 
 /// A log level, or a level for each of some modules.
 const MOST_LOG_LEVEL_BYTES: usize = 1024;
+/// How the fields of a form come.
+const FORM: &[u8] = b"application/x-www-form-urlencoded";
 
 /// A page of the admin port.
 pub(super) struct Page {
@@ -22,11 +24,14 @@ pub(super) struct Page {
 }
 
 /// All of them, in the order in which a person looks.
-pub(super) static PAGES: [Page; 13] = [
-    page("/upstreams", "Upstreams, their endpoints and connections"),
+pub(super) static PAGES: &[Page] = &[
+    page("/upstreams", "Upstreams, their endpoints, and why those are in or out"),
+    page("/failures", "What failed last, and why"),
+    page("/why", "What becomes of a request, and why: /why?url=http://HOST:PORT/PATH"),
+    page("/tap", "Live requests: /tap?status=5xx&upstream=NAME"),
     page("/routes", "The route table"),
-    page("/certificates", "The workload's certificate and the trusted roots"),
     page("/connections", "Connections that are open"),
+    page("/certificates", "The workload's certificate and the trusted roots"),
     page("/traffic", "Who calls whom: requests a second and their success over the last minute"),
     page(
         "/history",
@@ -54,7 +59,8 @@ const fn action(path: &'static str, what: &'static str) -> Page {
 
 /// Answers on the admin port.
 pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answer {
-    if let Err(reason) = guard::check(request.method(), request.uri(), request.headers()) {
+    if let Err(reason) = guard::check(request.method(), request.uri(), request.headers(), sources.reached_by)
+    {
         return answer::error(StatusCode::FORBIDDEN, &reason);
     }
     let path = request.uri().path();
@@ -73,25 +79,50 @@ pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answ
     if let Some(part) = part {
         return answer::part(part);
     }
+    let browses = answer::wants(request.headers(), "text/html");
+    let query = request.uri().query().unwrap_or_default();
     match path {
-        "/upstreams" => answer::json(StatusCode::OK, &(sources.upstreams)()),
-        "/routes" => answer::json(StatusCode::OK, &(sources.routes)()),
-        "/certificates" => answer::json(StatusCode::OK, &(sources.certificates)()),
-        "/connections" => answer::json(StatusCode::OK, &(sources.connections)()),
-        "/traffic" => answer::json(StatusCode::OK, &(sources.traffic)()),
-        "/history" => match (sources.history)(request.uri().query().unwrap_or_default()) {
+        "/upstreams" => shown(path, browses, &(sources.upstreams)()),
+        "/failures" => shown(path, browses, &(sources.failures)()),
+        "/routes" => shown(path, browses, &(sources.routes)()),
+        "/certificates" => shown(path, browses, &(sources.certificates)()),
+        "/connections" => shown(path, browses, &(sources.connections)()),
+        "/traffic" => shown(path, browses, &(sources.traffic)()),
+        "/history" => match (sources.history)(query) {
+            Ok(history) if browses => shown(path, browses, &history),
             Ok(history) => answer::compact(&history),
             Err(reason) => answer::error(StatusCode::BAD_REQUEST, &reason),
         },
-        "/config" => answer::json(StatusCode::OK, &(sources.config)()),
+        "/config" => shown(path, browses, &(sources.config)()),
         "/metrics" => exposition(sources),
-        "/version" => answer::json(StatusCode::OK, &json!({ "version": sources.version })),
+        "/version" => shown(path, browses, &(sources.about)()),
+        "/why" => why(query.to_owned(), browses, sources).await,
+        "/tap" if browses => answer::html(html::page(path, &json!({}), html::TAP)),
+        "/tap" => tap::answer(&request, sources),
         "/log" if request.method() == Method::POST => set_log_level(request, sources).await,
-        "/log" => log_level(sources),
+        "/log" => log_level(sources, browses),
         "/drain" => act("draining", sources.drain.as_ref()),
         "/quit" => act("stopping", sources.quit.as_ref()),
-        _ if wants_html(request.headers()) => answer::dashboard(dashboard::PAGE),
+        _ if browses => answer::dashboard(dashboard::PAGE),
         _ => answer::json(StatusCode::OK, &index::json(sources)),
+    }
+}
+
+/// The same for programs and for people.
+fn shown(path: &str, browses: bool, value: &Value) -> Answer {
+    if browses { answer::html(html::page(path, value, "")) } else { answer::json(StatusCode::OK, value) }
+}
+
+async fn why(query: String, browses: bool, sources: &Sources) -> Answer {
+    let form = html::why_form(&query);
+    if browses && query.is_empty() {
+        return answer::html(html::page("/why", &json!({}), &form));
+    }
+    match (sources.why)(query).await {
+        Ok(told) if browses => answer::html(html::page("/why", &told, &form)),
+        Ok(told) => answer::json(StatusCode::OK, &told),
+        Err(wrong) if browses => answer::html(html::page("/why", &json!({ "error": wrong }), &form)),
+        Err(wrong) => answer::error(StatusCode::BAD_REQUEST, &wrong),
     }
 }
 
@@ -136,18 +167,29 @@ fn exposition(sources: &Sources) -> Answer {
     answer::content(StatusCode::OK, METRICS_CONTENT_TYPE, sources.metrics.render())
 }
 
-fn log_level(sources: &Sources) -> Answer {
-    answer::json(StatusCode::OK, &json!({ "level": (sources.log_level.show)() }))
+fn log_level(sources: &Sources, browses: bool) -> Answer {
+    let level = (sources.log_level.show)();
+    let value = json!({ "level": level });
+    if browses {
+        answer::html(html::page("/log", &value, &html::log_form(&level)))
+    } else {
+        answer::json(StatusCode::OK, &value)
+    }
 }
 
 async fn set_log_level(request: Request<Incoming>, sources: &Sources) -> Answer {
-    let level = match Limited::new(request.into_body(), MOST_LOG_LEVEL_BYTES).collect().await {
+    let browses = answer::wants(request.headers(), "text/html");
+    let is_form = request.headers().get(CONTENT_TYPE).is_some_and(|is| is.as_bytes().starts_with(FORM));
+    let body = match Limited::new(request.into_body(), MOST_LOG_LEVEL_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) => {
             return answer::error(StatusCode::BAD_REQUEST, &format!("no log level: {error}"));
         }
     };
-    let level = String::from_utf8_lossy(&level);
+    // What curl sends with -d is called a form too, and is one only if a browser made it.
+    let of_form =
+        form_urlencoded::parse(&body).find(|(name, _)| name == "level").map(|(_, level)| level.into_owned());
+    let level = of_form.filter(|_| is_form).unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
     let level = level.trim();
     let result = if level.is_empty() {
         Err("the body is empty; send a level in it, as `debug`".into())
@@ -157,7 +199,7 @@ async fn set_log_level(request: Request<Incoming>, sources: &Sources) -> Answer 
     match result {
         Ok(()) => {
             tracing::info!("the log level is {level} now");
-            log_level(sources)
+            if browses { answer::see("/log") } else { log_level(sources, false) }
         }
         Err(reason) => answer::error(StatusCode::BAD_REQUEST, &reason),
     }
@@ -171,9 +213,4 @@ fn act(doing: &str, action: Option<&Action>) -> Answer {
         }
         None => answer::error(StatusCode::NOT_IMPLEMENTED, "this process can't be asked for that here"),
     }
-}
-
-fn wants_html(headers: &HeaderMap) -> bool {
-    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
-    accept.is_some_and(|accept| accept.contains("text/html"))
 }

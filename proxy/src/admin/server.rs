@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -61,34 +63,50 @@ pub(super) async fn serve(listener: TcpListener, port: Port, sources: Arc<Source
         };
         failing = false;
         make_room(&mut connections);
-        let connection = tokio::spawn(serve_connection(stream, port, Arc::clone(&sources), limits));
-        connections.push_back(connection.abort_handle());
+        let is_stream = Arc::new(AtomicBool::new(false));
+        let serving = serve_connection(stream, port, Arc::clone(&sources), limits, is_stream.clone());
+        connections.push_back(Connection { task: tokio::spawn(serving).abort_handle(), is_stream });
     }
+}
+
+struct Connection {
+    task: AbortHandle,
+    /// Its answer goes on until its reader leaves. There are few: who gives them sees to that.
+    is_stream: Arc<AtomicBool>,
 }
 
 /// When all places are taken the oldest connection goes: idle connections can't lock a prober out, whose
 /// request takes a millisecond.
-fn make_room(connections: &mut VecDeque<AbortHandle>) {
+fn make_room(connections: &mut VecDeque<Connection>) {
     if connections.len() < MOST_CONNECTIONS {
         return;
     }
-    connections.retain(|connection| !connection.is_finished());
+    connections.retain(|connection| !connection.task.is_finished());
     if connections.len() >= MOST_CONNECTIONS
-        && let Some(oldest) = connections.pop_front()
+        && let Some(at) = connections.iter().position(|connection| !connection.is_stream.load(Relaxed))
+        && let Some(oldest) = connections.remove(at)
     {
-        oldest.abort();
+        oldest.task.abort();
     }
 }
 
-async fn serve_connection(stream: TcpStream, port: Port, sources: Arc<Sources>, limits: Limits) {
+async fn serve_connection(
+    stream: TcpStream,
+    port: Port,
+    sources: Arc<Sources>,
+    limits: Limits,
+    is_stream: Arc<AtomicBool>,
+) {
+    let answers = is_stream.clone();
     let service = service_fn(move |request| {
-        let sources = Arc::clone(&sources);
+        let (sources, is_stream) = (Arc::clone(&sources), answers.clone());
         async move {
             let answer = match port {
                 Port::Admin => pages::admin(request, &sources).await,
                 Port::Metrics => pages::metrics(&request, &sources),
                 Port::Health => pages::health(&request, &sources),
             };
+            is_stream.store(answer.body().is_stream(), Relaxed);
             Ok::<_, Infallible>(answer)
         }
     });
@@ -98,7 +116,12 @@ async fn serve_connection(stream: TcpStream, port: Port, sources: Arc<Sources>, 
         .max_buf_size(HEAD_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(limits.connection, connection).await {
+    let mut connection = pin!(connection);
+    let ended = match tokio::time::timeout(limits.connection, connection.as_mut()).await {
+        Err(_) if is_stream.load(Relaxed) => Ok(connection.await),
+        ended => ended,
+    };
+    match ended {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!("a client of the {port:?} port broke off: {error}"),
         Err(_) => tracing::debug!("a client of the {port:?} port took over {:?}", limits.connection),

@@ -16,6 +16,7 @@ struct World {
     health: SocketAddr,
     ready: Arc<Mutex<Result<(), String>>>,
     done: Arc<Mutex<Vec<String>>>,
+    tap: Tap,
 }
 
 struct Answer {
@@ -51,8 +52,10 @@ impl World {
         let shown = |name: &'static str| -> Json { Arc::new(move || json!({ "shown": name })) };
         let log = |line: &str| done.lock().unwrap().push(line.to_owned());
         log("started");
+        let metrics = Arc::new(Metrics::new());
+        let tap = Tap::new(metrics.tap_dropped.clone());
         let sources = Arc::new(Sources {
-            metrics: Arc::new(Metrics::new()),
+            metrics,
             version: "1.2.3",
             ready: {
                 let ready = ready.clone();
@@ -62,6 +65,19 @@ impl World {
             certificates: shown("certificates"),
             upstreams: shown("upstreams"),
             connections: shown("connections"),
+            failures: shown("failures"),
+            about: shown("version"),
+            reached_by: ReachedBy::Loopback,
+            why: Arc::new(|query| {
+                Box::pin(async move {
+                    if query == "url=http://api" {
+                        Ok(json!({ "asked": query }))
+                    } else {
+                        Err("ask as <so>".into())
+                    }
+                })
+            }),
+            tap: tap.clone(),
             routes: shown("routes"),
             history: Arc::new(|query| {
                 if query == "wrong" {
@@ -100,7 +116,7 @@ impl World {
         tokio::spawn(server::serve(admin, Port::Admin, sources.clone(), limits));
         tokio::spawn(server::serve(metrics, Port::Metrics, sources.clone(), limits));
         tokio::spawn(server::serve(health, Port::Health, sources, limits));
-        Self { admin: admin_address, metrics: metrics_address, health: health_address, ready, done }
+        Self { admin: admin_address, metrics: metrics_address, health: health_address, ready, done, tap }
     }
 }
 
@@ -129,14 +145,13 @@ async fn post(address: SocketAddr, path: &str, body: &str) -> Answer {
 #[tokio::test]
 async fn each_page_shows_its_source_as_json() {
     let world = World::start().await;
-    for page in ["config", "certificates", "upstreams", "connections", "routes"] {
+    for page in ["config", "certificates", "upstreams", "connections", "failures", "routes", "version"] {
         let answer = get(world.admin, &format!("/{page}")).await;
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.header("content-type"), Some("application/json"));
         assert_eq!(answer.header("cache-control"), Some("no-store"));
         assert_eq!(answer.json(), json!({ "shown": page }));
     }
-    assert_eq!(get(world.admin, "/version").await.json(), json!({ "version": "1.2.3" }));
 }
 
 #[tokio::test]
@@ -224,7 +239,7 @@ async fn readiness_gives_its_reason_and_liveness_does_not_depend_on_it() {
 #[tokio::test]
 async fn unknown_pages_are_not_found_and_head_has_no_body() {
     let world = World::start().await;
-    for (address, page) in [(world.admin, "/tap"), (world.metrics, "/config"), (world.health, "/")] {
+    for (address, page) in [(world.admin, "/nowhere"), (world.metrics, "/config"), (world.health, "/")] {
         assert_eq!(get(address, page).await.status(), 404, "{page}");
     }
     let head = ask(world.admin, "HEAD /config HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
@@ -265,4 +280,117 @@ async fn a_client_that_does_not_come_to_an_end_is_cut_off() {
         assert!(!String::from_utf8_lossy(&answer).contains(" 200 "));
         assert_eq!(*world.done.lock().unwrap(), ["started"]);
     }
+}
+
+async fn browse(address: SocketAddr, path: &str) -> Answer {
+    let accept = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+    ask(address, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n")).await
+}
+
+#[tokio::test]
+async fn a_browser_gets_each_page_as_html_with_links_to_the_others_and_nothing_from_elsewhere() {
+    let world = World::start().await;
+    for page in [
+        "config",
+        "certificates",
+        "upstreams",
+        "connections",
+        "failures",
+        "routes",
+        "version",
+        "log",
+        "tap",
+        "why",
+    ] {
+        let answer = browse(world.admin, &format!("/{page}")).await;
+        assert_eq!(
+            (answer.status(), answer.header("content-type")),
+            (200, Some("text/html; charset=utf-8")),
+            "{page}"
+        );
+        assert!(answer.header("content-security-policy").unwrap().starts_with("default-src 'none'"));
+        for link in ["<a href=\"/\">", "<a href=\"/upstreams\"", "<a href=\"/log\""] {
+            assert!(answer.body.contains(link), "{link} on {page}");
+        }
+        if !["log", "tap", "why"].contains(&page) {
+            assert!(answer.body.contains(&format!("<dt>shown</dt><dd>{page}</dd>")), "{}", answer.body);
+        }
+        assert!(!answer.body.contains("http://") || answer.body.contains("http://localhost"), "{page}");
+    }
+}
+
+#[tokio::test]
+async fn who_takes_everything_or_json_rather_gets_json() {
+    let world = World::start().await;
+    for (accept, is_html) in [
+        ("*/*", false),
+        ("application/json", false),
+        ("application/json, text/html;q=0.5", false),
+        ("text/html;q=0", false),
+        ("text/html", true),
+        ("text/html, application/json", true),
+        ("text/html;q=0.9, application/json;q=0.1", true),
+    ] {
+        let request = format!("GET /config HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n");
+        let answer = ask(world.admin, &request).await;
+        assert_eq!(answer.header("content-type") == Some("text/html; charset=utf-8"), is_html, "{accept}");
+    }
+}
+
+#[tokio::test]
+async fn a_question_is_answered_or_told_how_it_is_asked() {
+    let world = World::start().await;
+    let answer = get(world.admin, "/why?url=http://api").await;
+    assert_eq!((answer.status(), answer.json()), (200, json!({ "asked": "url=http://api" })));
+    let answer = get(world.admin, "/why").await;
+    assert_eq!((answer.status(), answer.json()), (400, json!({ "error": "ask as <so>" })));
+    let page = browse(world.admin, "/why?url=x").await.body;
+    assert!(page.contains("ask as &lt;so&gt;") && page.contains("name=\"url\""), "{page}");
+}
+
+#[tokio::test]
+async fn a_form_of_a_browser_changes_the_log_level_and_leads_back() {
+    let world = World::start().await;
+    let body = "level=warn%2Coutrigger_proxy%3Ddebug";
+    let head = "POST /log HTTP/1.1\r\nhost: localhost\r\norigin: http://localhost\r\naccept: text/html\r\n\
+                content-type: application/x-www-form-urlencoded";
+    let answer = ask(world.admin, &format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())).await;
+    assert_eq!((answer.status(), answer.header("location")), (303, Some("/log")));
+    assert_eq!(get(world.admin, "/log").await.json(), json!({ "level": "warn,outrigger_proxy=debug" }));
+}
+
+#[tokio::test]
+async fn a_wrong_filter_of_the_tap_is_told_what_is_allowed_and_a_ninth_reader_that_there_are_eight() {
+    let world = World::start().await;
+    let answer = get(world.admin, "/tap?statuz=5xx").await;
+    assert_eq!(answer.status(), 400);
+    assert!(answer.json()["error"].as_str().unwrap().contains("status=5xx|404|500-503"));
+    let readers: Vec<_> = (0..8).map(|_| world.tap.look_on(Default::default()).unwrap()).collect();
+    assert_eq!(get(world.admin, "/tap").await.status(), 503);
+    drop(readers);
+    let head = ask(world.admin, "HEAD /tap HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert_eq!(head.header("content-type"), Some("application/x-ndjson"), "a place is free again");
+}
+
+#[tokio::test]
+async fn the_tap_outlives_the_time_of_other_answers_and_ends_with_its_reader() {
+    let short = Duration::from_millis(1);
+    let world = World::start_with(Limits { head: Duration::from_secs(600), connection: short }).await;
+    let mut stream = TcpStream::connect(world.admin).await.unwrap();
+    stream
+        .write_all(b"GET /tap HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n")
+        .await
+        .unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200", "the head comes before the first request");
+    let others = || (0..7).map(|_| world.tap.look_on(Default::default()).unwrap()).collect::<Vec<_>>();
+    tokio::time::sleep(10 * short).await;
+    let seven = others();
+    assert!(world.tap.look_on(Default::default()).is_err(), "it still has its place");
+    drop(stream);
+    while world.tap.look_on(Default::default()).is_err() {
+        tokio::task::yield_now().await;
+    }
+    drop(seven);
 }

@@ -84,6 +84,23 @@ impl Filters {
             && response_headers.is_none()
     }
 
+    /// The names of those there are, in the order in which a request passes them; the last is the response's.
+    pub fn names(&self) -> Vec<&'static str> {
+        let Self { fault, redirect, respond, rewrite, request_headers, mirror, response_headers } = self;
+        [
+            (fault.is_some(), "fault"),
+            (redirect.is_some(), "redirect"),
+            (respond.is_some(), "respond"),
+            (rewrite.is_some(), "rewrite"),
+            (request_headers.is_some(), "requestHeaders"),
+            (mirror.is_some(), "mirror"),
+            (response_headers.is_some(), "responseHeaders"),
+        ]
+        .into_iter()
+        .filter_map(|(is_there, name)| is_there.then_some(name))
+        .collect()
+    }
+
     /// Has a request pass steps 1 to 4. It came by `scheme`, and `prefix` is the length of the prefix by which the
     /// route matched; `draw` gives another number from 0 to below 1 each time.
     ///

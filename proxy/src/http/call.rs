@@ -334,11 +334,15 @@ impl<'a> Tries<'a> {
             () = self.make(request, endpoint, recording) => return,
             passed = limit.passed(request_ended) => passed,
         };
-        recording.timed_out(Instant::now());
+        let now = Instant::now();
+        recording.timed_out(now);
         self.result = Err(match passed {
             Passed::Timeout(limit) => HopError::Timeout(limit),
             Passed::Deadline => HopError::DeadlinePassed,
         });
+        if let Some(endpoint) = recording.tried() {
+            endpoint.note_error(|| words_for(&self.result), now);
+        }
     }
 
     async fn attempt(
@@ -371,7 +375,12 @@ impl<'a> Tries<'a> {
             };
             strip_mesh_headers(response.headers_mut());
         }
-        recording.attempt_ended(attempt_of(&self.result, recording), Instant::now());
+        let ended = attempt_of(&self.result, recording);
+        let now = Instant::now();
+        if matches!(ended, Attempt::Failed | Attempt::ConnectFailed) {
+            endpoint.note_error(|| words_for(&self.result), now);
+        }
+        recording.attempt_ended(ended, now);
     }
 
     /// Tries again, as long as the policy says so and the budget lets it.
@@ -488,6 +497,18 @@ fn tried_of(result: &Result<Response<Body>, HopError>, mark: PeerMark) -> Tried<
     match result {
         Ok(response) => Tried::Answered { status: response.status(), headers: response.headers(), mark },
         Err(error) => Tried::failed(error),
+    }
+}
+
+/// What failed at an endpoint, for people.
+#[cold]
+fn words_for(result: &Result<Response<Body>, HopError>) -> String {
+    match result {
+        Ok(response) => match grpc_status(response.headers()) {
+            Some(status) => format!("it answered with grpc-status {status}"),
+            None => format!("it answered with {}", response.status().as_u16()),
+        },
+        Err(error) => error.to_string(),
     }
 }
 

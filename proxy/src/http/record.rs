@@ -15,7 +15,7 @@ use super::headers::is_grpc;
 use super::hop::PumpGuard;
 use super::local_response::LocalResponse;
 use crate::net::{Body, BodyEnd, BodyWatch, ClientAddress, Copied};
-use crate::telemetry::{Direction, Held, Recorder, RequestRecord, Tls};
+use crate::telemetry::{Direction, OpenConnection, Recorder, RequestRecord, Tls};
 use crate::upstream::{
     Admission, Attempt, ConnectionPlace, Endpoint, Http1Lease, InFlight, StreamLease, Upstream,
 };
@@ -85,7 +85,7 @@ pub struct Recording {
     tunnel_ends: Option<Instant>,
     idle_timeout: Option<Duration>,
     /// The connections on both sides of a tunnel, in their counts.
-    tunnel_holds: (Option<Rc<Held>>, Option<ConnectionPlace>),
+    tunnel_holds: (Option<Rc<OpenConnection>>, Option<ConnectionPlace>),
 }
 
 impl Exchange {
@@ -249,7 +249,7 @@ impl Recording {
     }
 
     /// The client's connection stays open for as long as a tunnel that comes of this exchange.
-    pub fn holds_open(&mut self, open: Rc<Held>) {
+    pub fn holds_open(&mut self, open: Rc<OpenConnection>) {
         self.tunnel_holds.0 = Some(open);
     }
 
@@ -347,7 +347,12 @@ impl Recording {
         if let (Some(in_flight), Some(upstream)) = (&self.in_flight, &self.upstream) {
             let failed = broken || self.grpc_status == Some(GRPC_UNAVAILABLE);
             let attempt = if failed { Attempt::Failed } else { Attempt::Answered };
-            upstream.attempt_ended(in_flight.endpoint(), attempt, Instant::now());
+            let now = Instant::now();
+            if failed {
+                let words = if broken { "its response broke off" } else { "it answered with grpc-status 14" };
+                in_flight.endpoint().note_error(|| words.into(), now);
+            }
+            upstream.attempt_ended(in_flight.endpoint(), attempt, now);
         }
     }
 

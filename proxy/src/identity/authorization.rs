@@ -24,6 +24,15 @@ pub struct Authorization {
     rules: Option<Vec<Rule>>,
 }
 
+/// What the rules say of a request, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It is let in, by the rule at this place; `None` where there are no rules.
+    Allowed(Option<usize>),
+    /// It is not, for a reason a rule.
+    Denied(Vec<String>),
+}
+
 /// One rule; an empty list lets all in.
 #[derive(Debug)]
 struct Rule {
@@ -55,11 +64,39 @@ impl Authorization {
     pub fn allows(&self, peer: Option<&SpiffeId>, port: u16, request: Request<'_>) -> bool {
         self.matching(peer, port).any(|rule| match rule {
             None => true,
-            Some(rule) => {
-                (rule.methods.is_empty() || rule.methods.iter().any(|m| m == request.method.as_str()))
-                    && (rule.paths.is_empty() || rule.paths.iter().any(|p| p.matches(request.path)))
-            }
+            Some((_, rule)) => rule.takes_method(request.method) && rule.takes_path(request.path),
         })
+    }
+
+    /// Which rule lets a request of `peer` to `port` in, or why each does not.
+    pub fn explain(&self, peer: Option<&SpiffeId>, port: u16, request: Request<'_>) -> Decision {
+        if let Some(peer) = peer.filter(|peer| !self.trust_domain.accepts(peer)) {
+            return Decision::Denied(vec![format!("{peer} is not of {}", self.trust_domain)]);
+        }
+        if self.allows(peer, port, request) {
+            let lets_in = |(_, rule): &(usize, &Rule)| {
+                rule.takes_method(request.method) && rule.takes_path(request.path)
+            };
+            let mut rules = self.matching(peer, port).flatten();
+            return Decision::Allowed(rules.find(lets_in).map(|(number, _)| number));
+        }
+        let spoken_of: Vec<usize> = self.matching(peer, port).flatten().map(|(number, _)| number).collect();
+        let rules = self.rules.iter().flatten().enumerate();
+        let reasons = rules.map(|(number, rule)| {
+            let why = if !rule.takes_port(port) {
+                format!("it is for the ports {:?}", rule.ports)
+            } else if !spoken_of.contains(&number) {
+                format!("it is for {}", rule.identities.join(", "))
+            } else if !rule.takes_method(request.method) {
+                format!("it is for {}", rule.methods.join(", "))
+            } else if is_ambiguous(request.path) {
+                "the path can be read in two ways, and so it matches no rule on paths".into()
+            } else {
+                "it is for other paths".into()
+            };
+            format!("rule {}: {why}", number + 1)
+        });
+        Decision::Denied(reasons.collect())
     }
 
     /// Whether `peer` may send opaque bytes to `port`. A port with a rule on methods or paths takes
@@ -79,12 +116,12 @@ impl Authorization {
         })
     }
 
-    /// The rules that speak of this peer and port; one `None` when there are no rules at all.
-    fn matching(&self, peer: Option<&SpiffeId>, port: u16) -> impl Iterator<Item = Option<&Rule>> {
+    /// The rules that speak of this peer and port, with their places; one `None` when there are no rules at all.
+    fn matching(&self, peer: Option<&SpiffeId>, port: u16) -> impl Iterator<Item = Option<(usize, &Rule)>> {
         let in_domain = peer.is_none_or(|peer| self.trust_domain.accepts(peer));
         let unruled = self.rules.is_none().then_some(None);
-        let ruled = self.rules.iter().flatten().filter(move |rule| {
-            (rule.ports.is_empty() || rule.ports.contains(&port))
+        let ruled = self.rules.iter().flatten().enumerate().filter(move |(_, rule)| {
+            rule.takes_port(port)
                 && match peer {
                     Some(peer) => {
                         rule.identities.is_empty()
@@ -107,6 +144,18 @@ fn identity_matches(pattern: &str, peer: &SpiffeId) -> bool {
 }
 
 impl Rule {
+    fn takes_port(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port)
+    }
+
+    fn takes_method(&self, method: &Method) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|known| known == method.as_str())
+    }
+
+    fn takes_path(&self, path: &str) -> bool {
+        self.paths.is_empty() || self.paths.iter().any(|known| known.matches(path))
+    }
+
     fn new(rule: &AllowRule) -> Self {
         Self {
             identities: rule.identities.clone(),
@@ -221,6 +270,37 @@ mod tests {
             let request = Request { method: &method, path };
             assert_eq!(rules.allows(Some(&id(who)), port, request), want, "{who} {port} {method} {path}");
         }
+    }
+
+    #[test]
+    fn it_says_which_rule_lets_a_request_in_or_why_each_does_not() {
+        let rules = Authorization::new("cluster.local", Some(&rules()));
+        let told = |who: &SpiffeId, port, method: &Method, path| {
+            rules.explain(Some(who), port, Request { method, path })
+        };
+        let denied = |reasons: &[&str]| Decision::Denied(reasons.iter().map(|one| (*one).into()).collect());
+        const OTHER: &str = "rule 2: it is for the ports [9000]";
+        let web = id("web");
+        assert_eq!(told(&web, 8080, &GET, "/orders/7"), Decision::Allowed(Some(0)));
+        assert_eq!(told(&web, 9000, &GET, "/any"), Decision::Allowed(Some(1)));
+        for (who, method, path, why) in [
+            (id("other"), GET, "/orders", "rule 1: it is for spiffe://cluster.local/ns/shop/sa/web"),
+            (id("web"), Method::PUT, "/orders", "rule 1: it is for GET"),
+            (id("web"), GET, "/admin", "rule 1: it is for other paths"),
+            (
+                id("web"),
+                GET,
+                "/orders/../x",
+                "rule 1: the path can be read in two ways, and so it matches no rule on paths",
+            ),
+        ] {
+            assert_eq!(told(&who, 8080, &method, path), denied(&[why, OTHER]), "{who} {method} {path}");
+        }
+        let foreign = SpiffeId::new("evil.local", "shop", "web").unwrap();
+        assert!(matches!(told(&foreign, 8080, &GET, "/orders"), Decision::Denied(why) if why.len() == 1));
+        let none = Authorization::new("cluster.local", None);
+        let request = Request { method: &GET, path: "/x" };
+        assert_eq!(none.explain(Some(&id("web")), 80, request), Decision::Allowed(None));
     }
 
     #[test]

@@ -5,6 +5,6 @@ mod authorization;
 mod handshake;
 mod tls;
 
-pub use authorization::{Authorization, Request};
+pub use authorization::{Authorization, Decision, Request};
 pub use handshake::{HandshakeError, Peer, accept, connect, connect_server};
 pub use tls::{MeshTls, Sessions, TlsError, server_tls};

@@ -111,11 +111,44 @@ pub fn bind_listeners(role: Role, port: u16) -> Result<Vec<TcpListener>, ListenE
     let mut listeners = vec![first];
     match bind(SocketAddr::new(v6, port)) {
         Ok(listener) => listeners.push(listener),
-        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
-        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32) => {}
+        Err(error) if is_missing_family(&error) => {}
         Err(source) => return Err(ListenError::Bind { role, address: (v6, port).into(), source }),
     }
     Ok(listeners)
+}
+
+/// Listens on `port` at these addresses, and on loopback, of the families that the machine has.
+///
+/// # Errors
+/// The first address that can't be listened on.
+pub fn bind_listeners_at(
+    role: Role,
+    addresses: &[IpAddr],
+    port: u16,
+) -> Result<Vec<TcpListener>, ListenError> {
+    // One for all of a family has loopback's too.
+    let all = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    let beside = loopback.into_iter().zip(all).filter_map(|(loopback, all)| {
+        (!addresses.contains(&all) && !addresses.contains(&loopback)).then_some(loopback)
+    });
+    let mut listeners = Vec::new();
+    for (address, is_asked_for) in
+        addresses.iter().map(|one| (*one, true)).chain(beside.map(|one| (one, false)))
+    {
+        let address = SocketAddr::new(address, port);
+        match bind(address) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if !is_asked_for && is_missing_family(&error) => {}
+            Err(source) => return Err(ListenError::Bind { role, address, source }),
+        }
+    }
+    Ok(listeners)
+}
+
+fn is_missing_family(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32)
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

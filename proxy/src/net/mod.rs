@@ -25,6 +25,6 @@ pub use fields::{
     ORIGINAL_VERSION, has_unknown_coding, strip_hop_by_hop, strip_mesh_headers, version_to_mesh,
 };
 pub use forgery::{Forgery, Guarded};
-pub use listen::{HandedIn, ListenError, Role, bind_listeners, handed_in_sockets};
+pub use listen::{HandedIn, ListenError, Role, bind_listeners, bind_listeners_at, handed_in_sockets};
 pub use local::LocalAddresses;
 pub use prefixed::Prefixed;

@@ -58,6 +58,11 @@ impl CompiledRoute {
         }
     }
 
+    /// All the upstreams it may go to, with their weights.
+    pub fn targets(&self) -> &[(Target, u32)] {
+        &self.targets
+    }
+
     /// Where one request goes, by weight; `None` where the route itself answers.
     pub fn choose(&self, rng: &mut impl Rng) -> Option<&Target> {
         if let [(only, _)] = &*self.targets {

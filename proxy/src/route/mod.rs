@@ -18,9 +18,11 @@
 mod bench;
 mod compiled;
 mod conditions;
+mod explain;
 mod paths;
 mod regexes;
 mod table;
 
 pub use compiled::{CompiledRoute, Target};
+pub use explain::{Explained, PassedOver, explain};
 pub use table::{Asked, Matched, RouteTable};

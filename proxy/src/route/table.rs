@@ -103,7 +103,7 @@ impl RouteTable {
 }
 
 /// Which of two alternatives of a host comes first, as the module says.
-fn precedence(alternative: &RouteMatch) -> impl Ord + use<> {
+pub(super) fn precedence(alternative: &RouteMatch) -> impl Ord + use<> {
     let (kind, length) = match &alternative.path {
         Some(PathMatch::Exact(path)) => (0, path.len()),
         Some(PathMatch::Regex(pattern)) => (1, pattern.len()),

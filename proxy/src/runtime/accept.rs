@@ -13,7 +13,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 
 use crate::net::ClientAddress;
-use crate::telemetry::{AccessLog, Direction, Held, Recorder};
+use crate::telemetry::{AccessLog, Direction, OpenConnection, Recorder};
 use crate::worker::{Shared, Worker};
 use crate::{inbound, outbound};
 
@@ -45,7 +45,7 @@ pub(super) struct Listeners {
 }
 
 /// A connection on its way to its worker.
-type Accepted = (std::net::TcpStream, ClientAddress, Direction, Held);
+type Accepted = (std::net::TcpStream, ClientAddress, Direction, OpenConnection);
 
 /// What the workers know of each other.
 struct Team {
@@ -80,7 +80,8 @@ pub(super) fn start(
                 Ok(runtime) => runtime,
                 Err(error) => return tracing::error!("worker {number} has no runtime: {error}"),
             };
-            let recorder = Recorder::new(shared.metrics.clone(), access_log);
+            let recorder = Recorder::new(shared.metrics.clone(), access_log)
+                .seen_by(shared.tap.clone(), shared.failures.clone());
             let worker = Worker::new(shared, recorder);
             runtime.block_on(work(worker, number, team, listeners, inbox, phase, accepting));
         })?);
@@ -188,7 +189,9 @@ impl Acceptor {
     /// Carries a connection here, or on the worker that has clearly fewer.
     fn place(&self, stream: TcpStream, client: ClientAddress) {
         // Counted from now on, also on its way to another worker: a drain waits for it.
-        let open = self.worker.shared.metrics.connections_open.of(self.direction).hold();
+        let shared = &self.worker.shared;
+        let held = shared.metrics.connections_open.of(self.direction).hold();
+        let open = shared.connections.opened(held, self.direction, client.0);
         let Some((other, place)) = self.less_loaded() else { return self.carry(stream, client, open) };
         match stream.into_std() {
             Ok(stream) => place.send((stream, client, self.direction, open)),
@@ -207,7 +210,7 @@ impl Acceptor {
         self.team.hand_over[other].try_reserve().ok().map(|place| (other, place))
     }
 
-    fn carry(&self, stream: TcpStream, client: ClientAddress, open: Held) {
+    fn carry(&self, stream: TcpStream, client: ClientAddress, open: OpenConnection) {
         let (worker, direction) = (self.worker.clone(), self.direction);
         let counted = Counted { team: self.team.clone(), number: self.number };
         self.team.open[self.number].fetch_add(1, Relaxed);

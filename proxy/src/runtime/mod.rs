@@ -9,7 +9,7 @@ mod give_back;
 mod in_force;
 mod report;
 
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,9 +29,9 @@ use in_force::ConfigInForce;
 use crate::admin;
 use crate::config::{CLUSTER_DOMAIN, Config, ConfigError, Mtls};
 use crate::identity::MeshTls;
-use crate::net::{Dialler, HandedIn, ListenError, LocalAddresses, Role, bind_listeners};
+use crate::net::{Dialler, HandedIn, ListenError, LocalAddresses, Role, bind_listeners, bind_listeners_at};
 use crate::resolve::{MeshServer, ResolveError, ResolveSettings, Resolver};
-use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, History, Metrics, Recorder};
+use crate::telemetry::{AccessLog, AccessLogError, AccessLogOutput, History, Metrics, Recorder, Tap};
 use crate::upstream::{Directory, HealthChecks, PoolsSettings, SecurityRules};
 use crate::worker::{Effective, Moment, Shared};
 
@@ -80,6 +80,8 @@ pub struct Settings {
     pub overlay: Overlay,
     /// Where it listens.
     pub ports: Ports,
+    /// Addresses at which the admin port listens beside loopback; none: on loopback only.
+    pub admin_addresses: Vec<IpAddr>,
     /// Sockets that a supervisor handed in.
     pub handed_in: HandedIn,
     /// Packet mark that exempts our sockets from the redirect.
@@ -172,6 +174,9 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         exhausted: Moment::new(),
         directory: directory.clone(),
         metrics: metrics.clone(),
+        tap: Tap::new(metrics.tap_dropped.clone()),
+        failures: Arc::default(),
+        connections: Default::default(),
         local,
         own_ports: own_ports(&settings.ports, &settings.handed_in),
         stopping: draining.clone(),
@@ -191,17 +196,20 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         report::Readiness { shared: shared.clone(), status: status.clone(), draining: draining.clone() };
     let (stop, stopping) = drain::requests();
     let history = Arc::new(History::new(metrics.clone()));
-    let sources = Arc::new(report::sources(
-        &ready,
-        &config,
-        &metrics,
-        &history,
-        &stop,
-        settings.version,
-        settings.log_level,
-    ));
+    let admin = admin_sockets(&settings.admin_addresses, ports, handed_in)?;
+    let about = report::About {
+        version: settings.version,
+        reached_by: reached_by(&admin),
+        started: std::time::SystemTime::now(),
+    };
+    let sources = Arc::new(report::sources(&ready, &config, &metrics, &history, &stop, about, settings.log_level));
+    let mut admin = Some(admin);
     for role in [Role::Admin, Role::Metrics, Role::Health] {
-        for listener in sockets(role, ports, handed_in)? {
+        let listeners = match role {
+            Role::Admin => admin.take().unwrap_or_default(),
+            _ => sockets(role, ports, handed_in)?,
+        };
+        for listener in listeners {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             let sources = sources.clone();
             match role {
@@ -352,6 +360,33 @@ fn sockets(role: Role, ports: &Ports, handed_in: &mut HandedIn) -> Result<Vec<Tc
     match handed_in.remove(&role) {
         Some(sockets) => Ok(sockets),
         None => Ok(bind_listeners(role, ports.of(role))?),
+    }
+}
+
+fn admin_sockets(
+    addresses: &[IpAddr],
+    ports: &Ports,
+    handed_in: &mut HandedIn,
+) -> Result<Vec<TcpListener>, RunError> {
+    if addresses.is_empty() || handed_in.contains_key(&Role::Admin) {
+        return sockets(Role::Admin, ports, handed_in);
+    }
+    Ok(bind_listeners_at(Role::Admin, addresses, ports.admin)?)
+}
+
+/// Says so where others than this machine can reach the admin port: who reaches it can read and stop the proxy.
+fn reached_by(admin: &[TcpListener]) -> admin::ReachedBy {
+    let addresses = admin.iter().filter_map(|listener| listener.local_addr().ok());
+    let mut beyond = addresses.filter(|address| !address.ip().to_canonical().is_loopback());
+    match beyond.next() {
+        None => admin::ReachedBy::Loopback,
+        Some(address) => {
+            tracing::warn!(
+                "the admin port listens on {address}: whoever reaches it sees all requests and can stop the proxy; let a \
+                 firewall or a network policy say who does"
+            );
+            admin::ReachedBy::AnyAddress
+        }
     }
 }
 

@@ -1,5 +1,10 @@
 //! What the admin ports show, and the gauges that are read off rather than counted.
 
+mod connections;
+mod failures;
+mod upstreams;
+mod why;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
@@ -12,10 +17,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::drain::Stop;
 use super::in_force::ConfigInForce;
-use crate::admin::{LogLevel, Sources};
-use crate::resolve::Snapshot;
-use crate::telemetry::{Direction, History, HistoryQuery, Metrics};
-use crate::upstream::{Security, Upstream};
+use crate::admin::{LogLevel, ReachedBy, Sources};
+use crate::telemetry::{History, HistoryQuery, Metrics};
+use crate::upstream::Upstream;
 use crate::worker::Shared;
 
 /// How often gauges are read off.
@@ -49,19 +53,38 @@ impl Readiness {
     }
 }
 
+/// What does not change while the proxy runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct About {
+    pub(super) version: &'static str,
+    pub(super) reached_by: ReachedBy,
+    pub(super) started: SystemTime,
+}
+
+impl About {
+    fn describe(&self) -> Value {
+        json!({
+            "version": self.version,
+            "startedAt": unix_seconds(self.started),
+            "runningForSeconds": self.started.elapsed().unwrap_or_default().as_secs(),
+            "processId": std::process::id(),
+            "build": if cfg!(debug_assertions) { "debug" } else { "release" },
+            "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+        })
+    }
+}
+
 pub(super) fn sources(
     ready: &Readiness,
     config: &ConfigInForce,
     metrics: &Arc<Metrics>,
     history: &Arc<History>,
     stop: &mpsc::Sender<Stop>,
-    version: &'static str,
+    about: About,
     log_level: LogLevel,
 ) -> Sources {
     let (shared, status) = (ready.shared.clone(), ready.status.clone());
-    let upstreams = shared.clone();
-    let connections = shared.clone();
-    let routes = shared.clone();
+    let [upstreams, connections, failures, routes, why] = std::array::from_fn(|_| shared.clone());
     let config = config.clone();
     let readiness = ready.clone();
     let stopper = |stop: mpsc::Sender<Stop>, how: Stop| -> Arc<dyn Fn() + Send + Sync> {
@@ -70,17 +93,20 @@ pub(super) fn sources(
     };
     Sources {
         metrics: metrics.clone(),
-        version,
+        version: about.version,
+        about: Arc::new(move || about.describe()),
+        reached_by: about.reached_by,
         ready: Arc::new(move || readiness.check()),
         config: Arc::new(move || config.describe()),
         certificates: Arc::new(move || certificates(status.as_ref())),
-        upstreams: Arc::new(move || all_upstreams(&upstreams)),
-        connections: Arc::new(move || {
-            json!({
-                "inbound": connections.metrics.connections_open.of(Direction::Inbound).get(),
-                "outbound": connections.metrics.connections_open.of(Direction::Outbound).get(),
-            })
+        upstreams: Arc::new(move || upstreams::all(&upstreams)),
+        connections: Arc::new(move || connections::all(&connections)),
+        failures: Arc::new(move || failures::last(&failures.failures)),
+        why: Arc::new(move |query| {
+            let shared = why.clone();
+            Box::pin(async move { why::answer(&shared, &query).await })
         }),
+        tap: shared.tap.clone(),
         routes: Arc::new(move || json!(routes.effective.load().config.routes)),
         history: {
             let history = history.clone();
@@ -94,6 +120,14 @@ pub(super) fn sources(
         drain: Some(stopper(stop.clone(), Stop::Drain)),
         quit: Some(stopper(stop.clone(), Stop::Now)),
     }
+}
+
+/// The workload's ports; of one that was asked for at several addresses, that with the worst breaker comes last and is
+/// the one that is shown.
+fn workload_ports(shared: &Shared, now: Instant) -> Vec<Arc<Upstream>> {
+    let mut ports = shared.effective.load().workload.upstreams();
+    ports.sort_by_key(|upstream| upstream.breaker.state(now).as_metric());
+    ports
 }
 
 fn certificates(status: Option<&watch::Receiver<Arc<Status>>>) -> Value {
@@ -134,72 +168,6 @@ fn roots(bundle: &TrustBundle) -> Vec<(String, i64)> {
         .filter_map(|root| X509Certificate::from_der(root).ok())
         .map(|(_, root)| (root.subject().to_string(), root.validity().not_after.timestamp()))
         .collect()
-}
-
-fn all_upstreams(shared: &Shared) -> Value {
-    let now = Instant::now();
-    let named = shared.directory.upstreams();
-    let named = named
-        .iter()
-        .map(|(name, (upstream, snapshot))| (name.to_string(), one_upstream(upstream, Some(snapshot), now)));
-    let workload = workload_ports(shared, now);
-    let workload =
-        workload.iter().map(|upstream| (upstream.name.to_string(), one_upstream(upstream, None, now)));
-    named.chain(workload).collect::<serde_json::Map<_, _>>().into()
-}
-
-/// The workload's ports; of one that was asked for at several addresses, that with the worst breaker comes last and is
-/// the one that is shown.
-fn workload_ports(shared: &Shared, now: Instant) -> Vec<Arc<Upstream>> {
-    let mut ports = shared.effective.load().workload.upstreams();
-    ports.sort_by_key(|upstream| upstream.breaker.state(now).as_metric());
-    ports
-}
-
-fn one_upstream(upstream: &Upstream, snapshot: Option<&Snapshot>, now: Instant) -> Value {
-    let set = upstream.set();
-    let endpoints: Vec<Value> = set
-        .members
-        .iter()
-        .map(|member| {
-            let endpoint = &member.endpoint;
-            json!({
-                "address": endpoint.address,
-                "standing": endpoint.standing.describe(now),
-                "checkedSoForSeconds": endpoint.standing.health_for(now).map(|since| since.as_secs_f64()),
-                "weight": member.weight,
-                "priority": member.priority,
-                "zone": member.zone.as_deref(),
-                "tags": *member.tags,
-                "security": describe(&endpoint.security),
-                "opaque": endpoint.opaque,
-                "inFlight": endpoint.in_flight(),
-                "latencyMs": endpoint.latency().as_secs_f64() * 1e3,
-            })
-        })
-        .collect();
-    json!({
-        "endpoints": endpoints,
-        "vips": set.vips,
-        "source": set.source,
-        "ageSeconds": snapshot.and_then(|snapshot| snapshot.age(now)).map(|age| age.as_secs_f64()),
-        "lastError": snapshot.and_then(Snapshot::trouble).map(ToString::to_string),
-        "breaker": upstream.breaker.describe(now),
-        "retryBudget": upstream.retry_budget.describe(now),
-        "concurrency": upstream.concurrency.as_ref().map(|limit| limit.describe()),
-        "connections": upstream.open_connections(),
-        "pendingRequests": upstream.pending_requests(),
-    })
-}
-
-fn describe(security: &Security) -> String {
-    match security {
-        Security::Plain => "plaintext".into(),
-        Security::Mesh(expected) => format!("mesh TLS, expecting {expected}"),
-        Security::Try(expected) => format!("mesh TLS if it has a sidecar, expecting {expected}"),
-        Security::Server { .. } => "TLS to a server outside the mesh".into(),
-        Security::Refused(reason) => format!("refused: {reason}"),
-    }
 }
 
 /// Reads gauges off, for as long as the proxy runs.

@@ -2,7 +2,7 @@
 //!
 //! Workers format lines and queue them; one thread writes. A full queue drops and counts, it never waits.
 
-mod line;
+pub(super) mod line;
 mod writer;
 
 use std::path::PathBuf;

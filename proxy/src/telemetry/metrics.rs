@@ -72,6 +72,8 @@ pub struct Metrics {
     pub discovery_age: GaugeFamily<1>,
     /// Lines of the access log that were dropped, because the queue was full or writing failed.
     pub log_dropped: IntCounter,
+    /// What the tap did not show to a reader that was too slow.
+    pub tap_dropped: IntCounter,
     /// Panics, each of which ended one connection.
     pub panics: IntCounter,
 }
@@ -212,6 +214,10 @@ impl Metrics {
             )),
             log_dropped: making
                 .counter("outrigger_log_dropped_total", "Lines of the access log that were dropped."),
+            tap_dropped: making.counter(
+                "outrigger_tap_dropped_total",
+                "Exchanges that the tap did not show to a reader that was too slow.",
+            ),
             panics: making.counter("outrigger_panics_total", "Panics, each of which ended one connection."),
             registry: making.0,
         }
@@ -312,7 +318,7 @@ mod tests {
                 assert!(sample.starts_with(name), "{sample} stands under {name}");
             }
         }
-        assert_eq!(seen.len(), 39, "of each family there is a sample: {seen:?}");
+        assert_eq!(seen.len(), 40, "of each family there is a sample: {seen:?}");
     }
 
     fn with_a_sample_of_everything() -> Metrics {

@@ -5,11 +5,13 @@
 //! its vectors can neither drop a series that is idle without losing what is counted just then, nor bound
 //! how many sets of label values there are.
 //!
-//! What is counted where is decided by the floors above. Trace context, span export and the tap will
+//! What is counted where is decided by the floors above. Trace context and span export will
 //! live here too. No server: the admin floor serves what is rendered here.
 
 mod access_log;
 mod collector;
+mod connections;
+mod failures;
 mod family;
 mod gathered;
 mod history;
@@ -19,12 +21,16 @@ mod metrics;
 mod process;
 mod recorder;
 mod single;
+mod tap;
 mod traffic;
 
 pub use access_log::{AccessLog, AccessLogError, AccessLogOutput};
+pub use connections::{ConnectionSeen, OpenConnection, OpenConnections};
+pub use failures::Failures;
 pub use family::{CounterFamily, GaugeFamily, NamedCounters};
 pub use history::{History, HistoryQuery};
 pub use labels::{Direction, Tls};
 pub use metrics::{CONTENT_TYPE as METRICS_CONTENT_TYPE, Metrics, PerDirection};
 pub use recorder::{OpenTcp, Recorder, RequestRecord, TcpLabels, TcpRecord};
 pub use single::{Held, LateGauge, OpenGauge, TotalCounter};
+pub use tap::{FilterError, LookingOn, MOST_LOOKING_ON, Tap, TapFilter, Tapped, TooMany};

@@ -11,9 +11,11 @@ use http::{Method, Version};
 use outrigger_ca::SpiffeId;
 
 use super::access_log::AccessLog;
+use super::failures::Failures;
 use super::labels::{Direction, Labels, Tls};
 use super::metric::Histogram;
 use super::metrics::Metrics;
+use super::tap::Tap;
 use super::traffic::{RequestSeries, TcpSeries, lock};
 
 /// Most series that a worker keeps at hand; a full cache is emptied, which costs one slow lookup each.
@@ -27,6 +29,8 @@ const UNUSED_SWEEPS: u32 = 2;
 pub struct Recorder {
     metrics: Arc<Metrics>,
     access_log: AccessLog,
+    tap: Tap,
+    failures: Arc<Failures>,
     cache: RefCell<HashTable<Cached>>,
     sweeps: Cell<u32>,
 }
@@ -150,7 +154,13 @@ impl Recorder {
     /// Records into `metrics` and `access_log`.
     pub fn new(metrics: Arc<Metrics>, access_log: AccessLog) -> Self {
         let sweeps = Cell::new(metrics.sweeps.load(Relaxed));
-        Self { metrics, access_log, cache: RefCell::default(), sweeps }
+        let tap = Tap::new(metrics.tap_dropped.clone());
+        Self { metrics, access_log, tap, failures: Arc::default(), cache: RefCell::default(), sweeps }
+    }
+
+    /// Shows what it records to those who look on by `tap`, and notes what failed in `failures`.
+    pub fn seen_by(self, tap: Tap, failures: Arc<Failures>) -> Self {
+        Self { tap, failures, ..self }
     }
 
     /// The metrics that this records into.
@@ -158,7 +168,7 @@ impl Recorder {
         &self.metrics
     }
 
-    /// Counts a request and logs it.
+    /// Counts a request, logs it, and shows it to those who look on.
     pub fn request(&self, record: &RequestRecord<'_>) {
         self.sweep_cache();
         let series = self.series(record);
@@ -171,6 +181,8 @@ impl Recorder {
             series.retries_refused.inc();
         }
         self.access_log.request(record);
+        self.tap.request(record);
+        self.failures.request(record);
     }
 
     /// Counts an opaque TCP connection as open.
@@ -196,6 +208,8 @@ impl Recorder {
         open.reason = record.reason;
         drop(open);
         self.access_log.tcp(record);
+        self.tap.tcp(record);
+        self.failures.tcp(record);
     }
 
     /// Counts a TLS handshake; `Err` has the value of the label `reason`.

@@ -55,6 +55,8 @@ struct Counts {
 #[derive(Debug)]
 struct Shared {
     state: State,
+    /// When it came to that.
+    since: Instant,
     rng: SmallRng,
 }
 
@@ -173,7 +175,7 @@ impl Breaker {
             gate: AtomicU64::new(Gate::new(0, Gate::CLOSED).0),
             open_until: AtomicU64::new(0),
             rate,
-            state: Mutex::new(Shared { state: State::Closed(Closed::default()), rng }),
+            state: Mutex::new(Shared { state: State::Closed(Closed::default()), since: Instant::now(), rng }),
             opened: AtomicU64::new(0),
             half_opened: AtomicU64::new(0),
             closed: AtomicU64::new(0),
@@ -210,7 +212,7 @@ impl Breaker {
                 return Err(Open { retry_after: left });
             }
             let half_open = open.half_open();
-            self.enter(&mut shared, State::HalfOpen(half_open), Gate::HALF_OPEN);
+            self.enter(&mut shared, State::HalfOpen(half_open), Gate::HALF_OPEN, now);
             self.half_opened.fetch_add(1, Relaxed);
         }
         // A probe may have succeeded since the gate was read.
@@ -263,13 +265,13 @@ impl Breaker {
         if self.gate().generation() != generation {
             return None;
         }
-        let Shared { state, rng } = &mut *guard;
+        let Shared { state, rng, .. } = &mut *guard;
         let State::Closed(closed) = state else { return None };
         self.gate.store(Gate::new(generation, Gate::FAILING).0, Relaxed);
         let in_a_row = closed.failed(endpoints, available, now, &self.rules);
         let why = self.rate_reached(now).or(in_a_row)?;
         let open = closed.open(why, now, &self.rules, rng);
-        Some(self.open(&mut guard, open))
+        Some(self.open(&mut guard, open, now))
     }
 
     /// Counts a failure in, and says whether they are too many of all requests.
@@ -287,7 +289,7 @@ impl Breaker {
         if self.gate().generation() != generation {
             return None;
         }
-        let Shared { state, rng } = &mut *guard;
+        let Shared { state, rng, .. } = &mut *guard;
         let State::HalfOpen(half_open) = state else { return None };
         half_open.end_probe(began);
         match outcome {
@@ -297,13 +299,13 @@ impl Breaker {
                     rate.requests.clear();
                     rate.failures.clear();
                 }
-                self.enter(&mut guard, State::Closed(closed), Gate::CLOSED);
+                self.enter(&mut guard, State::Closed(closed), Gate::CLOSED, now);
                 self.closed.fetch_add(1, Relaxed);
                 Some(Change::Closed)
             }
             Outcome::Failure => {
                 let open = half_open.open(now, &self.rules, rng);
-                Some(self.open(&mut guard, open))
+                Some(self.open(&mut guard, open, now))
             }
         }
     }
@@ -318,17 +320,18 @@ impl Breaker {
         }
     }
 
-    fn open(&self, shared: &mut Shared, open: states::Open) -> Change {
+    fn open(&self, shared: &mut Shared, open: states::Open, now: Instant) -> Change {
         let (open_for, why) = (open.open_for, open.why);
         self.open_until.store(since_epoch(open.until), Relaxed);
-        self.enter(shared, State::Open(open), Gate::OPEN);
+        self.enter(shared, State::Open(open), Gate::OPEN, now);
         self.opened.fetch_add(1, Relaxed);
         Change::Opened { open_for, why }
     }
 
     /// Changes the state; `shared` shows that the mutex is held.
-    fn enter(&self, shared: &mut Shared, state: State, phase: u64) {
+    fn enter(&self, shared: &mut Shared, state: State, phase: u64, now: Instant) {
         shared.state = state;
+        shared.since = now;
         self.gate.store(Gate::new(self.gate().generation() + 1, phase).0, Relaxed);
     }
 
@@ -369,12 +372,19 @@ impl Breaker {
             State::Open(open) => json!({
                 "why": open.why.to_string(),
                 "openForSeconds": open.until.saturating_duration_since(now).as_secs_f64(),
+                // The first request after that is one.
+                "nextProbeInSeconds": open.until.saturating_duration_since(now).as_secs_f64(),
             }),
             State::HalfOpen(half_open) => {
-                json!({ "why": half_open.why.to_string(), "probes": half_open.probes() })
+                json!({
+                    "why": half_open.why.to_string(),
+                    "probes": half_open.probes(),
+                    "nextProbeInSeconds": half_open.next_probe(now, &self.rules).as_secs_f64(),
+                })
             }
         };
         value["state"] = self.state(now).as_str().into();
+        value["sinceSeconds"] = now.saturating_duration_since(shared.since).as_secs_f64().into();
         value["opened"] = self.transitions().opened.into();
         if let Some(rate) = &self.rate {
             value["recentRequests"] = rate.requests.count(now).into();

@@ -1,8 +1,8 @@
 //! One address of an upstream.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
@@ -45,8 +45,10 @@ pub struct Endpoint {
     /// Whether it is in or out, and why.
     pub standing: Standing,
     pub(super) load: Load,
-    /// It has left its upstream's set.
-    gone: AtomicBool,
+    /// Nanoseconds after the epoch at which it left its upstream's set; 0 while it is in it.
+    gone: AtomicU64,
+    /// What failed there last. Only failures write it, and wait for nobody.
+    last_error: Mutex<Option<(Arc<str>, Instant)>>,
     /// 0: unknown; `MESHED`; else the nanoseconds after the epoch until which it counts as plain.
     verdict: AtomicU64,
 }
@@ -70,7 +72,8 @@ impl Endpoint {
             server_name,
             standing: Standing::default(),
             load: Load::default(),
-            gone: AtomicBool::new(false),
+            gone: AtomicU64::new(0),
+            last_error: Mutex::default(),
             verdict: AtomicU64::new(0),
         })
     }
@@ -105,12 +108,34 @@ impl Endpoint {
 
     /// It is no longer of its upstream's set: its connections close as soon as nobody uses them.
     pub(super) fn leave(&self) {
-        self.gone.store(true, Relaxed);
+        self.gone.store(since_epoch(Instant::now()).max(1), Relaxed);
     }
 
     /// Whether it has left its upstream's set.
     pub fn is_gone(&self) -> bool {
-        self.gone.load(Relaxed)
+        self.gone.load(Relaxed) != 0
+    }
+
+    /// How long ago it left its upstream's set; `None` while it is in it.
+    pub fn gone_for(&self, now: Instant) -> Option<Duration> {
+        match self.gone.load(Relaxed) {
+            0 => None,
+            gone => Some(Duration::from_nanos(since_epoch(now).saturating_sub(gone))),
+        }
+    }
+
+    /// Remembers in words what failed. Of two at the same moment one is as good as the other.
+    pub fn note_error(&self, words: impl FnOnce() -> String, now: Instant) {
+        match self.last_error.try_lock() {
+            Ok(mut last) => *last = Some((words().into(), now)),
+            Err(TryLockError::Poisoned(last)) => *last.into_inner() = Some((words().into(), now)),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+
+    /// What failed last, and when.
+    pub fn last_error(&self) -> Option<(Arc<str>, Instant)> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Requests in flight.

@@ -46,4 +46,4 @@ pub use retry_budget::RetryBudget;
 pub use retry_policy::{AfterTry, PeerMark, RetryPolicy, Tried};
 pub use security::{Security, SecurityRules};
 pub use set::{EndpointSet, Member, Upstream};
-pub use standing::{EndpointState, Health, Standing, States};
+pub use standing::{Described, EndpointState, Health, Standing, States};

@@ -129,7 +129,7 @@ impl Upstream {
         record.connect_failures.store(policy.connect_failures().saturating_sub(1), Relaxed);
         record.take();
         tracing::info!("{} of upstream {} is out for {time:?}: {why}", endpoint.address, self.name);
-        standing.eject(since_epoch(now + time), format!("{why} (ejection {times})").into());
+        standing.eject(since_epoch(now + time), format!("{why} (ejection {times})").into(), now);
     }
 
     /// Once an interval: ejects the endpoints whose success rate lies far below the mean of all.

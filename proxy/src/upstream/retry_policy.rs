@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use http::header::{HeaderName, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use rand::{Rng, RngExt};
+use serde_json::{Value, json};
 
 use crate::config::{self, MAX_RETRY_ATTEMPTS, RetryCondition};
 
@@ -134,6 +135,23 @@ impl RetryPolicy {
         self.attempts
     }
 
+    /// When it tries again, for people.
+    pub fn describe(&self) -> Value {
+        let mut after = vec!["what was not processed"];
+        after.extend(self.on_reset.then_some("reset"));
+        after.extend(self.on_timeout.then_some("timeout of a try"));
+        let statuses: Vec<u16> = (400..600).filter(|status| self.on_statuses.holds(*status)).collect();
+        let calls: Vec<u32> = (0..u32::BITS).filter(|code| self.on_grpc & (1 << code) != 0).collect();
+        json!({
+            "retries": self.attempts,
+            "after": after,
+            "afterStatuses": statuses,
+            "afterGrpcStatuses": calls,
+            "perTryTimeoutSeconds": self.per_try_timeout.map(|limit| limit.as_secs_f64()),
+            "backoffSeconds": [self.backoff_base.as_secs_f64(), self.backoff_max.as_secs_f64()],
+        })
+    }
+
     /// Time one try may take, to the response's headers.
     pub fn per_try_timeout(&self) -> Option<Duration> {
         self.per_try_timeout
@@ -215,7 +233,11 @@ impl Statuses {
     }
 
     fn contains(&self, status: StatusCode) -> bool {
-        Self::place(status.as_u16()).is_some_and(|(word, bit)| self.0[word] & bit != 0)
+        self.holds(status.as_u16())
+    }
+
+    fn holds(&self, status: u16) -> bool {
+        Self::place(status).is_some_and(|(word, bit)| self.0[word] & bit != 0)
     }
 }
 

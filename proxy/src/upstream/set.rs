@@ -1,6 +1,6 @@
 //! An upstream and its current set of endpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -14,7 +14,7 @@ use super::balance::{Choice, Picker, Subset};
 use super::load::since_epoch;
 use super::outlier::Ejections;
 use super::standing::{EndpointState, StaleAt, States};
-use super::{Breaker, ConcurrencyLimit, Endpoint, Policy, RetryBudget};
+use super::{Breaker, ConcurrencyLimit, Endpoint, EndpointId, Policy, RetryBudget};
 
 /// How exactly the last use is known, in nanoseconds: workers that all wrote the time for each request would
 /// pass the cache line around.
@@ -248,6 +248,33 @@ impl Upstream {
     /// How many endpoints requests may go to, for the breaker: those that are in, and in panic all.
     pub fn available(&self) -> usize {
         self.picker.load().available()
+    }
+
+    /// The endpoints that have left the set and are still in use.
+    pub fn leaving(&self) -> Vec<Arc<Endpoint>> {
+        self.making().left.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// What share of the requests each endpoint gets now that may be chosen, before loads are compared: by priority
+    /// level, zone and weight. One that is out has none, or in panic mode its part all the same.
+    pub fn shares(&self, subset: Option<&Subset>, now: Instant) -> HashMap<EndpointId, f64> {
+        let now = since_epoch(now);
+        if self.stale_at.is_due(now) {
+            self.make_picker(&self.making(), now);
+        }
+        if self.picker.load().plan(subset).is_none() {
+            self.make_picker_for(subset, now);
+        }
+        self.picker.load().plan(subset).map(|plan| plan.shares()).unwrap_or_default()
+    }
+
+    /// How far the slow start of an endpoint has come that is in, from 0 to below 1; `None` once it is over.
+    pub fn slow_start_of(&self, endpoint: &Endpoint, now: Instant) -> Option<f64> {
+        let whole = self.policy.slow_start?;
+        let since = endpoint.standing.in_since();
+        let grown =
+            Duration::from_nanos(since_epoch(now).saturating_sub(since)).as_secs_f64() / whole.as_secs_f64();
+        (since != 0 && grown < 1.0).then_some(grown)
     }
 
     /// How many endpoints are in, out and leaving.

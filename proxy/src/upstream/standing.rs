@@ -65,7 +65,8 @@ struct Reasons {
     health: Option<Arc<str>>,
     /// When health checks last put it in or out.
     health_since: Option<Instant>,
-    ejection: Option<Arc<str>>,
+    /// Why it was last ejected, and when.
+    ejection: Option<(Arc<str>, Instant)>,
 }
 
 /// The upstream that an endpoint belongs to.
@@ -73,12 +74,24 @@ struct Reasons {
 struct Joined {
     stale_at: Arc<StaleAt>,
     is_checked: bool,
+    at: Instant,
+}
+
+/// What an endpoint's standing is, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// In or out.
+    pub state: EndpointState,
+    /// For how long; `None` where nobody has taken note.
+    pub lasts: Option<Duration>,
+    /// Why.
+    pub why: String,
 }
 
 impl Standing {
     /// Tells it whose it is; only the first time counts.
     pub(super) fn join(&self, stale_at: &Arc<StaleAt>, is_checked: bool) {
-        self.joined.get_or_init(|| Joined { stale_at: stale_at.clone(), is_checked });
+        self.joined.get_or_init(|| Joined { stale_at: stale_at.clone(), is_checked, at: Instant::now() });
     }
 
     /// What a health check found, and the words for it on the admin port.
@@ -112,8 +125,8 @@ impl Standing {
     }
 
     /// Puts it out until then (nanoseconds after the epoch).
-    pub(super) fn eject(&self, until: u64, why: Arc<str>) {
-        self.reasons().ejection = Some(why);
+    pub(super) fn eject(&self, until: u64, why: Arc<str>, now: Instant) {
+        self.reasons().ejection = Some((why, now));
         self.ejected_until.store(until, Ordering::Release);
         self.changed();
     }
@@ -151,13 +164,59 @@ impl Standing {
             EndpointState::Unhealthy => format!("out: {}", or(&reasons.health, "not checked yet")),
             EndpointState::Ejected => {
                 let left = Duration::from_nanos(self.ejected_until() - at).as_secs_f64();
-                format!("out for {left:.1} s: {}", or(&reasons.ejection, "ejected"))
+                let why = reasons.ejection.as_ref().map_or("ejected", |(why, _)| why);
+                format!("out for {left:.1} s: {why}")
             }
             EndpointState::Healthy => match (&reasons.health, self.health()) {
                 (Some(health), Health::Healthy) => format!("in: {health}"),
                 _ => "in".into(),
             },
         }
+    }
+
+    /// In or out, for how long and why, for those who look for what is wrong.
+    pub fn explain(&self, now: Instant) -> Described {
+        let at = since_epoch(now);
+        let state = self.state_at(at);
+        let reasons = self.reasons();
+        let joined = self.joined.get().map(|joined| joined.at);
+        let checked = |health: &Arc<str>| format!("health check: {health}");
+        let (since, why) = match state {
+            EndpointState::Unhealthy => {
+                let why = reasons
+                    .health
+                    .as_ref()
+                    .map_or_else(|| "health check: none has ended yet".into(), checked);
+                (reasons.health_since.or(joined), why)
+            }
+            EndpointState::Ejected => {
+                let left = Duration::from_nanos(self.ejected_until().saturating_sub(at)).as_secs_f64();
+                let (why, since) = match &reasons.ejection {
+                    Some((why, since)) => (&**why, Some(*since)),
+                    None => ("by its failures", None),
+                };
+                (since, format!("ejected: {why}; back in {left:.1} s"))
+            }
+            EndpointState::Healthy => {
+                // It came back when its last ejection was over.
+                let back = match self.ejected_until() {
+                    0 => None,
+                    until => now.checked_sub(Duration::from_nanos(at.saturating_sub(until))),
+                };
+                let why = match (&reasons.health, self.health()) {
+                    (Some(health), Health::Healthy) => checked(health),
+                    _ => "nothing speaks against it".into(),
+                };
+                ([reasons.health_since, joined, back].into_iter().flatten().max(), why)
+            }
+        };
+        Described { state, lasts: since.map(|since| now.saturating_duration_since(since)), why }
+    }
+
+    /// Since when it gets requests without a break, in nanoseconds after the epoch; 0 while it is out, or where nobody
+    /// takes note because it has no slow start.
+    pub(super) fn in_since(&self) -> u64 {
+        self.in_since.load(Ordering::Relaxed)
     }
 
     /// Notes whether it is in; gives how long it has been.
@@ -219,7 +278,7 @@ mod tests {
         let now = Instant::now() + Duration::from_secs(60);
         let standing = Standing::default();
         assert_eq!((standing.state(now), &*standing.describe(now)), (EndpointState::Healthy, "in"));
-        standing.eject(since_epoch(now) + 1_500_000_000, "5 failures in a row".into());
+        standing.eject(since_epoch(now) + 1_500_000_000, "5 failures in a row".into(), now);
         assert_eq!(standing.state(now), EndpointState::Ejected);
         assert_eq!(standing.describe(now), "out for 1.5 s: 5 failures in a row");
         standing.set_health(Health::Unhealthy, "GET /healthz: 500");
@@ -229,6 +288,30 @@ mod tests {
         standing.set_health(Health::Healthy, "GET /healthz: 200");
         assert_eq!(standing.state(later), EndpointState::Healthy);
         assert_eq!(standing.describe(later), "in: GET /healthz: 200");
+    }
+
+    #[test]
+    fn it_says_for_how_long_it_has_been_so_and_why() {
+        let now = Instant::now() + Duration::from_secs(60);
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let told = |standing: &Standing, at| {
+            let Described { state, lasts, why } = standing.explain(at);
+            (state, lasts.map(|lasts| lasts.as_secs()), why)
+        };
+        let standing = Standing::default();
+        let nothing = "nothing speaks against it".to_owned();
+        assert_eq!(told(&standing, now), (EndpointState::Healthy, None, nothing.clone()));
+        standing.eject(since_epoch(after(30)), "5 failures in a row (ejection 1)".into(), now);
+        let why = "ejected: 5 failures in a row (ejection 1); back in 20.0 s".to_owned();
+        assert_eq!(told(&standing, after(10)), (EndpointState::Ejected, Some(10), why));
+        assert_eq!(told(&standing, after(37)), (EndpointState::Healthy, Some(7), nothing));
+        standing.set_health(Health::Unhealthy, "connect: connection refused");
+        let (state, _, why) = told(&standing, after(40));
+        assert_eq!((state, &*why), (EndpointState::Unhealthy, "health check: connect: connection refused"));
+        standing.join(&Arc::default(), true);
+        let new = Standing::default();
+        new.join(&Arc::default(), true);
+        assert_eq!(new.explain(after(1)).why, "health check: none has ended yet");
     }
 
     #[test]

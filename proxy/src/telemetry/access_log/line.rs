@@ -12,7 +12,7 @@ use crate::telemetry::recorder::{RequestRecord, TcpRecord};
 const LONGEST_TEXT: usize = 1024;
 
 /// A request's line, with its newline.
-pub(super) fn request(now: SystemTime, record: &RequestRecord<'_>) -> String {
+pub(in crate::telemetry) fn request(now: SystemTime, record: &RequestRecord<'_>) -> String {
     let mut line = Line::new(now);
     line.text("direction", record.direction.as_str());
     line.text("method", record.method.as_str());
@@ -47,7 +47,7 @@ pub(super) fn request(now: SystemTime, record: &RequestRecord<'_>) -> String {
 }
 
 /// An opaque TCP connection's line, with its newline. It has a `reason`, which a request's has not.
-pub(super) fn tcp(now: SystemTime, record: &TcpRecord<'_>) -> String {
+pub(in crate::telemetry) fn tcp(now: SystemTime, record: &TcpRecord<'_>) -> String {
     let mut line = Line::new(now);
     line.text("direction", record.labels.direction.as_str());
     line.text("reason", record.reason);

@@ -49,7 +49,13 @@ impl Subset {
         (!tags.is_empty()).then(|| Self(Arc::new(tags.clone())))
     }
 
-    fn holds(&self, tags: &BTreeMap<String, String>) -> bool {
+    /// The tags.
+    pub fn tags(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+
+    /// Whether a member with these tags is one.
+    pub fn holds(&self, tags: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|(name, value)| tags.get(name) == Some(value))
     }
 }

@@ -1,5 +1,6 @@
 //! How the rules of balancing are put together: made once a change, read for each request without a lock.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -312,6 +313,23 @@ impl Table {
 }
 
 impl Plan {
+    /// The share of the requests of each endpoint that may be chosen, before loads are compared.
+    pub(in crate::upstream) fn shares(&self) -> HashMap<EndpointId, f64> {
+        let mut shares = HashMap::new();
+        let mut before = 0;
+        for group in &self.groups {
+            let of_group = group.share_until.saturating_sub(before) as f64 / (1_u64 << 32) as f64;
+            before = before.max(group.share_until);
+            let weight =
+                |candidate: &Candidate| if candidate.is_in { 1.0 / candidate.load_of_one } else { 0.0 };
+            let all: f64 = group.candidates.iter().map(weight).sum();
+            for candidate in group.candidates.iter().filter(|candidate| candidate.is_in) {
+                shares.insert(candidate.endpoint.id, of_group * weight(candidate) / all);
+            }
+        }
+        shares
+    }
+
     /// The endpoint for one try.
     pub(in crate::upstream) fn pick(
         &self,

@@ -237,6 +237,15 @@ impl HalfOpen {
         is_free
     }
 
+    /// The time until a place is free: at the latest when the oldest probe has lost its own.
+    pub(super) fn next_probe(&self, now: Instant, rules: &Rules) -> Duration {
+        if self.probes.len() < rules.probes {
+            return Duration::ZERO;
+        }
+        let oldest = self.probes.iter().min().copied().unwrap_or(now);
+        (oldest + rules.open_for).saturating_duration_since(now)
+    }
+
     /// Gives the place of the probe that `began` then to the next.
     pub(super) fn end_probe(&mut self, began: Instant) {
         if let Some(at) = self.probes.iter().position(|probe| *probe == began) {

@@ -295,8 +295,10 @@ fn people_are_told_the_state_and_its_reason() {
     let now = start();
     let breaker = Breaker::new(&config());
     fail(&breaker, None, 1, now);
-    let told = json!({ "state": "closed", "failuresInARow": 1, "opened": 0 });
-    assert_eq!(breaker.describe(now), told);
+    let mut told = breaker.describe(now);
+    assert!(told["sinceSeconds"].take().is_f64());
+    let closed = json!({ "state": "closed", "failuresInARow": 1, "opened": 0, "sinceSeconds": null });
+    assert_eq!(told, closed);
     assert_eq!(breaker.describe(now + Duration::from_secs(31))["failuresInARow"], 0);
     let ids = endpoints::<2>();
     let change = (0..4).find_map(|i| fail(&breaker, Some(ids[i % 2]), 3, now)).unwrap();
@@ -310,8 +312,13 @@ fn people_are_told_the_state_and_its_reason() {
     assert_eq!(change.to_string(), words);
     let later = now + Duration::from_secs(13);
     assert_eq!(breaker.describe(later)["state"], "half-open");
+    assert_eq!(breaker.describe(now + Duration::from_secs(3))["sinceSeconds"], 3.0);
+    let left = breaker.describe(now + Duration::from_secs(3))["nextProbeInSeconds"].as_f64().unwrap();
+    assert!((left - (open_for - 3.0)).abs() < 1e-6, "{left}");
     let _probe = breaker.try_pass(later).unwrap();
-    assert_eq!(breaker.describe(later)["probes"], 1);
+    let told = breaker.describe(later + Duration::from_secs(1));
+    assert_eq!((&told["probes"], &told["sinceSeconds"]), (&1.into(), &1.0.into()));
+    assert_eq!(told["nextProbeInSeconds"], 9.0, "when the probe under way has lost its place");
 }
 
 #[test]
