@@ -29,7 +29,7 @@ const KINDS = [
   },
   {
     name: "latency", title: "Latency", unit: " ms", lines: LATENCY, write: milliseconds, least: 1,
-    minute: (last) => [last.p99Ms, last.p95Ms, last.p50Ms],
+    minute: (last) => [last.p99Ms, last.p95Ms, last.p50Ms], also: () => " ",
   },
 ];
 

@@ -7,7 +7,8 @@ const LABELS = ["Time", "Request", "Outcome", "Upstream", "Endpoint", "Caller", 
 /** Why it failed, or null. */
 export function failure(exchange) {
   const words = exchange.why ?? (exchange.proxy_status ? proxyStatus(exchange.proxy_status) : null);
-  if (words) return words;
+  // The upstream has a column of its own.
+  if (words) return words.startsWith(`${exchange.upstream} answered`) ? words.slice(exchange.upstream.length + 1) : words;
   if (exchange.code >= 500) return `answered with ${exchange.code}`;
   return [2, 4, 13, 14, 15].includes(exchange.grpc_status) ? `answered with grpc-status ${exchange.grpc_status}` : null;
 }
@@ -26,7 +27,8 @@ export function fill(row, exchange) {
   say(time, clock(Date.parse(exchange.time)));
   say(request.children[0], exchange.method ?? "TCP");
   say(request.children[1], exchange.path ?? exchange.reason?.replaceAll("_", " "));
-  say(request.children[2], exchange.authority ? `${exchange.direction === "inbound" ? "in, to" : "out, to"} ${exchange.authority}` : exchange.direction);
+  say(request.children[2], exchange.direction);
+  set(request, "title", exchange.authority && `for ${exchange.authority}`);
   const wrong = failure(exchange);
   const code = exchange.code === undefined ? "" : String(exchange.code);
   const word = exchange.grpc_status ? `${code} grpc ${exchange.grpc_status}` : code || (wrong ? "failed" : "ended");

@@ -3,7 +3,7 @@
 import { byId, element, keyed, mark, plural, say, span } from "./words.js";
 import { failure, fill, row } from "./exchanges.js";
 
-const SHOWN = 12;
+const SHOWN = 8;
 const GROUPS = 6;
 
 export class Failures {

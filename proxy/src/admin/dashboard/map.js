@@ -1,11 +1,12 @@
 // Who calls whom: callers by identity, this workload, and its upstreams, with lines as wide as their traffic.
 
-import { byId, element, identity, keyed, mark, milliseconds, plural, rate, say, set, share, style } from "./words.js";
+import { byId, element, identity, keyed, mark, plural, rate, say, set, share, style } from "./words.js";
+import { isPartial } from "./troubles.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 /** On each side; of more, the failing and the busiest. */
 const SHOWN = 10;
-const WIDEST = 9;
+const WIDEST = 6;
 
 function level(figures, troubled) {
   if (troubled === "bad") return "bad";
@@ -37,8 +38,8 @@ export class Picture {
       }))),
       upstreams: this.side("upstreams", traffic.upstreams.map((upstream) => {
         const found = troubles.get(upstream.upstream) ?? [];
-        const worst = found.some((trouble) => trouble.level === "bad") ? "bad" : found.length ? "fair" : "good";
-        return { ...upstream, key: upstream.upstream, name: upstream.upstream || "not found", full: upstream.upstream, level: level(upstream, worst) };
+        const worst = found.length === 0 ? "good" : found.some((trouble) => trouble.level === "bad") && !isPartial(found) ? "bad" : "fair";
+        return { word: isPartial(found) ? `${plural(found.filter((trouble) => trouble.address).length, "endpoint")} out` : undefined, ...upstream, key: upstream.upstream, name: upstream.upstream || "not found", full: upstream.upstream, level: level(upstream, worst) };
       })),
     };
     byId("no-callers").hidden = this.drawn.callers.length > 0;
@@ -51,7 +52,7 @@ export class Picture {
       const last = history?.[direction]?.lastMinute;
       if (!last) return [];
       const text = last.requestsPerSecond > 0
-        ? `${rate(last.requestsPerSecond)}, ${share(last.successShare)}, p99 ${milliseconds(last.p99Ms)}`
+        ? `${rate(last.requestsPerSecond)} · ${share(last.successShare)}`
         : "no requests";
       return [[direction === "inbound" ? "in" : "out", text]];
     });
@@ -77,8 +78,8 @@ export class Picture {
       say(label, node.name);
       set(label, "title", node.full);
       const words = { good: "well", fair: "some fail", bad: "failing", idle: "idle" };
-      if (node.isRest) say(state, "");
-      else mark(state, node.level, words[node.level]);
+      if (node.isRest) style(state, "");
+      else mark(state, node.level, node.word ?? words[node.level]);
       say(figures, told(node));
       row.level = node.level;
       row.width = node.requestsPerSecond > 0 ? 1 + (WIDEST - 1) * Math.sqrt(node.requestsPerSecond / most) : 1;

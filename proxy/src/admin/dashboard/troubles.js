@@ -30,6 +30,7 @@ export function isOut(endpoint) {
 }
 
 export function why(endpoint) {
+  if (standing(endpoint).level === "fair") return "fails now and then, not often enough in a row to be taken out";
   return endpoint.why ?? endpoint.standing ?? "";
 }
 
@@ -40,7 +41,7 @@ function failedLately(endpoint) {
 /** All troubles of one upstream; `lastMinute` is what /history knows of it. */
 export function ofUpstream(name, upstream, lastMinute) {
   const found = [];
-  const add = (level, what, reason, since) => found.push({ level, who: name, upstream: name, what, why: reason, since });
+  const add = (level, what, reason, since, address) => found.push({ level, who: name, upstream: name, what, why: reason, since, address });
   const present = upstream.endpoints.filter((endpoint) => endpoint.state !== "draining");
   const out = present.filter(isOut);
   const breaker = upstream.breaker ?? {};
@@ -50,9 +51,13 @@ export function ofUpstream(name, upstream, lastMinute) {
   } else if (breaker.state === "half-open") {
     add("fair", "breaker half-open: one probe decides", breaker.why, breaker.sinceSeconds);
   }
-  if (present.length === 0) add("bad", "no endpoint", upstream.lastError ?? "discovery names none");
+  // An address that nobody calls, as one that stands for a service, may well have none.
+  if (present.length === 0 && (upstream.lastError || lastMinute?.requestsPerSecond > 0)) add("bad", "no endpoint", upstream.lastError ?? "discovery names none");
   else if (out.length === present.length && out.length > 1) add("bad", `all ${out.length} endpoints are out`, "see each below");
-  for (const endpoint of out) add("bad", `${endpoint.address} is ${standing(endpoint).word}`, why(endpoint), endpoint.sinceSeconds);
+  for (const endpoint of out) {
+    const last = endpoint.lastError ? `; last of all ${endpoint.lastError.what}` : "";
+    add("bad", `${endpoint.address} is ${standing(endpoint).word}`, why(endpoint) + last, endpoint.sinceSeconds, endpoint.address);
+  }
   for (const endpoint of present) {
     if (isOut(endpoint) || !failedLately(endpoint)) continue;
     const { what, secondsAgo } = endpoint.lastError;
@@ -76,6 +81,11 @@ export function ofUpstream(name, upstream, lastMinute) {
 
 export function worst(troubles) {
   return troubles.reduce((level, trouble) => (RANK[trouble.level] > (RANK[level] ?? 0) ? trouble.level : level), "good");
+}
+
+/** Whether all that is bad are single endpoints: the others carry what is sent there. */
+export function isPartial(troubles) {
+  return worst(troubles) === "bad" && troubles.every((trouble) => trouble.level !== "bad" || trouble.address);
 }
 
 /** What is wrong with the proxy itself. */
@@ -114,14 +124,17 @@ export class Verdict {
   show(state) {
     this.last = state;
     const own = ofProxy(state.index, state.certificates);
-    const ofUpstreams = [...state.troubles.values()].flat();
-    const troubles = [...own, ...ofUpstreams].sort((a, b) => RANK[b.level] - RANK[a.level]);
+    const ofUpstreams = [...state.troubles.values()].sort((a, b) => RANK[worst(b)] - RANK[worst(a)]).flat();
+    const troubles = [...own.sort((a, b) => RANK[b.level] - RANK[a.level]), ...ofUpstreams];
     const level = worst(troubles);
     const names = [...state.troubles].filter(([, found]) => worst(found) === level).map(([name]) => name);
     style(document.querySelector("#verdict-text .mark"), `mark ${level}`);
     say(document.querySelector("#verdict-text .mark"), SHAPES[level]);
-    say(byId("sentence"), sentence(level, names, own));
+    say(byId("sentence"), sentence(level, names, own, ofUpstreams));
     say(byId("summary"), summary(state));
+    troubles.forEach((trouble, place) => {
+      trouble.isMore = place > 0 && troubles[place - 1].who === trouble.who;
+    });
     const shown = this.all ? troubles : troubles.slice(0, SHOWN);
     // An upstream may have two of a kind; their words without figures tell them apart.
     keyed(byId("troubles"), shown, ({ who, what, level }) => `${level} ${who} ${what.replace(/[\d.,<%]+ ?[kM%]?/g, "#")} ${/^[\d[]\S+/.exec(what) ?? ""}`, () => this.make(), (row, trouble) => this.fill(row, trouble));
@@ -144,18 +157,24 @@ export class Verdict {
   fill(row, trouble) {
     const [state, who, what, why] = row.children;
     row.upstream = trouble.upstream;
-    mark(state, trouble.level, trouble.level === "bad" ? "failing" : "look");
+    mark(state, trouble.level, trouble.level === "bad" ? (trouble.address ? "out" : "failing") : "look");
     say(who.firstChild, trouble.who);
+    style(row, trouble.isMore ? "more" : "");
     who.firstChild.hash = trouble.upstream ? "#upstreams" : "#certificates";
     say(what, trouble.since ? `${trouble.what}, for ${span(trouble.since)}` : trouble.what);
     say(why, trouble.why);
   }
 }
 
-function sentence(level, names, own) {
+function sentence(level, names, own, ofUpstreams) {
   if (level === "good") return "All is well";
   const mine = own.filter((trouble) => trouble.level === level);
   if (mine.length > 0) return `${mine[0].who} ${mine[0].what}`;
+  const out = ofUpstreams.filter((trouble) => trouble.address);
+  if (level === "bad" && isPartial(ofUpstreams)) {
+    if (out.length === 1) return `${out[0].address} of ${out[0].who} is out`;
+    return names.length === 1 ? `${out.length} endpoints of ${names[0]} are out` : `${out.length} endpoints are out`;
+  }
   const verb = level === "bad" ? (names.length === 1 ? "is failing" : "are failing") : (names.length === 1 ? "needs a look" : "need a look");
   return names.length <= 2 ? `${names.join(" and ")} ${verb}` : `${plural(names.length, "upstream")} ${verb}`;
 }

@@ -1,7 +1,7 @@
 // The table of upstreams, each with its endpoints below it when it is opened.
 
 import { byId, element, keyed, mark, milliseconds, plural, rate, say, set, share, span, style } from "./words.js";
-import { isOut, standing, why, worst } from "./troubles.js";
+import { isOut, isPartial, standing, why, worst } from "./troubles.js";
 
 /** Rows before a person asks for all: a mesh may have hundreds. */
 const SHOWN = 40;
@@ -66,18 +66,19 @@ export class Upstreams {
     row.button.focus({ preventScroll: true });
   }
 
-  show({ upstreams, history, troubles }) {
+  show({ upstreams, history, traffic, troubles }) {
     if (!upstreams) return;
+    const carried = new Set(traffic?.upstreams.filter((one) => one.openTcpConnections > 0).map((one) => one.upstream));
     const seen = new Map((history?.upstreams ?? []).map((one) => [one.name, one]));
     this.rows = Object.entries(upstreams).map(([name, upstream]) => {
       const present = upstream.endpoints.filter((endpoint) => endpoint.state !== "draining");
       const last = seen.get(name)?.lastMinute;
       const found = troubles.get(name) ?? [];
-      const level = found.length ? worst(found) : last ? "good" : "idle";
-      return { name, upstream, present, out: present.filter(isOut), last, outline: seen.get(name)?.outline, level };
+      const level = found.length ? worst(found) : last || carried.has(name) ? "good" : "idle";
+      return { name, upstream, present, out: present.filter(isOut), last, outline: seen.get(name)?.outline, level, isPartial: isPartial(found) };
     });
-    const troubled = this.rows.filter((row) => row.level === "bad").map((row) => row.name);
-    this.open = new Set(troubled.slice(0, OPENED));
+    const troubled = this.rows.filter((row) => RANK[row.level] > RANK.good).sort((a, b) => RANK[b.level] - RANK[a.level]);
+    this.open = new Set(troubled.slice(0, OPENED).map((row) => row.name));
     this.draw(false);
   }
 
@@ -132,14 +133,15 @@ export class Upstreams {
     body.name = row.name;
     const [state, , requests, success, p50, p99, endpoints, breaker, drawn] = body.firstChild.children;
     const words = { bad: "failing", fair: "look", good: "well", idle: "idle" };
-    mark(state.firstChild, row.level, words[row.level]);
+    mark(state.firstChild, row.level, row.isPartial ? `${row.out.length} out` : words[row.level]);
+    style(body, row.last ? "" : "resting");
     say(body.button, row.name);
     say(requests, row.last ? rate(row.last.requestsPerSecond) : "–");
     say(success, share(row.last?.successShare));
     say(p50, milliseconds(row.last?.p50Ms));
     say(p99, milliseconds(row.last?.p99Ms));
     say(endpoints, `${row.present.length - row.out.length} of ${row.present.length}`);
-    style(endpoints, row.out.length || !row.present.length ? "number bad" : "number");
+    style(endpoints, row.out.length || (!row.present.length && row.level === "bad") ? "number bad" : "number");
     const its = row.upstream.breaker?.state ?? "off";
     if (BREAKERS[its]) mark(breaker.firstChild, BREAKERS[its], its);
     else {

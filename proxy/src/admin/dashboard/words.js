@@ -97,8 +97,10 @@ export function span(seconds) {
   const whole = Math.max(0, Math.round(seconds));
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return two(whole, 60, "min", "s");
-  if (whole < 86_400) return two(Math.round(whole / 60), 60, "h", "min");
-  return two(Math.round(whole / 3600), 24, "d", "h");
+  if (whole < 172_800) return two(Math.round(whole / 60), 60, "h", "min");
+  if (whole < 864_000) return two(Math.round(whole / 3600), 24, "days", "h");
+  const days = Math.round(whole / 86_400);
+  return days < 730 ? `${days} days` : `${Math.floor(days / 365)} years`;
 }
 
 function two(value, per, large, small) {
@@ -131,7 +133,8 @@ export const SHAPES = { good: "●", fair: "▲", bad: "■", idle: "○", wait:
 
 export function mark(node, level, word) {
   style(node, `state ${level}`);
-  say(node, `${SHAPES[level]} ${word}`);
+  set(node, "data-shape", SHAPES[level]);
+  say(node, word);
 }
 
 /** The words of `Proxy-Status` (RFC 9209): what failed, and the detail. */
