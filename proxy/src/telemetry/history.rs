@@ -95,9 +95,9 @@ impl History {
 
     /// Looks every two seconds, for as long as it runs. Run it on the control thread.
     pub async fn keep(&self) {
-        let mut looks = interval_at(Instant::now() + STEP, STEP);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let start = Instant::now();
+        let mut looks = interval_at(start + STEP, STEP);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             let at = looks.tick().await;
             // Looks that were missed, as while the machine slept, are gaps; not one long tick.

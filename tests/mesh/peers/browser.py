@@ -1,5 +1,6 @@
 """A headless Chromium, driven over a pipe by the DevTools protocol: no port, no driver program, the standard library."""
 
+import base64
 import json
 import os
 import select
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import urllib.parse
 
 PATIENCE = 30
 ARGUMENTS = [
@@ -47,7 +49,6 @@ class Browser:
         self.number = 0
         self.session = None
         self.messages, self.requests, self.failed = [], [], []
-        self.alive = True
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(target["targetId"] for target in targets if target["type"] == "page")
         self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
@@ -55,20 +56,26 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method, **parameters):
-        self.number += 1
-        message = {"id": self.number, "method": method, "params": parameters}
-        if self.session:
-            message["sessionId"] = self.session
-        os.write(self.output, json.dumps(message).encode() + b"\0")
+        number = self.send(method, parameters)
         end = time.monotonic() + PATIENCE
         while True:
             answer = self.next(end - time.monotonic())
             if answer is None:
                 raise TimeoutError(f"the browser did not answer {method}")
-            if answer.get("id") == self.number:
+            if answer.get("id") == number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 return answer["result"]
+
+    def send(self, method, parameters):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        left = json.dumps(message).encode() + b"\0"
+        while left:
+            left = left[os.write(self.output, left) :]
+        return self.number
 
     def next(self, patience):
         """The next message; events are noted on their way."""
@@ -98,6 +105,19 @@ class Browser:
             self.requests.append(told["request"]["url"])
         elif event == "Network.loadingFailed" and not told.get("canceled"):
             self.failed.append(told.get("errorText"))
+        elif event == "Fetch.requestPaused":
+            body = self.answers.get(urllib.parse.urlsplit(told["request"]["url"]).path)
+            if body is None:
+                self.send("Fetch.continueRequest", {"requestId": told["requestId"]})
+                return
+            fields = [{"name": "content-type", "value": "application/json"}]
+            encoded = base64.b64encode(body.encode()).decode()
+            self.send("Fetch.fulfillRequest", {"requestId": told["requestId"], "responseCode": 200, "responseHeaders": fields, "body": encoded})
+
+    def answer(self, answers):
+        """Answers requests for these paths in the server's place."""
+        self.answers = answers
+        self.call("Fetch.enable", patterns=[{"urlPattern": f"*{path}*"} for path in answers])
 
     def evaluate(self, expression):
         """The value of a script, which may be a promise."""
@@ -142,8 +162,6 @@ class Browser:
         self.call("Input.insertText", text=text)
 
     def screenshot(self, path, whole=False):
-        import base64
-
         told = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **({"clip": self.extent()} if whole else {}))
         with open(path, "wb") as file:
             file.write(base64.b64decode(told["data"]))
