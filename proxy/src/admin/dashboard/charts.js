@@ -169,8 +169,9 @@ class Chart {
     say(this.empty, hasRequests ? (most === 0 ? this.kind.none : "") : EMPTY[this.direction]);
     this.kind.lines.forEach(({ key }, place) => {
       const path = this.path(course, key, Math.max(first, now - samples + 1), now, x, y, bottom);
-      set(this.lines[place], "d", hasRequests ? path.line : "");
-      if (this.areas[place]) set(this.areas[place], "d", hasRequests ? path.area : "");
+      const isDrawn = hasRequests && most > 0;
+      set(this.lines[place], "d", isDrawn ? path.line : "");
+      if (this.areas[place]) set(this.areas[place], "d", isDrawn ? path.area : "");
       const value = moment === null ? null : this.value(course, key, moment);
       set(this.dots[place], "visibility", value === null ? "hidden" : "visible");
       if (value !== null) {
