@@ -244,7 +244,12 @@ fn an_endpoint_says_since_when_and_why_it_is_out_and_what_failed_there_last() {
     let mut connection = pair.connect(8080);
     let shown = wait::eventually("both are ejected", || {
         let answer = connection.get(API, "/");
-        assert_eq!(answer.status(), 200, "retried at another: {answer:?} {}", pair.web.admin("/upstreams")["api"]);
+        assert_eq!(
+            answer.status(),
+            200,
+            "retried at another: {answer:?} {}",
+            pair.web.admin("/upstreams")["api"]
+        );
         let upstream = pair.web.admin("/upstreams")["api"].clone();
         [8081, 8082].iter().all(|port| by_address(&upstream, *port)["state"] == "ejected").then_some(upstream)
     });

@@ -113,7 +113,7 @@ fn a_lenient_server_gets_no_forged_caller_from_outside_the_mesh() {
 fn a_proxy_header_carries_no_request_past_the_proxy_but_on_a_port_declared_opaque() {
     let pair = Pair::with(&web_config(), "inbound: {opaquePorts: [7000]}");
     let config = format!(
-        "daemon off; pid {d}/nginx.pid; error_log stderr; worker_processes 1;\nuser root;\nevents {{}}\nhttp {{ access_log off;\n\
+        "daemon off; pid {d}/nginx.pid; error_log stderr; master_process off;\nuser root;\nevents {{}}\nhttp {{ access_log off;\n\
          client_body_temp_path {d}/b; proxy_temp_path {d}/p; fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; scgi_temp_path {d}/s;\n\
          server {{ listen 8080 proxy_protocol; listen 7000 proxy_protocol;\n\
          location / {{ return 200 \"called by $http_outrigger_client_id\"; }} }} }}",

@@ -238,7 +238,7 @@ fn curl_and_nginx_speak_through_the_mesh() {
     std::fs::create_dir(&root).expect("make a directory");
     std::fs::write(root.join("file"), bytes(200_000)).expect("write a file");
     let config = format!(
-        "daemon off; pid {d}/nginx.pid; error_log stderr; worker_processes 1;\nuser root;\nevents {{}}\nhttp {{ access_log off;\n\
+        "daemon off; pid {d}/nginx.pid; error_log stderr; master_process off;\nuser root;\nevents {{}}\nhttp {{ access_log off;\n\
          client_body_temp_path {d}/b; proxy_temp_path {d}/p; fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; scgi_temp_path {d}/s;\n\
          server {{ listen 8080; root {d}/www; }} }}",
         d = pair.api.directory.display()

@@ -42,7 +42,7 @@ pub(super) fn page(path: &str, value: &Value, particular: &str) -> String {
         &mut html,
         format_args!(
             "</nav>\n<main id=\"content\">\n<h1>{}</h1>\n<p class=\"what\">{} \
-             <span class=\"hint\">For programs: <code>curl http://localhost:15000{0}</code></span></p>\n{particular}\n",
+             <span class=\"hint\">Programs get the same as JSON.</span></p>\n{particular}\n",
             escaped(path),
             escaped(what),
         ),
@@ -143,7 +143,7 @@ fn is_empty(value: &Value) -> bool {
 fn inner(name: &str, value: &Value, html: &mut String) {
     match value {
         value if is_empty(value) => html.push_str("<span class=\"none\">none</span>"),
-        Value::Array(all) if all.iter().all(Value::is_object) => {
+        Value::Array(all) if is_table(value) => {
             table(None, all.iter().filter_map(Value::as_object).map(|row| ("", row)), html);
         }
         Value::Array(all) => {
@@ -155,9 +155,7 @@ fn inner(name: &str, value: &Value, html: &mut String) {
             }
             html.push_str("</ul>");
         }
-        Value::Object(fields)
-            if fields.len() > 1 && fields.values().all(Value::is_object) && alike(fields) =>
-        {
+        Value::Object(fields) if is_table(value) => {
             let rows = fields.iter().filter_map(|(name, row)| Some((&**name, row.as_object()?)));
             table(Some("name"), rows, html);
         }
@@ -176,18 +174,34 @@ fn alike(fields: &Map<String, Value>) -> bool {
     first.len() <= 8 && all.all(|names| names == first)
 }
 
+/// What a person looks at first, then tables, then the rest.
 fn definitions<'a>(fields: impl Iterator<Item = (&'a String, &'a Value)>, html: &mut String) {
-    let mut fields = fields.peekable();
-    if fields.peek().is_none() {
+    let mut fields: Vec<_> = fields.collect();
+    if fields.is_empty() {
         return;
     }
+    fields.sort_by_key(|(name, value)| (leading(name), !is_table(value)));
     html.push_str("<dl>");
     for (name, value) in fields {
-        push(html, format_args!("<dt>{}</dt><dd>", escaped(&label(name))));
+        let class = if is_table(value) { " class=\"whole\"" } else { "" };
+        push(html, format_args!("<dt{class}>{}</dt><dd{class}>", escaped(&label(name))));
         inner(name, value, html);
         html.push_str("</dd>\n");
     }
     html.push_str("</dl>\n");
+}
+
+/// Whether it is shown as a table, which needs the whole width.
+fn is_table(value: &Value) -> bool {
+    match value {
+        Value::Array(all) => !all.is_empty() && all.iter().all(Value::is_object),
+        Value::Object(fields) => fields.len() > 1 && fields.values().all(Value::is_object) && alike(fields),
+        _ => false,
+    }
+}
+
+fn leading(name: &str) -> usize {
+    LEADING.iter().position(|leading| *leading == name).unwrap_or(LEADING.len())
 }
 
 /// A column for each name that any of the rows has, in the order of their coming.
@@ -207,7 +221,7 @@ fn table<'a>(
     }
     // A column in which nobody has anything tells nothing.
     columns.retain(|name| rows.iter().any(|(_, row)| row.get(*name).is_some_and(|value| !is_empty(value))));
-    columns.sort_by_key(|name| LEADING.iter().position(|leading| leading == name).unwrap_or(LEADING.len()));
+    columns.sort_by_key(|name| leading(name));
     html.push_str(
         "<div class=\"wide\" tabindex=\"0\" role=\"group\" aria-label=\"Table\"><table><thead><tr>",
     );
@@ -222,7 +236,8 @@ fn table<'a>(
             push(html, format_args!("<th scope=\"row\">{}</th>", escaped(name)));
         }
         for column in &columns {
-            html.push_str("<td>");
+            let is_long = row.get(*column).and_then(Value::as_str).is_some_and(|text| text.len() > LONG_TEXT);
+            html.push_str(if is_long { "<td class=\"long\">" } else { "<td>" });
             match row.get(*column) {
                 Some(value) if !is_empty(value) => inner(column, value, html),
                 _ => {}
@@ -234,8 +249,11 @@ fn table<'a>(
     html.push_str("</tbody></table></div>\n");
 }
 
+/// Text of more bytes than this gets room in a cell, and is broken there.
+const LONG_TEXT: usize = 24;
+
 /// What a person looks at first in a row, if it is there.
-const LEADING: [&str; 13] = [
+const LEADING: [&str; 14] = [
     "time",
     "route",
     "address",
@@ -247,6 +265,7 @@ const LEADING: [&str; 13] = [
     "state",
     "why",
     "share",
+    "lastError",
     "sinceSeconds",
     "upstream",
 ];
