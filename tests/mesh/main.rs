@@ -12,6 +12,7 @@ mod authority;
 mod authorization;
 mod command_line;
 mod configuration;
+mod dashboard;
 mod destination;
 mod faults;
 mod forgery;

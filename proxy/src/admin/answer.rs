@@ -13,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use serde_json::{Value, json};
 
+use super::dashboard::Part;
 use super::tap::TapBody;
 
 pub(super) type Answer = Response<AnswerBody>;
@@ -87,11 +88,33 @@ pub(super) fn json(status: StatusCode, value: &Value) -> Answer {
     content(status, JSON, format!("{value:#}\n"))
 }
 
+/// A page that shows data and has no script.
 pub(super) fn html(page: String) -> Answer {
     let mut answer = content(StatusCode::OK, HTML, page);
     let policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
     answer.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     answer
+}
+
+/// For what is asked for every two seconds and is long: without line breaks.
+pub(super) fn compact(value: &Value) -> Answer {
+    content(StatusCode::OK, JSON, format!("{value}\n"))
+}
+
+/// The dashboard's page. It loads its parts and asks for data from this port and from nowhere else, and nothing in it
+/// may become markup or a script: text of the network is shown in it.
+pub(super) fn dashboard(page: &'static str) -> Answer {
+    let mut answer = content(StatusCode::OK, HTML, page);
+    let policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
+                  base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+                  require-trusted-types-for 'script'; trusted-types 'none'";
+    answer.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    answer
+}
+
+/// A part of the dashboard.
+pub(super) fn part(part: &Part) -> Answer {
+    content(StatusCode::OK, part.media_type, part.text)
 }
 
 pub(super) fn error(status: StatusCode, what: &str) -> Answer {

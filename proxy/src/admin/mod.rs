@@ -4,6 +4,7 @@
 //! key, token or header of a request is in any answer.
 
 mod answer;
+mod dashboard;
 mod guard;
 mod html;
 mod index;
@@ -26,6 +27,9 @@ pub type Json = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 pub type Ask = Arc<
     dyn Fn(String) -> Pin<Box<dyn Future<Output = Result<serde_json::Value, String>> + Send>> + Send + Sync,
 >;
+
+/// Something to show as JSON, asked for by the query of a URL; `Err` says what is wrong with that.
+pub type JsonByQuery = Arc<dyn Fn(&str) -> Result<serde_json::Value, String> + Send + Sync>;
 
 /// Something to do. It must not wait: the answer is sent when it returns.
 pub type Action = Arc<dyn Fn() + Send + Sync>;
@@ -80,6 +84,10 @@ pub struct Sources {
     pub tap: Tap,
     /// `/routes`: the route table.
     pub routes: Json,
+    /// `/history`: the last ten minutes.
+    pub history: JsonByQuery,
+    /// `/traffic`: who calls whom.
+    pub traffic: Json,
     /// `/log`: shows the log level; `POST` changes it.
     pub log_level: LogLevel,
     /// `POST /drain`: stops as SIGTERM does; `None` where it can't be asked for here.

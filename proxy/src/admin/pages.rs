@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::answer::{self, Answer};
-use super::{Action, Sources, guard, html, index, tap};
+use super::{Action, Sources, dashboard, guard, html, index, tap};
 use crate::telemetry::METRICS_CONTENT_TYPE;
 
 /// A log level, or a level for each of some modules.
@@ -32,6 +32,11 @@ pub(super) static PAGES: &[Page] = &[
     page("/routes", "The route table"),
     page("/connections", "Connections that are open"),
     page("/certificates", "The workload's certificate and the trusted roots"),
+    page("/traffic", "Who calls whom: requests a second and their success over the last minute"),
+    page(
+        "/history",
+        "Requests, errors and latency of the last ten minutes; since=NUMBER for what is new, upstream=NAME for one",
+    ),
     page("/config", "The config in force"),
     page("/metrics", "Metrics, in Prometheus' text format"),
     page("/version", "The version"),
@@ -59,7 +64,8 @@ pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answ
         return answer::error(StatusCode::FORBIDDEN, &reason);
     }
     let path = request.uri().path();
-    let allowed: Vec<&Method> = if path == "/" {
+    let part = dashboard::part(path);
+    let allowed: Vec<&Method> = if path == "/" || part.is_some() {
         vec![&Method::GET]
     } else {
         PAGES.iter().filter(|page| page.path == path).map(|page| &page.method).collect()
@@ -70,6 +76,9 @@ pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answ
     if !allowed.iter().any(|method| is(request.method(), method)) {
         return answer::method_not_allowed(&allowed);
     }
+    if let Some(part) = part {
+        return answer::part(part);
+    }
     let browses = answer::wants(request.headers(), "text/html");
     let query = request.uri().query().unwrap_or_default();
     match path {
@@ -78,6 +87,12 @@ pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answ
         "/routes" => shown(path, browses, &(sources.routes)()),
         "/certificates" => shown(path, browses, &(sources.certificates)()),
         "/connections" => shown(path, browses, &(sources.connections)()),
+        "/traffic" => shown(path, browses, &(sources.traffic)()),
+        "/history" => match (sources.history)(query) {
+            Ok(history) if browses => shown(path, browses, &history),
+            Ok(history) => answer::compact(&history),
+            Err(reason) => answer::error(StatusCode::BAD_REQUEST, &reason),
+        },
         "/config" => shown(path, browses, &(sources.config)()),
         "/metrics" => exposition(sources),
         "/version" => shown(path, browses, &(sources.about)()),
@@ -88,7 +103,7 @@ pub(super) async fn admin(request: Request<Incoming>, sources: &Sources) -> Answ
         "/log" => log_level(sources, browses),
         "/drain" => act("draining", sources.drain.as_ref()),
         "/quit" => act("stopping", sources.quit.as_ref()),
-        _ if browses => answer::html(index::page(sources)),
+        _ if browses => answer::dashboard(dashboard::PAGE),
         _ => answer::json(StatusCode::OK, &index::json(sources)),
     }
 }

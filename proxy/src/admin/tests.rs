@@ -79,6 +79,14 @@ impl World {
             }),
             tap: tap.clone(),
             routes: shown("routes"),
+            history: Arc::new(|query| {
+                if query == "wrong" {
+                    Err("no parameter `wrong`".into())
+                } else {
+                    Ok(json!({ "asked": query }))
+                }
+            }),
+            traffic: shown("traffic"),
             log_level: {
                 let (shown, done) = (done.clone(), done.clone());
                 LogLevel {

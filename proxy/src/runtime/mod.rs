@@ -33,7 +33,7 @@ use crate::net::{Dialler, HandedIn, ListenError, LocalAddresses, Role, bind_list
 use crate::resolve::{MeshServer, ResolveError, ResolveSettings, Resolver};
 use crate::telemetry::trace::Spans;
 use crate::telemetry::{
-    AccessLog, AccessLogError, AccessLogOutput, AccessLogSettings, Metrics, Recorder, Tap,
+    AccessLog, AccessLogError, AccessLogOutput, AccessLogSettings, History, Metrics, Recorder, Tap,
 };
 use crate::upstream::{Directory, HealthChecks, PoolsSettings, SecurityRules};
 use crate::worker::{Effective, Moment, Shared};
@@ -202,13 +202,15 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
     let ready =
         report::Readiness { shared: shared.clone(), status: status.clone(), draining: draining.clone() };
     let (stop, stopping) = drain::requests();
+    let history = Arc::new(History::new(metrics.clone()));
     let admin = admin_sockets(&settings.admin_addresses, ports, handed_in)?;
     let about = report::About {
         version: settings.version,
         reached_by: reached_by(&admin),
         started: std::time::SystemTime::now(),
     };
-    let sources = Arc::new(report::sources(&ready, &config, &metrics, &stop, about, settings.log_level));
+    let sources =
+        Arc::new(report::sources(&ready, &config, &metrics, &history, &stop, about, settings.log_level));
     let mut admin = Some(admin);
     for role in [Role::Admin, Role::Metrics, Role::Health] {
         let listeners = match role {
@@ -237,6 +239,7 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         let metrics = metrics.clone();
         tokio::spawn(async move { metrics.keep_swept().await });
     }
+    tokio::spawn(async move { history.keep().await });
     tokio::spawn(config.keep_reloaded(config_changes, shared.clone(), access_log.clone()));
     tracing::info!("outrigger {} is listening", settings.version);
     let drain =

@@ -19,7 +19,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::drain::Stop;
 use super::in_force::ConfigInForce;
 use crate::admin::{LogLevel, ReachedBy, Sources};
-use crate::telemetry::Metrics;
+use crate::telemetry::{History, HistoryQuery, Metrics};
 use crate::upstream::Upstream;
 use crate::worker::Shared;
 pub(super) use readings::readings;
@@ -80,6 +80,7 @@ pub(super) fn sources(
     ready: &Readiness,
     config: &ConfigInForce,
     metrics: &Arc<Metrics>,
+    history: &Arc<History>,
     stop: &mpsc::Sender<Stop>,
     about: About,
     log_level: LogLevel,
@@ -109,6 +110,14 @@ pub(super) fn sources(
         }),
         tap: shared.tap.clone(),
         routes: Arc::new(move || json!(routes.effective.load().config.routes)),
+        history: {
+            let history = history.clone();
+            Arc::new(move |query| Ok(history.describe(&HistoryQuery::parse(query)?)))
+        },
+        traffic: {
+            let history = history.clone();
+            Arc::new(move || history.traffic())
+        },
         log_level,
         drain: Some(stopper(stop.clone(), Stop::Drain)),
         quit: Some(stopper(stop.clone(), Stop::Now)),

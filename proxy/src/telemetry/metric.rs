@@ -21,6 +21,12 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
+
+    /// Becomes what `other` is; gives by how much it was behind.
+    pub fn catch_up(&self, other: &Self) -> u64 {
+        let value = other.get();
+        value - self.0.swap(value, Relaxed)
+    }
 }
 
 /// A number that goes up and down.
@@ -61,12 +67,17 @@ pub(super) const BUCKETS: [Duration; 16] = [
     Duration::from_secs(60),
 ];
 
+/// A count for each bucket, and one for what is over every bound. Not cumulative.
+pub(super) type BucketCounts = [u64; BUCKETS.len() + 1];
+
 /// How long things took, by buckets.
 #[derive(Debug, Default)]
 pub(super) struct Histogram {
     /// Not cumulative; the last one holds what is over every bound.
     counts: [AtomicU64; BUCKETS.len() + 1],
     sum_nanoseconds: AtomicU64,
+    /// What the history has seen of `counts`.
+    seen: [AtomicU64; BUCKETS.len() + 1],
 }
 
 impl Histogram {
@@ -79,6 +90,16 @@ impl Histogram {
 
     pub fn count(&self) -> u64 {
         self.counts.iter().map(|count| count.load(Relaxed)).sum()
+    }
+
+    /// What was observed since this was called last. There is one caller, the history.
+    pub fn fresh(&self) -> BucketCounts {
+        let mut fresh = BucketCounts::default();
+        for (place, (count, seen)) in fresh.iter_mut().zip(self.counts.iter().zip(&self.seen)) {
+            let count = count.load(Relaxed);
+            *place = count - seen.swap(count, Relaxed);
+        }
+        fresh
     }
 
     /// Its state as the registry wants it: cumulative, in seconds.

@@ -377,7 +377,7 @@ mod tests {
             counter.inc();
             counter
         });
-        let request = RequestSeries { count, retries, retries_refused, durations };
+        let request = RequestSeries { count, retries, retries_refused, durations, seen: Default::default() };
         traffic.requests.get(&labels, |_| request);
         let tcp = traffic.tcp.get(&labels, |_| TcpSeries::default());
         lock(&tcp.closed).insert("end", 1);

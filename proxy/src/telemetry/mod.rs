@@ -14,6 +14,7 @@ mod connections;
 mod failures;
 mod family;
 mod gathered;
+mod history;
 mod labels;
 mod metric;
 mod metrics;
@@ -30,6 +31,7 @@ pub use access_log::{AccessLog, AccessLogError, AccessLogOutput, AccessLogSettin
 pub use connections::{ConnectionSeen, OpenConnection, OpenConnections};
 pub use failures::Failures;
 pub use family::{CounterFamily, NamedCounters};
+pub use history::{History, HistoryQuery};
 pub use labels::{Direction, Tls};
 pub use metrics::{CONTENT_TYPE as METRICS_CONTENT_TYPE, Metrics, PerDirection};
 pub use readings::{EndpointReading, UpstreamReading};

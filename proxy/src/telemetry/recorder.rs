@@ -271,6 +271,7 @@ impl Recorder {
             count: Default::default(),
             retries: Default::default(),
             retries_refused: Default::default(),
+            seen: Default::default(),
             durations: self
                 .metrics
                 .traffic

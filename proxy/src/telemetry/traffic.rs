@@ -54,6 +54,16 @@ pub(super) struct RequestSeries {
     pub retries_refused: Counter,
     /// Shared by the series that differ in the code only.
     pub durations: Arc<Histogram>,
+    /// What the history has seen of `count` and `retries`.
+    pub seen: [Counter; 2],
+}
+
+impl RequestSeries {
+    /// Requests and retries since this was called last. There is one caller, the history.
+    pub fn fresh(&self) -> (u64, u64) {
+        let [requests, retries] = &self.seen;
+        (requests.catch_up(&self.count), retries.catch_up(&self.retries))
+    }
 }
 
 /// Opaque TCP connections of one set of label values.
