@@ -68,7 +68,7 @@ pub enum RouteAuth {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RouteMatch {
-    /// Host name, without port; `*.example.com` for all names below.
+    /// Host name, without port; `*.example.com` for all names below. Required in a sidecar.
     pub host: Option<String>,
     /// Path, without the query. Default: all.
     pub path: Option<PathMatch>,
@@ -176,7 +176,8 @@ pub struct Rewrite {
 pub enum PathRewrite {
     /// The whole path becomes this.
     Full(String),
-    /// The prefix that the route matched becomes this; needs a match on `path: {prefix: …}`.
+    /// The prefix that the route matched becomes this, or is taken away if this is empty; needs a match on
+    /// `path: {prefix: …}`.
     Prefix(String),
 }
 
