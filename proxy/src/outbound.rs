@@ -203,6 +203,18 @@ struct Found {
     routed: Option<Routed>,
 }
 
+impl Found {
+    /// Whose response the cache may give to whom.
+    fn answerer(&self) -> cache::Answerer {
+        cache::Answerer {
+            route: self.routed.as_ref().map_or_else(|| Arc::from(""), |routed| routed.route.name.clone()),
+            upstream: self.upstream.name.clone(),
+            subset: self.subset.clone(),
+            dialled: self.dialled.as_ref().map(|endpoint| endpoint.address),
+        }
+    }
+}
+
 /// The route of a request.
 struct Routed {
     route: Arc<CompiledRoute>,
@@ -375,8 +387,9 @@ impl Outbound {
             .as_ref()
             .and_then(|Routed { route, .. }| route.fallback.as_ref())
             .or_else(|| effective.fallbacks.get(&*found.upstream.name));
-        let asked =
-            fallback.and_then(Fallback::cache).and_then(|_| cache::Asked::of(request, Instant::now()));
+        let asked = fallback
+            .and_then(Fallback::cache)
+            .and_then(|_| cache::Asked::of(request, found.answerer(), Instant::now()));
         let mut way = self.way(&found, wire);
         way.key = affinity.as_ref().and_then(|affinity| affinity.key);
         way.keeps_request = matches!(fallback, Some(Fallback::Upstream(_)));
