@@ -91,15 +91,18 @@ impl InFlight {
         Self { endpoint: endpoint.clone(), started: now }
     }
 
-    /// The response's headers are there.
-    pub fn answered(&self, now: Instant) {
-        self.endpoint.load.observe(now.saturating_duration_since(self.started), now);
+    /// The response's headers are there; the last of the request came at `asked`, if not before it was sent.
+    pub fn answered(&self, asked: Option<Instant>, now: Instant) {
+        self.endpoint.load.observe(self.took(asked, now), now);
     }
 
     /// There was no response: counts as a slow one, or an endpoint that fails fast would look the best.
-    pub fn failed(&self, now: Instant) {
-        let took = now.saturating_duration_since(self.started);
-        self.endpoint.load.observe(took.max(FAILED), now);
+    pub fn failed(&self, asked: Option<Instant>, now: Instant) {
+        self.endpoint.load.observe(self.took(asked, now).max(FAILED), now);
+    }
+
+    fn took(&self, asked: Option<Instant>, now: Instant) -> Duration {
+        now.saturating_duration_since(asked.map_or(self.started, |asked| asked.max(self.started)))
     }
 
     /// The endpoint it is in flight to.
