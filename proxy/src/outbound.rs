@@ -377,7 +377,7 @@ impl Outbound {
             }
             let mirror =
                 Mirror { worker: worker.clone(), port: self.destination.port(), client: self.client };
-            filters.mirror(request, &worker.mirrors, draw, move |copy| mirror.send(copy));
+            filters.mirror(request, &worker.mirrors, draw, move |upstream, copy| mirror.send(upstream, copy));
         }
         let policy = &found.upstream.policy;
         let client = self.client.0.ip();
@@ -481,21 +481,31 @@ struct Mirror {
 }
 
 impl Mirror {
-    fn send(self, copy: Result<Mirrored, NotMirrored>) {
+    fn send(self, upstream: Arc<str>, copy: Result<Mirrored, NotMirrored>) {
         match copy {
-            Ok(copy) => _ = tokio::task::spawn_local(self.carry(copy)),
-            Err(why) => tracing::debug!("a request is not mirrored: {why}"),
+            Ok(copy) => _ = tokio::task::spawn_local(self.carry(upstream, copy)),
+            Err(why) => {
+                self.count(&upstream, why.result());
+                tracing::debug!("a request is not mirrored: {why}");
+            }
         }
     }
 
-    async fn carry(self, copy: Mirrored) {
-        let Self { worker, port, client } = self;
-        let Mirrored { upstream, mut request, place } = copy;
-        let upstream = match worker.configured(&upstream, port).await {
+    fn count(&self, upstream: &str, result: &'static str) {
+        self.worker.shared.metrics.mirrored_requests.inc([upstream, result]);
+    }
+
+    async fn carry(self, name: Arc<str>, copy: Mirrored) {
+        let Self { worker, port, client } = &self;
+        let Mirrored { mut request, place } = copy;
+        let upstream = match worker.configured(&name, *port).await {
             Ok(upstream) => upstream,
-            Err(error) => return tracing::debug!("a request is not mirrored: {error}"),
+            Err(error) => {
+                self.count(&name, "failed");
+                return tracing::debug!("a request is not mirrored: {error}");
+            }
         };
-        let mut recording = Exchange::begin(&worker.recorder, SIDE, client, &request, &worker.unnamed);
+        let mut recording = Exchange::begin(&worker.recorder, SIDE, *client, &request, &worker.unnamed);
         recording.exchange().upstream = upstream.name.clone();
         let wire = match request.version() {
             Version::HTTP_2 => Wire::Multiplexed,
@@ -515,10 +525,14 @@ impl Mirror {
             keeps_request: false,
             rng: &worker.rng,
         };
-        let response = match call(&way, &mut request, recording).await {
-            Ok(response) => response,
-            Err(failed) => failed.into_response(),
+        let (response, result) = match call(&way, &mut request, recording).await {
+            Ok(response) => (response, "sent"),
+            Err(failed) => {
+                let result = if matches!(failed.why, Why::Received(_)) { "sent" } else { "failed" };
+                (failed.into_response(), result)
+            }
         };
+        self.count(&name, result);
         // Read to its end, so that its connection serves the next; what it says is nobody's business.
         let mut body = response.into_body();
         let read =

@@ -58,6 +58,9 @@ pub struct Metrics {
     pub endpoints: GaugeFamily<2>,
     /// Active health checks by `upstream` and `result` (`success`, `failure`).
     pub health_checks: NamedCounters<2>,
+    /// Requests of routes with a mirror by `upstream`, the mirror's, and `result`: `sent`, `failed` (no response came),
+    /// or `dropped_…` and why.
+    pub mirrored_requests: NamedCounters<2>,
     /// Connections in the pools by `upstream`.
     pub pool_connections: GaugeFamily<1>,
     /// Requests that wait for a connection by `upstream`.
@@ -185,6 +188,13 @@ impl Metrics {
                 Opts::new("outrigger_health_checks_total", "Active health checks by result."),
                 &["upstream", "result"],
             ))),
+            mirrored_requests: NamedCounters::new(making.registered(IntCounterVec::new(
+                Opts::new(
+                    "outrigger_mirrored_requests_total",
+                    "Requests of routes with a mirror by what became of their copies.",
+                ),
+                &["upstream", "result"],
+            ))),
             pool_connections: GaugeFamily::new(making.gauges(
                 "outrigger_pool_connections",
                 "Connections in the pools.",
@@ -238,6 +248,7 @@ impl Metrics {
         self.traffic.sweep();
         self.forget_gauges();
         self.health_checks.forget(Instant::now());
+        self.mirrored_requests.forget(Instant::now());
         self.sweeps.fetch_add(1, Relaxed);
     }
 
@@ -312,7 +323,7 @@ mod tests {
                 assert!(sample.starts_with(name), "{sample} stands under {name}");
             }
         }
-        assert_eq!(seen.len(), 39, "of each family there is a sample: {seen:?}");
+        assert_eq!(seen.len(), 40, "of each family there is a sample: {seen:?}");
     }
 
     fn with_a_sample_of_everything() -> Metrics {
@@ -334,6 +345,7 @@ mod tests {
         metrics.discovery_age.with(["api"]).set(1);
         metrics.endpoints.with(["api", "healthy"]).set(1);
         metrics.health_checks.inc(["api", "success"]);
+        metrics.mirrored_requests.inc(["api", "sent"]);
         metrics.pool_connections.with(["api"]).set(1);
         metrics.pool_pending_requests.with(["api"]).set(1);
         metrics.breaker_state.with(["api"]).set(1);
