@@ -212,6 +212,18 @@ struct Found {
     routed: Option<Routed>,
 }
 
+impl Found {
+    /// Whose response the cache may give to whom.
+    fn answerer(&self) -> cache::Answerer {
+        cache::Answerer {
+            route: self.routed.as_ref().map_or_else(|| Arc::from(""), |routed| routed.route.name.clone()),
+            upstream: self.upstream.name.clone(),
+            subset: self.subset.clone(),
+            dialled: self.dialled.as_ref().map(|endpoint| endpoint.address),
+        }
+    }
+}
+
 /// The route of a request.
 struct Routed {
     route: Arc<CompiledRoute>,
@@ -378,7 +390,7 @@ impl Outbound {
             }
             let mirror =
                 Mirror { worker: worker.clone(), port: self.destination.port(), client: self.client };
-            filters.mirror(request, &worker.mirrors, draw, move |copy| mirror.send(copy));
+            filters.mirror(request, &worker.mirrors, draw, move |upstream, copy| mirror.send(upstream, copy));
         }
         let policy = &found.upstream.policy;
         let client = self.client.0.ip();
@@ -388,8 +400,9 @@ impl Outbound {
             .as_ref()
             .and_then(|Routed { route, .. }| route.fallback.as_ref())
             .or_else(|| effective.fallbacks.get(&*found.upstream.name));
-        let asked =
-            fallback.and_then(Fallback::cache).and_then(|_| cache::Asked::of(request, Instant::now()));
+        let asked = fallback
+            .and_then(Fallback::cache)
+            .and_then(|_| cache::Asked::of(request, found.answerer(), Instant::now()));
         let mut way = self.way(&found, wire);
         way.key = affinity.as_ref().and_then(|affinity| affinity.key);
         way.keeps_request = matches!(fallback, Some(Fallback::Upstream(_)));
@@ -492,21 +505,31 @@ struct Mirror {
 }
 
 impl Mirror {
-    fn send(self, copy: Result<Mirrored, NotMirrored>) {
+    fn send(self, upstream: Arc<str>, copy: Result<Mirrored, NotMirrored>) {
         match copy {
-            Ok(copy) => _ = tokio::task::spawn_local(self.carry(copy)),
-            Err(why) => tracing::debug!("a request is not mirrored: {why}"),
+            Ok(copy) => _ = tokio::task::spawn_local(self.carry(upstream, copy)),
+            Err(why) => {
+                self.count(&upstream, why.result());
+                tracing::debug!("a request is not mirrored: {why}");
+            }
         }
     }
 
-    async fn carry(self, copy: Mirrored) {
-        let Self { worker, port, client } = self;
-        let Mirrored { upstream, mut request, place } = copy;
-        let upstream = match worker.configured(&upstream, port).await {
+    fn count(&self, upstream: &str, result: &'static str) {
+        self.worker.shared.metrics.mirrored_requests.inc([upstream, result]);
+    }
+
+    async fn carry(self, name: Arc<str>, copy: Mirrored) {
+        let Self { worker, port, client } = &self;
+        let Mirrored { mut request, place } = copy;
+        let upstream = match worker.configured(&name, *port).await {
             Ok(upstream) => upstream,
-            Err(error) => return tracing::debug!("a request is not mirrored: {error}"),
+            Err(error) => {
+                self.count(&name, "failed");
+                return tracing::debug!("a request is not mirrored: {error}");
+            }
         };
-        let mut recording = Exchange::begin(&worker.recorder, SIDE, client, &request, &worker.unnamed);
+        let mut recording = Exchange::begin(&worker.recorder, SIDE, *client, &request, &worker.unnamed);
         recording.exchange().upstream = upstream.name.clone();
         // A hop of its own, which the first one caused.
         worker.trace(&mut request, &mut recording, None);
@@ -528,10 +551,14 @@ impl Mirror {
             keeps_request: false,
             rng: &worker.rng,
         };
-        let response = match call(&way, &mut request, recording).await {
-            Ok(response) => response,
-            Err(failed) => failed.into_response(),
+        let (response, result) = match call(&way, &mut request, recording).await {
+            Ok(response) => (response, "sent"),
+            Err(failed) => {
+                let result = if matches!(failed.why, Why::Received(_)) { "sent" } else { "failed" };
+                (failed.into_response(), result)
+            }
         };
+        self.count(&name, result);
         // Read to its end, so that its connection serves the next; what it says is nobody's business.
         let mut body = response.into_body();
         let read =

@@ -37,8 +37,6 @@ pub struct Place(Rc<Cell<usize>>);
 
 /// A whole copy, to be sent.
 pub struct Mirrored {
-    /// Name of the upstream it is for.
-    pub upstream: Arc<str>,
     /// The copy, in the version the request came in.
     pub request: Request<Body>,
     /// To be dropped when the response has been.
@@ -60,6 +58,18 @@ pub enum NotMirrored {
     /// It may become a tunnel, or waits for an interim response.
     #[error("it needs a connection of its own")]
     OwnConnection,
+}
+
+impl NotMirrored {
+    /// A word for the metrics.
+    pub fn result(self) -> &'static str {
+        match self {
+            Self::Full => "dropped_too_many",
+            Self::TooLarge => "dropped_body",
+            Self::Incomplete => "dropped_incomplete",
+            Self::OwnConnection => "dropped_connection",
+        }
+    }
 }
 
 /// Which requests of a route are copied, and for whom.
@@ -91,6 +101,11 @@ impl Mirror {
         Self { upstream: mirror.upstream.as_str().into(), share: Share::of_percent(mirror.percent()) }
     }
 
+    /// The name of the upstream that gets the copies.
+    pub(super) fn upstream(&self) -> &Arc<str> {
+        &self.upstream
+    }
+
     /// Has a request copied, if this one is to be; `done` gets the copy, or why there is none.
     pub(super) fn copy(
         &self,
@@ -111,7 +126,7 @@ impl Mirror {
         *head.uri_mut() = request.uri().clone();
         *head.version_mut() = request.version();
         *head.headers_mut() = request.headers().clone();
-        let copy = Mirrored { upstream: self.upstream.clone(), request: head, place };
+        let copy = Mirrored { request: head, place };
         if request.body().is_end() {
             return done(Ok(copy));
         }

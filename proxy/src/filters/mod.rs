@@ -22,6 +22,7 @@ mod respond;
 mod rewrite;
 mod share;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Request, Response};
@@ -140,17 +141,18 @@ impl Filters {
     }
 
     /// Step 5: has a request copied as it is sent, if this one is to be. `done` gets the whole copy, which is to be
-    /// sent to its upstream and its response dropped, or why there is none; at once where there is no body, else when
+    /// sent to the upstream that it is told, and its response dropped, or why there is none; at once where there is no body, else when
     /// the body has passed. Not called at all for requests that are not to be copied.
     pub fn mirror(
         &self,
         request: &mut Request<Body>,
         mirrors: &Mirrors,
         draw: impl Fn() -> f64,
-        done: impl FnOnce(Result<Mirrored, NotMirrored>) + 'static,
+        done: impl FnOnce(Arc<str>, Result<Mirrored, NotMirrored>) + 'static,
     ) {
         if let Some(mirror) = &self.mirror {
-            mirror.copy(request, mirrors, draw, done);
+            let upstream = mirror.upstream().clone();
+            mirror.copy(request, mirrors, draw, move |copy| done(upstream, copy));
         }
     }
 

@@ -87,7 +87,15 @@ async fn a_copy_is_of_what_is_sent() {
     assert!(filters.request(&mut request, Scheme::Http, Some(4), || 0.0).await.is_ok());
     let copies = Rc::new(RefCell::new(Vec::new()));
     let told = copies.clone();
-    filters.mirror(&mut request, &Mirrors::default(), || 0.0, move |copy| told.borrow_mut().push(copy));
+    filters.mirror(
+        &mut request,
+        &Mirrors::default(),
+        || 0.0,
+        move |upstream, copy| {
+            assert_eq!(&*upstream, "shadow");
+            told.borrow_mut().push(copy);
+        },
+    );
     let copy = copies.borrow_mut().pop().unwrap().unwrap();
     for sent in [&request, &copy.request] {
         assert_eq!(sent.uri(), "/v2/x?q");

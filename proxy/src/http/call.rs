@@ -323,12 +323,7 @@ impl<'a> Tries<'a> {
         endpoint: Arc<Endpoint>,
         recording: &mut Recording,
     ) {
-        let progress = recording.progress();
-        let request_ended = async move {
-            if let Some(progress) = progress {
-                progress.ended().await;
-            }
-        };
+        let request_ended = recording.request_ended();
         let passed = tokio::select! {
             biased;
             () = self.make(request, endpoint, recording) => return,
@@ -364,8 +359,15 @@ impl<'a> Tries<'a> {
         self.result = match self.call.retry().and_then(RetryPolicy::per_try_timeout) {
             None => forward.send(request, recording).await,
             Some(limit) => {
-                let sent = tokio::time::timeout(limit, Box::pin(forward.send(request, recording)));
-                Box::pin(sent).await.unwrap_or(Err(HopError::Timeout(limit)))
+                let request_ended = recording.request_ended();
+                let sent = async {
+                    tokio::select! {
+                        biased;
+                        result = forward.send(request, recording) => result,
+                        _ = TimeLimit::from(limit).passed(request_ended) => Err(HopError::Timeout(limit)),
+                    }
+                };
+                Box::pin(sent).await
             }
         };
         if let Ok(response) = &mut self.result {

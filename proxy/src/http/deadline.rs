@@ -83,6 +83,13 @@ impl Deadline {
     }
 }
 
+impl From<Duration> for TimeLimit {
+    /// A configured limit alone.
+    fn from(after_request: Duration) -> Self {
+        Self { after_request: Some(after_request), deadline: None }
+    }
+}
+
 impl TimeLimit {
     /// Whether it may wait for ever.
     pub fn is_none(self) -> bool {

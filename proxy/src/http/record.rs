@@ -54,6 +54,8 @@ pub struct Exchange {
 #[derive(Debug, Default)]
 pub struct RequestProgress {
     bytes: Cell<u64>,
+    /// When the last of them came, or the end.
+    last: Cell<Option<Instant>>,
     ended: Cell<bool>,
     broken: Cell<bool>,
     end: Notify,
@@ -172,9 +174,19 @@ impl Recording {
         body.watched(Box::new(RequestWatch(progress)))
     }
 
-    /// How the request's body comes along; `None` when it has none.
-    pub(super) fn progress(&self) -> Option<Rc<RequestProgress>> {
-        self.progress.clone()
+    /// Is done when the request has come to its end: at once when it has no body.
+    pub(super) fn request_ended(&self) -> impl Future<Output = ()> + use<> {
+        let progress = self.progress.clone();
+        async move {
+            if let Some(progress) = progress {
+                progress.ended().await;
+            }
+        }
+    }
+
+    /// When the last of the request came; `None` when it has no body, or none of it has come.
+    fn last_of_request(&self) -> Option<Instant> {
+        self.progress.as_ref().and_then(|progress| progress.last.get())
     }
 
     /// The request holds a place of its upstream until the response has ended.
@@ -300,15 +312,17 @@ impl Recording {
         if !std::mem::take(&mut self.trying) {
             return;
         }
+        // How long a client takes to send its request is nothing that the endpoint is slow by.
+        let asked = self.last_of_request();
         match attempt {
             Attempt::Answered => {
-                in_flight.answered(now);
-                self.admission.answered(now);
+                in_flight.answered(asked, now);
+                self.admission.answered(asked, now);
                 // Told when the response has ended: it may break off.
                 self.answered = true;
             }
             Attempt::Failed | Attempt::ConnectFailed => {
-                in_flight.failed(now);
+                in_flight.failed(asked, now);
                 upstream.attempt_ended(in_flight.endpoint(), attempt, now);
             }
             Attempt::Abandoned => {}
@@ -317,7 +331,7 @@ impl Recording {
 
     /// The time for the response's headers is over.
     pub(super) fn timed_out(&mut self, now: Instant) {
-        self.admission.answered(now);
+        self.admission.answered(self.last_of_request(), now);
         self.attempt_ended(Attempt::Failed, now);
     }
 
@@ -474,6 +488,7 @@ struct RequestWatch(Rc<RequestProgress>);
 impl BodyWatch for RequestWatch {
     fn data(&mut self, bytes: usize) {
         self.0.bytes.set(self.0.bytes.get() + bytes as u64);
+        self.0.last.set(Some(Instant::now()));
     }
 
     fn waiting(&mut self) {}
@@ -482,6 +497,9 @@ impl BodyWatch for RequestWatch {
 
     fn end(&mut self, how: BodyEnd) {
         self.0.ended.set(true);
+        if how == BodyEnd::Complete {
+            self.0.last.set(Some(Instant::now()));
+        }
         self.0.broken.set(how == BodyEnd::Broken);
         self.0.end.notify_waiters();
     }

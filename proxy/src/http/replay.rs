@@ -19,8 +19,9 @@ use crate::net::{Body, BodyError, BodySource};
 
 /// Bytes that are kept of a body (the design's section 4); with more it can't be sent again.
 const MAX_KEPT: usize = 64 << 10;
-/// Pieces that are kept: each is some bytes of bookkeeping and may hold a buffer larger than itself, so that a
-/// client that sends byte by byte would have us keep a multiple of [`MAX_KEPT`].
+/// Pieces that are kept before they are put together: each is some bytes of bookkeeping and may hold a buffer larger than
+/// itself, so that a client that sends byte by byte would have us keep a multiple of [`MAX_KEPT`]. At one byte each, all
+/// of [`MAX_KEPT`] is copied 64 times, 2 MiB together.
 const MAX_PIECES: usize = 1024;
 
 /// A request's body for all of its tries. Dropped when no more of them come: nothing is kept from then on,
@@ -114,12 +115,16 @@ impl Shared {
         if !self.keeps || data.is_empty() {
             return;
         }
-        if self.kept_bytes + data.len() > MAX_KEPT || self.kept.len() == MAX_PIECES {
+        if self.kept_bytes + data.len() > MAX_KEPT {
             self.keeps = false;
             self.is_whole = false;
             // Whoever reads the client's body has been given all of it.
             self.kept = Vec::new();
             return;
+        }
+        if self.kept.len() == MAX_PIECES {
+            // Whoever reads the client's body has been given all of them, and a later try begins with the first.
+            self.kept = vec![self.kept.concat().into()];
         }
         self.kept_bytes += data.len();
         self.kept.push(data.clone());

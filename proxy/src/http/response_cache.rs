@@ -3,6 +3,7 @@
 //! Nothing is answered from here as long as the upstream answers, so nothing is ever validated, and a response is
 //! stored each time it comes. It streams to its caller meanwhile.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
@@ -21,12 +22,14 @@ use moka::sync::Cache;
 use self::rules::{Freshness, Selection};
 use crate::config;
 use crate::net::{Body, BodyError, BodySource, strip_hop_by_hop, strip_mesh_headers};
+use crate::upstream::Subset;
 
 mod rules;
 
 /// Content of a response that is kept; with more it is not.
 const MAX_CONTENT: usize = 1 << 20;
-/// Responses to one target that are kept, by what `Vary` names: there is no limit to what callers can state there.
+/// Responses of one answerer to one target that are kept, by what `Vary` names: there is no limit to what callers can
+/// state there.
 const MAX_VARIANTS: usize = 8;
 /// moka evicts when 64 entries have come or 300 ms have passed. From this size on that would be too many bytes, and it
 /// is made to at once.
@@ -50,15 +53,29 @@ pub struct ResponseCache {
     gathering: AtomicU64,
 }
 
-/// What a request asked for, kept until its response is there.
+/// What a request asked for, and whom, kept until its response is there.
 #[derive(Debug)]
 pub struct Asked {
     key: Key,
+    answerer: Answerer,
     headers: HeaderMap,
     at: Instant,
 }
 
-/// RFC 9111 2: method and target.
+/// Who answers, as far as the config decides it: what one said of a target is no answer of another's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answerer {
+    /// The name of the route, which may choose by what `Vary` does not name and edits what is sent.
+    pub route: Arc<str>,
+    /// The name of the upstream.
+    pub upstream: Arc<str>,
+    /// Its endpoints with these tags only.
+    pub subset: Option<Subset>,
+    /// The one endpoint that was dialled by its own address.
+    pub dialled: Option<SocketAddr>,
+}
+
+/// RFC 9111 2: method and target. Not who answers: what a request changes, it may have changed for all of them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     method: Method,
@@ -70,6 +87,7 @@ type Variants = Arc<[Arc<Stored>]>;
 
 #[derive(Debug)]
 struct Stored {
+    answerer: Answerer,
     status: StatusCode,
     headers: HeaderMap,
     content: Bytes,
@@ -81,7 +99,7 @@ struct Stored {
 
 impl Asked {
     /// To be taken of a request as it came, before its body is; `None` when no cache has to do with it.
-    pub fn of(request: &Request<Body>, now: Instant) -> Option<Self> {
+    pub fn of(request: &Request<Body>, answerer: Answerer, now: Instant) -> Option<Self> {
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         let is_read = *method == Method::GET || *method == Method::HEAD;
         // What content of a request means to its server, nobody knows (RFC 9110 9.3.1).
@@ -98,7 +116,7 @@ impl Asked {
         let scheme = uri.scheme_str().unwrap_or("http");
         let target = format!("{scheme}://{}{}", authority.to_ascii_lowercase(), uri.path_and_query()?);
         let headers = if is_read { headers.clone() } else { HeaderMap::new() };
-        Some(Self { key: Key { method: method.clone(), target: target.into() }, headers, at: now })
+        Some(Self { key: Key { method: method.clone(), target: target.into() }, answerer, headers, at: now })
     }
 }
 
@@ -153,6 +171,7 @@ impl ResponseCache {
         }
         let delay = now.saturating_duration_since(asked.at);
         let stored = Stored {
+            answerer: asked.answerer,
             status,
             age_when_received: rules::initial_age(response.headers(), clock, delay),
             headers: kept_fields(response.headers(), clock),
@@ -205,6 +224,7 @@ impl ResponseCache {
         let variants = self.entries.get(key)?;
         variants
             .iter()
+            .filter(|stored| stored.answerer == asked.answerer)
             .find(|stored| rules::is_selected(&stored.selection, &asked.headers))
             .filter(|stored| stored.age(now) <= self.max_age && stored.may_be_served(now))
             .cloned()
@@ -215,9 +235,17 @@ impl ResponseCache {
         let stored = Arc::new(stored);
         self.entries.entry(key).and_upsert_with(|before| {
             let before = before.map(moka::Entry::into_value);
-            let others = before.iter().flat_map(|variants| variants.iter());
-            let others = others.filter(|other| other.selection != stored.selection).cloned();
-            [stored.clone()].into_iter().chain(others).take(MAX_VARIANTS).collect()
+            let mut of_this_answerer = 1;
+            let others = before.iter().flat_map(|variants| variants.iter()).filter(|other| {
+                if other.answerer != stored.answerer {
+                    // How many there are, the config says; what they said before the last change of it ages too.
+                    return true;
+                }
+                let is_kept = other.selection != stored.selection && of_this_answerer < MAX_VARIANTS;
+                of_this_answerer += usize::from(is_kept);
+                is_kept
+            });
+            [stored.clone()].into_iter().chain(others.cloned()).collect()
         });
         if evicts {
             self.entries.run_pending_tasks();

@@ -4,8 +4,8 @@
 //! HTTPRoutes, in this order:
 //!
 //! 1. by host: the name itself, then `*.` and the longest domain, then no host;
-//! 2. by path: exact, then regular expressions (the longest text first), then the longest prefix. The Gateway API
-//!    leaves the place of regular expressions open; Envoy Gateway puts them there;
+//! 2. by path: exact, then regular expressions (all alike, whatever their length), then the longest prefix. The Gateway
+//!    API leaves the place of regular expressions open; Envoy Gateway puts them there;
 //! 3. one that names methods;
 //! 4. by the number of header fields, the most first;
 //! 5. by the number of query parameters, the most first;

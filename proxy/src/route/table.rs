@@ -106,7 +106,8 @@ impl RouteTable {
 pub(super) fn precedence(alternative: &RouteMatch) -> impl Ord + use<> {
     let (kind, length) = match &alternative.path {
         Some(PathMatch::Exact(path)) => (0, path.len()),
-        Some(PathMatch::Regex(pattern)) => (1, pattern.len()),
+        // Its length says nothing about how much it matches.
+        Some(PathMatch::Regex(_)) => (1, 0),
         Some(PathMatch::Prefix(path)) => (2, path.strip_suffix('/').unwrap_or(path).len()),
         None => (2, 0),
     };

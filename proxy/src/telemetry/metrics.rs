@@ -61,6 +61,9 @@ pub struct Metrics {
     pub responses_incomplete: CounterFamily<2>,
     /// Active health checks by `upstream` and `result` (`success`, `failure`).
     pub health_checks: NamedCounters<2>,
+    /// Requests of routes with a mirror by `upstream`, the mirror's, and `result`: `sent`, `failed` (no response came),
+    /// or `dropped_…` and why.
+    pub mirrored_requests: NamedCounters<2>,
     /// DNS lookups by `result`.
     pub dns_lookups: CounterFamily<1>,
     /// Age of the oldest DNS answer that is in use, in seconds; not shown before it is set.
@@ -191,6 +194,16 @@ impl Metrics {
                 )),
                 overflow_of("health_checks_total"),
             ),
+            mirrored_requests: NamedCounters::new(
+                making.registered(IntCounterVec::new(
+                    Opts::new(
+                        "outrigger_mirrored_requests_total",
+                        "Requests of routes with a mirror by what became of their copies.",
+                    ),
+                    &["upstream", "result"],
+                )),
+                overflow_of("mirrored_requests_total"),
+            ),
             dns_lookups: making.counters("outrigger_dns_lookups_total", "DNS lookups by result.", ["result"]),
             dns_age: making.late_gauge(Opts::new(
                 "outrigger_dns_age_seconds",
@@ -246,6 +259,7 @@ impl Metrics {
     pub(super) fn sweep(&self) {
         self.traffic.sweep();
         self.health_checks.forget(Instant::now());
+        self.mirrored_requests.forget(Instant::now());
         self.sweeps.fetch_add(1, Relaxed);
     }
 }
@@ -346,6 +360,7 @@ mod tests {
         metrics.dns_lookups.inc(["success"]);
         metrics.trace_spans_dropped.inc(["queue_full"]);
         metrics.health_checks.inc(["api", "success"]);
+        metrics.mirrored_requests.inc(["api", "sent"]);
         let endpoint = EndpointReading {
             address: ([10, 0, 0, 1], 80).into(),
             state: "healthy",

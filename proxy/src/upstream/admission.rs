@@ -61,10 +61,11 @@ impl Upstream {
 }
 
 impl Admission {
-    /// The response's headers are there, or the time for them is over: an adaptive limit learns from how long it took.
-    pub fn answered(&self, now: Instant) {
+    /// The response's headers are there, or the time for them is over: an adaptive limit learns from how long it took
+    /// since the last of the request came, at `asked`.
+    pub fn answered(&self, asked: Option<Instant>, now: Instant) {
         if let Some(permit) = &self.permit {
-            permit.answered(now);
+            permit.answered(asked, now);
         }
     }
 }

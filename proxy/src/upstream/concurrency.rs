@@ -158,10 +158,11 @@ impl ConcurrencyLimit {
 }
 
 impl Permit {
-    /// The response's headers are there, or the time for them is over. Of a request that failed at once nothing
-    /// is learnt: don't call it.
-    pub fn answered(&self, now: Instant) {
-        self.limit.observe(now.saturating_duration_since(self.entered), now);
+    /// The response's headers are there, or the time for them is over; the last of the request came at `asked`, if
+    /// not before it entered. Of a request that failed at once nothing is learnt: don't call it.
+    pub fn answered(&self, asked: Option<Instant>, now: Instant) {
+        let since = asked.map_or(self.entered, |asked| asked.max(self.entered));
+        self.limit.observe(now.saturating_duration_since(since), now);
     }
 }
 
@@ -270,7 +271,7 @@ mod tests {
                         break;
                     }
                     self.under_way.pop();
-                    self.permits[place].take().unwrap().answered(self.now);
+                    self.permits[place].take().unwrap().answered(None, self.now);
                 }
                 while self.under_way.len() < callers {
                     let Ok(permit) = self.limit.try_enter(self.now) else {

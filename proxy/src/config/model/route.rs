@@ -32,7 +32,9 @@ pub struct Route {
     /// Changes of the response's header fields.
     #[serde(default)]
     pub response_headers: HeaderEdits,
-    /// Send a copy of each request to another upstream too, whose responses are dropped. Default: none.
+    /// Send a copy of each request to another upstream too, whose responses are dropped. Not copied are bodies of over
+    /// 64 KiB, upgrades, requests with `Expect`, and what comes while 100 copies of a worker are under way; the metric
+    /// `outrigger_mirrored_requests_total` counts them by why. Default: none.
     pub mirror: Option<Mirror>,
     /// Failures made on purpose, to try what callers do. Default: none.
     pub fault: Option<Fault>,
@@ -70,7 +72,7 @@ pub enum RouteAuth {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RouteMatch {
-    /// Host name, without port; `*.example.com` for all names below.
+    /// Host name, without port; `*.example.com` for all names below. Required in a sidecar.
     pub host: Option<String>,
     /// Path, without the query. Default: all.
     pub path: Option<PathMatch>,
@@ -178,7 +180,8 @@ pub struct Rewrite {
 pub enum PathRewrite {
     /// The whole path becomes this.
     Full(String),
-    /// The prefix that the route matched becomes this; needs a match on `path: {prefix: …}`.
+    /// The prefix that the route matched becomes this, or is taken away if this is empty; needs a match on
+    /// `path: {prefix: …}`.
     Prefix(String),
 }
 
@@ -205,8 +208,8 @@ pub struct HeaderValueOf {
     pub value: String,
 }
 
-/// A copy of each request to another upstream: sent and forgotten; at most 100 are under way at once, and bodies of
-/// over 64 KiB are not copied.
+/// A copy of each request to another upstream: sent and forgotten; at most 100 of a worker are under way at once, and
+/// bodies of over 64 KiB, upgrades and requests with `Expect` are not copied.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mirror {

@@ -174,7 +174,8 @@ pub struct Retry {
     /// an idempotent method, or `idempotent` on the route. Default: all of `connectFailure`, `refusedStream`, `reset`,
     /// `502`, `503`, `504`, `UNAVAILABLE`.
     pub on: Option<Vec<String>>,
-    /// Time one try may take, to the response's headers; at most the `timeout` of all of them. Default: none.
+    /// Time one try may take, from the end of the request, or the try's start if that is later, to the response's
+    /// headers; at most the `timeout` of all of them. Default: none.
     pub per_try_timeout: Option<Duration>,
     /// Pause before a try.
     pub backoff: Backoff,

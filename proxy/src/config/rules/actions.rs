@@ -88,7 +88,10 @@ fn path_rewrite(at: &Path, path: Option<&PathRewrite>, route: &Route, report: &m
         Some(PathRewrite::Full(path)) => report.path(&at.field("full"), path),
         Some(PathRewrite::Prefix(prefix)) => {
             let at = at.field("prefix");
-            report.path(&at, prefix);
+            // The Gateway API's table has rows for nothing at all: the prefix is taken away.
+            if !prefix.is_empty() {
+                report.path(&at, prefix);
+            }
             let without = route
                 .matches
                 .iter()

@@ -72,7 +72,6 @@ fn only(outcomes: &Outcomes) -> Result<Mirrored, NotMirrored> {
 async fn a_request_without_a_body_is_copied_at_once() {
     let mut request = Request::get("/orders").header(HOST, "api.shop").body(Body::empty()).unwrap();
     let copy = only(&copied(&mut request, &Mirrors::default())).unwrap();
-    assert_eq!(&*copy.upstream, "shadow");
     assert_eq!(copy.request.uri(), "/orders");
     assert_eq!(copy.request.headers(), request.headers());
     assert!(copy.request.body().is_end());

@@ -3,6 +3,7 @@ use http_body_util::BodyExt;
 
 use super::*;
 use crate::http::ProxyError;
+use crate::http::response_cache::Answerer;
 
 fn fields(list: &[(&str, &str)]) -> HeaderMap {
     list.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
@@ -104,7 +105,8 @@ async fn the_last_good_response_is_served_and_says_why() {
     let now = Instant::now();
     let asked = || {
         let request = Request::builder().method(Method::GET).uri("http://api/").body(Body::empty()).unwrap();
-        Asked::of(&request, now)
+        let answerer = Answerer { route: "".into(), upstream: "api".into(), subset: None, dialled: None };
+        Asked::of(&request, answerer, now)
     };
     let answer = |failure: Failure<'_>| fallback.answer(&HeaderMap::new(), asked().as_ref(), failure, now);
     let timeout = LocalResponse::new(ProxyError::TIMEOUT, "upstream api: slow");

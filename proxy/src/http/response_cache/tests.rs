@@ -45,8 +45,12 @@ fn request(method: &str, uri: &str, list: &[(&str, &str)]) -> Request<Body> {
     request
 }
 
+fn answerer() -> Answerer {
+    Answerer { route: "".into(), upstream: "api".into(), subset: None, dialled: None }
+}
+
 fn asked_at(method: &str, uri: &str, list: &[(&str, &str)], at: Instant) -> Asked {
-    Asked::of(&request(method, uri, list), at).unwrap()
+    Asked::of(&request(method, uri, list), answerer(), at).unwrap()
 }
 
 fn response(status: u16, list: &[(&str, &str)], body: Body) -> Response<Body> {
@@ -301,6 +305,47 @@ async fn a_response_is_for_the_same_target_only() {
     }
 }
 
+#[tokio::test]
+async fn a_response_is_for_those_only_whom_the_same_would_answer() {
+    let tagged = |value: &str| Subset::new(&[("tenant".to_owned(), value.to_owned())].into());
+    let answerers = [
+        answerer(),
+        Answerer { subset: tagged("t1"), ..answerer() },
+        Answerer { subset: tagged("t2"), ..answerer() },
+        Answerer { upstream: "canary".into(), ..answerer() },
+        Answerer { route: "t1".into(), ..answerer() },
+        Answerer { dialled: Some(([10, 0, 0, 1], 80).into()), ..answerer() },
+        Answerer { dialled: Some(([10, 0, 0, 2], 80).into()), ..answerer() },
+    ];
+    let (cache, now) = (cache(), Instant::now());
+    let asked = |method, whose: &Answerer, number: &str| {
+        let request = request(method, API, &[("x-number", number)]);
+        Asked::of(&request, whose.clone(), now).unwrap()
+    };
+    let pass = async |method, whose: &Answerer, number: &str, said: String| {
+        let response = response(200, &[("vary", "x-number")], Body::full(said));
+        content(cache.pass(asked(method, whose, number), response, now, clock())).await;
+    };
+    let answer = async |whose: &Answerer| {
+        Some(content(cache.answer(&asked("GET", whose, "0"), "connection_refused", now)?).await)
+    };
+    for (number, whose) in answerers.iter().enumerate() {
+        assert_eq!(answer(whose).await, None, "{whose:?}");
+        pass("GET", whose, "0", number.to_string()).await;
+    }
+    // Of those there are many, and they push nobody else's out.
+    for number in 0..MAX_VARIANTS {
+        pass("GET", &answerers[0], &number.to_string(), "0".into()).await;
+    }
+    for (number, whose) in answerers.iter().enumerate() {
+        assert_eq!(answer(whose).await, Some(number.to_string().into()), "{whose:?}");
+    }
+    pass("POST", &answerers[1], "0", "done".into()).await;
+    for whose in &answerers {
+        assert_eq!(answer(whose).await, None, "{whose:?}: it may have been changed");
+    }
+}
+
 #[test]
 fn requests_that_no_cache_has_to_do_with_are_left_alone() {
     let now = Instant::now();
@@ -317,11 +362,15 @@ fn requests_that_no_cache_has_to_do_with_are_left_alone() {
         ("GET", API, &[("cache-control", "no-store")], false),
         ("GET", API, &[("cache-control", "no-cache")], true),
     ] {
-        assert_eq!(Asked::of(&request(method, uri, list), now).is_some(), want, "{method} {uri} {list:?}");
+        assert_eq!(
+            Asked::of(&request(method, uri, list), answerer(), now).is_some(),
+            want,
+            "{method} {uri} {list:?}"
+        );
     }
     let mut with_content = request("GET", API, NO_FIELDS);
     *with_content.body_mut() = Body::full("{}");
-    assert!(Asked::of(&with_content, now).is_none());
+    assert!(Asked::of(&with_content, answerer(), now).is_none());
 }
 
 #[tokio::test]

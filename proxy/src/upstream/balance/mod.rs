@@ -66,6 +66,8 @@ impl PartialEq for Subset {
     }
 }
 
+impl Eq for Subset {}
+
 /// Hash of what a request is balanced by: XXH3 (64 bits, seed 0), so that every proxy sends the same key to the same
 /// endpoint, whatever its version.
 pub fn hash_key(key: &[u8]) -> u64 {

@@ -198,7 +198,7 @@ fn peak_ewma_leaves_a_slow_endpoint_to_itself() {
     let upstream = balanced_by(Balance::PeakEwma, members.clone());
     let now = Instant::now();
     for (member, millis) in members.iter().zip([2, 2, 500]) {
-        InFlight::begin(&member.endpoint, now).answered(now + Duration::from_millis(millis));
+        InFlight::begin(&member.endpoint, now).answered(None, now + Duration::from_millis(millis));
     }
     assert_eq!(shares_at(&upstream, &Choice::at(now + Duration::from_secs(1)))[2], 0.0);
 }
