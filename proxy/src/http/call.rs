@@ -278,8 +278,7 @@ struct Tries<'a> {
 
 impl<'a> Tries<'a> {
     fn begin(call: &'a Call<'a>, request: &mut Request<Body>, deadline: Option<Deadline>) -> Self {
-        let is_repeatable = call.wire != Wire::Own
-            && (call.keeps_request || call.retry().is_some_and(|policy| policy.attempts() > 0));
+        let is_repeatable = call.keeps_request || call.retry().is_some_and(|policy| policy.attempts() > 0);
         let mut replay = None;
         let spare = is_repeatable.then(|| head_of(request));
         if is_repeatable && !request.body().is_end() {

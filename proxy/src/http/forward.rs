@@ -166,12 +166,14 @@ fn checked(response: Response<Incoming>) -> Result<Response<Body>, HopError> {
     Ok(response)
 }
 
-/// The same request once more, without extensions and body. Boxed: the future of every request would be as large as it.
+/// The same request once more, without its body; with what it needs to become a tunnel or to pass an interim response
+/// back. Boxed: the future of every request would be as large as it.
 pub(super) fn head_of(request: &Request<Body>) -> Box<Request<Body>> {
     let mut head = Box::new(Request::new(Body::empty()));
     *head.method_mut() = request.method().clone();
     *head.uri_mut() = request.uri().clone();
     *head.version_mut() = request.version();
     *head.headers_mut() = request.headers().clone();
+    *head.extensions_mut() = request.extensions().clone();
     head
 }
