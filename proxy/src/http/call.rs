@@ -366,7 +366,7 @@ impl<'a> Tries<'a> {
         if let Ok(response) = &mut self.result {
             self.mark = match is_good_response(response) {
                 true => PeerMark::None,
-                false => PeerMark::of(response.headers(), recording.is_meshed()),
+                false => PeerMark::of(response.headers(), recording.is_from_peer()),
             };
             strip_mesh_headers(response.headers_mut());
         }
@@ -507,3 +507,6 @@ fn attempt_of(result: &Result<Response<Body>, HopError>, recording: &Recording) 
         Err(_) => Attempt::Failed,
     }
 }
+
+#[cfg(test)]
+mod tests;
