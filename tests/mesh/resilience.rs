@@ -5,6 +5,7 @@ mod arrivals;
 mod breakers;
 mod connections;
 mod endpoints;
+mod fallbacks;
 mod load;
 mod retries;
 mod storms;

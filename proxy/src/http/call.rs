@@ -278,8 +278,7 @@ struct Tries<'a> {
 
 impl<'a> Tries<'a> {
     fn begin(call: &'a Call<'a>, request: &mut Request<Body>, deadline: Option<Deadline>) -> Self {
-        let is_repeatable = call.wire != Wire::Own
-            && (call.keeps_request || call.retry().is_some_and(|policy| policy.attempts() > 0));
+        let is_repeatable = call.keeps_request || call.retry().is_some_and(|policy| policy.attempts() > 0);
         let mut replay = None;
         let spare = is_repeatable.then(|| head_of(request));
         if is_repeatable && !request.body().is_end() {
@@ -373,7 +372,7 @@ impl<'a> Tries<'a> {
         if let Ok(response) = &mut self.result {
             self.mark = match is_good_response(response) {
                 true => PeerMark::None,
-                false => PeerMark::of(response.headers(), recording.is_meshed()),
+                false => PeerMark::of(response.headers(), recording.is_from_peer()),
             };
             strip_mesh_headers(response.headers_mut());
         }
@@ -546,3 +545,6 @@ fn attempt_of(result: &Result<Response<Body>, HopError>, recording: &Recording) 
         Err(_) => Attempt::Failed,
     }
 }
+
+#[cfg(test)]
+mod tests;

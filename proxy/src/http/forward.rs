@@ -51,12 +51,7 @@ impl Forward<'_> {
     ) -> Result<Response<Body>, HopError> {
         let mut pool = self.pools.of(self.upstream, self.endpoint);
         let mut stream = loop {
-            // The inbound side's says how the peer came, and stays.
-            if pool.is_meshed() {
-                recording.exchange().tls = Tls::Mesh;
-            } else if pool.is_server_tls() {
-                recording.exchange().tls = Tls::Server;
-            }
+            recording.secured_by(tls_of(&pool));
             match self.wire {
                 Wire::Own => return Box::pin(self.send_own(&pool, request, recording)).await,
                 Wire::Http1(version) if !pool.is_meshed() => {
@@ -64,10 +59,7 @@ impl Forward<'_> {
                 }
                 Wire::Http1(_) | Wire::Multiplexed => match pool.stream(self.upstream).await {
                     // Permissive mode found no sidecar there: what is known now makes it another pool.
-                    Err(ConnectError::NotMeshed(_)) => {
-                        recording.exchange().tls = Tls::Plain;
-                        pool = self.pools.of(self.upstream, self.endpoint);
-                    }
+                    Err(ConnectError::NotMeshed(_)) => pool = self.pools.of(self.upstream, self.endpoint),
                     stream => break stream?,
                 },
             }
@@ -137,8 +129,9 @@ impl Forward<'_> {
         *request.version_mut() = Version::HTTP_11;
         let mut lease = match pool.http1_dedicated(self.upstream).await {
             Err(ConnectError::NotMeshed(_)) => {
-                recording.exchange().tls = Tls::Plain;
-                self.pools.of(self.upstream, self.endpoint).http1_dedicated(self.upstream).await?
+                let pool = self.pools.of(self.upstream, self.endpoint);
+                recording.secured_by(tls_of(&pool));
+                pool.http1_dedicated(self.upstream).await?
             }
             lease => lease?,
         };
@@ -146,6 +139,17 @@ impl Forward<'_> {
         let response = checked(response)?;
         recording.on_own_connection(lease);
         Ok(response)
+    }
+}
+
+/// How the connections of a pool are secured.
+fn tls_of(pool: &EndpointPool) -> Tls {
+    if pool.is_meshed() {
+        Tls::Mesh
+    } else if pool.is_server_tls() {
+        Tls::Server
+    } else {
+        Tls::Plain
     }
 }
 
@@ -166,12 +170,14 @@ fn checked(response: Response<Incoming>) -> Result<Response<Body>, HopError> {
     Ok(response)
 }
 
-/// The same request once more, without extensions and body. Boxed: the future of every request would be as large as it.
+/// The same request once more, without its body; with what it needs to become a tunnel or to pass an interim response
+/// back. Boxed: the future of every request would be as large as it.
 pub(super) fn head_of(request: &Request<Body>) -> Box<Request<Body>> {
     let mut head = Box::new(Request::new(Body::empty()));
     *head.method_mut() = request.method().clone();
     *head.uri_mut() = request.uri().clone();
     *head.version_mut() = request.version();
     *head.headers_mut() = request.headers().clone();
+    *head.extensions_mut() = request.extensions().clone();
     head
 }

@@ -77,6 +77,8 @@ pub struct Recording {
     upstream: Option<Arc<Upstream>>,
     /// How the last try ended is not told yet.
     trying: bool,
+    /// The last try went to a verified peer.
+    is_verified: bool,
     /// Response headers have come that are no failure: what comes after them decides how the try ended.
     answered: bool,
     admission: Admission,
@@ -135,6 +137,7 @@ impl Recording {
             in_flight: None,
             upstream: None,
             trying: false,
+            is_verified: false,
             answered: false,
             admission: Admission::default(),
             retries: 0,
@@ -200,6 +203,23 @@ impl Recording {
         self.in_flight = Some(in_flight);
         self.upstream = Some(upstream.clone());
         self.trying = true;
+        self.is_verified = false;
+    }
+
+    /// The try goes by a connection that is secured so. What is recorded of the inbound side is how its caller came.
+    pub(super) fn secured_by(&mut self, tls: Tls) {
+        if self.exchange.direction == Direction::Outbound {
+            self.exchange.tls = tls;
+            self.exchange.peer = None;
+        }
+    }
+
+    /// The try has gone to this peer.
+    fn met(&mut self, peer: Option<&SpiffeId>) {
+        self.is_verified = peer.is_some();
+        if self.exchange.direction == Direction::Outbound {
+            self.exchange.peer = peer.cloned();
+        }
     }
 
     /// The address of the endpoint that the last try went to.
@@ -227,9 +247,9 @@ impl Recording {
         self.retry_refused = true;
     }
 
-    /// Whether the last try went to a verified peer.
-    pub(super) fn is_meshed(&self) -> bool {
-        self.exchange.tls == Tls::Mesh
+    /// Whether the response of the last try comes from a verified peer, whoever asked for it.
+    pub(super) fn is_from_peer(&self) -> bool {
+        self.is_verified
     }
 
     /// Lets go of what a try held that is followed by another.
@@ -249,26 +269,22 @@ impl Recording {
 
     /// The request goes by this stream.
     pub(super) fn on_stream(&mut self, stream: StreamLease, pump: Option<PumpGuard>) {
-        if stream.peer().is_some() {
-            self.exchange.peer = stream.peer().cloned();
-        }
+        self.met(stream.peer());
         self.stream = Some(stream);
         self.pump = pump;
     }
 
     /// The response's headers came over this connection, which is free again when the response has ended.
     pub(super) fn on_connection(&mut self, lease: Http1Lease) {
-        if let Some(peer) = &lease.peer {
-            self.exchange.peer = Some(peer.id.clone());
-        }
+        self.met(lease.peer.as_ref().map(|peer| &peer.id));
         self.http1 = Some(lease);
     }
 
     /// The response's headers came over this connection, which nothing else will use.
     pub(super) fn on_own_connection(&mut self, lease: Http1Lease) {
+        self.met(lease.peer.as_ref().map(|peer| &peer.id));
         if let Some(peer) = lease.peer {
             self.ends_by(peer.expires);
-            self.exchange.peer = Some(peer.id);
         }
         self.tunnel_holds.1 = lease.place;
     }

@@ -60,10 +60,12 @@ pub(super) struct ClientSide {
 }
 
 impl ClientSide {
-    /// Prepares a request to be sent on a connection of its own.
+    /// Prepares a request to be sent on a connection of its own. What it came with stays in it: another upstream may have
+    /// to be asked in the end.
     pub(super) fn prepare(request: &mut Request<Body>) -> Self {
         let upgrade = hyper::upgrade::on(&mut *request);
-        if let Some(Interim(control)) = request.extensions_mut().remove::<Interim>() {
+        request.extensions_mut().insert(upgrade.clone());
+        if let Some(Interim(control)) = request.extensions().get::<Interim>().cloned() {
             hyper::ext::on_informational(request, move |response| {
                 if response.status() == StatusCode::CONTINUE {
                     control.send_continue();

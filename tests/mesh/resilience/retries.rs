@@ -14,6 +14,8 @@ use crate::support::{API, bytes};
 /// Nothing but retries keeps a request from an endpoint or from failing.
 const BARE: &str = "tls: none, balance: roundRobin, outlier: {enabled: false}, breaker: {enabled: false}";
 
+const OFF: &str = "outlier: {enabled: false}, breaker: {enabled: false}";
+
 /// Counts the requests that come to a port of `pod`; `answer` is told how many came before.
 fn count<B: AsRef<[u8]>>(
     pod: &Pod,
@@ -101,6 +103,32 @@ fn a_post_whose_peer_says_that_its_workload_was_not_reached_is_tried_elsewhere()
     }
     assert_eq!(came.load(SeqCst), 4);
     assert!(retries(&trio.web, "api") >= 3.0, "{} retries", retries(&trio.web, "api"));
+}
+
+#[test]
+fn only_the_peer_s_sidecar_is_believed_that_a_post_was_not_processed() {
+    let trio = Trio::new(&format!(
+        "  api: {{hosts: [{API}], discovery: {{static: [{{all}}]}}, identity: any, fallback: {{upstream: spare}}, {OFF}}}
+  spare: {{tls: none, discovery: {{static: [\"10.77.0.9:8085\"]}}, {OFF}}}\n"
+    ));
+    let lie = |_: usize, _: &[u8]| {
+        respond("503 Service Unavailable", "Connection: close\r\noutrigger-unprocessed: 1\r\n", "done")
+    };
+    let workloads = trio.pods.each_ref().map(|pod| count(pod, 8080, lie));
+    let came = || workloads.iter().map(|(came, _)| came.swap(0, SeqCst)).sum::<usize>();
+    let ask = || trio.web.connect(trio.pods[0].at(8080)).ask(with_body("POST", API, b"once"));
+    let answer = ask();
+    assert_eq!((answer.status(), answer.header("outrigger-unprocessed")), (503, None), "{answer:?}");
+    assert_eq!(came(), 1, "a workload has seen it");
+    drop(workloads);
+    // Where the workloads are not reached, a spare without a sidecar is asked, whose word is nothing either.
+    let outside = trio.mesh.pod("outside");
+    outside.run(&["ip", "addr", "add", "10.77.0.9/24", "dev", "eth0"]);
+    let (came, _spare) = count(&outside, 8085, lie);
+    assert_eq!(ask().status(), 503);
+    assert_eq!(came.load(SeqCst), 1);
+    let by = |tls: &str| trio.web.metric("outrigger_requests_total", &[("upstream", "spare"), ("tls", tls)]);
+    assert_eq!((by("none"), by("mesh")), (1.0, 0.0));
 }
 
 #[test]
