@@ -19,12 +19,12 @@ use rand::RngExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::config::Balance;
+use crate::config::{Balance, Protocol};
 use crate::filters::{Answer, Mirrored, NotMirrored, Scheme};
 use crate::http::{
     Affinity, Again, Call, Exchange, Failed, Failure, Fallback, Handler, Limits, LocalResponse, Recording,
-    Served, Why, Wire, call, host_of, mark_exhausted, refuse, response_cache as cache, serve_http1,
-    serve_http2, source_key, to_origin_form, wants_own_connection,
+    Served, Why, Wire, call, fit_response, host_of, mark_exhausted, refuse, response_cache as cache,
+    serve_http1, serve_http2, source_key, speak, to_origin_form,
 };
 use crate::net::{
     Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, readable, resume_detection,
@@ -147,18 +147,20 @@ fn destination_of(worker: &Worker, stream: &TcpStream) -> Option<OriginalDestina
     (!own).then_some(destination)
 }
 
-/// Whether nothing is to be parsed: configured, remembered, or declared to the mesh's discovery.
+/// Whether nothing is to be parsed: configured for the port or the upstream, remembered, or declared to the mesh's
+/// discovery.
 async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
     let effective = worker.effective().clone();
     if effective.config.outbound.is_opaque(destination.port()) || worker.is_remembered_opaque(destination.0) {
         return true;
     }
     let asked = || timeout(OPAQUE_KNOWN_WITHIN, worker.locate(None, destination.0));
-    effective.config.dns.mesh_server.is_some()
+    (effective.config.dns.mesh_server.is_some() || effective.has_opaque_upstreams)
         && asked().await.is_ok_and(|answer| {
             answer.is_ok_and(|located| {
                 let set = located.upstream.set();
-                !set.members.is_empty() && set.endpoints().all(|endpoint| endpoint.opaque)
+                located.upstream.policy.protocol == Protocol::Tcp
+                    || !set.members.is_empty() && set.endpoints().all(|endpoint| endpoint.opaque)
             })
         })
 }
@@ -232,22 +234,20 @@ impl Handler for Outbound {
                 Err(response) => return recording.answer_locally(&response),
             };
             recording.exchange().upstream = found.upstream.name.clone();
-            let wire = match version {
-                Version::HTTP_2 => Wire::Multiplexed,
-                _ if wants_own_connection(&request) => Wire::Own,
-                version => Wire::Http1(version),
-            };
+            let protocol = found.upstream.policy.protocol;
             let mut response = if self.is_plain(&found) {
+                let wire = speak(protocol, version, &mut request);
                 match call(&self.way(&found, wire), &mut request, recording).await {
                     Ok(response) => response,
                     Err(failed) => self.give_up(*failed),
                 }
             } else {
                 // Boxed: the future of every request would be as large as this one.
-                Box::pin(self.with_extras(found, wire, &mut request, recording)).await
+                Box::pin(self.with_extras(found, version, &mut request, recording)).await
             };
+            fit_response(protocol, version, response.headers_mut());
             if worker.shared.stopping.load(Relaxed)
-                && wire != Wire::Multiplexed
+                && version < Version::HTTP_2
                 && !response.status().is_informational()
             {
                 // Told now, the workload does not send a request into the end of its connection.
@@ -346,7 +346,7 @@ impl Outbound {
     async fn with_extras(
         &self,
         found: Found,
-        wire: Wire,
+        version: Version,
         request: &mut Request<Body>,
         mut recording: Box<Recording>,
     ) -> Response<Body> {
@@ -377,11 +377,11 @@ impl Outbound {
             .or_else(|| effective.fallbacks.get(&*found.upstream.name));
         let asked =
             fallback.and_then(Fallback::cache).and_then(|_| cache::Asked::of(request, Instant::now()));
-        let mut way = self.way(&found, wire);
-        way.key = affinity.as_ref().and_then(|affinity| affinity.key);
-        way.keeps_request = matches!(fallback, Some(Fallback::Upstream(_)));
         // What a fixed response and the cache look at.
         let fields = fallback.map(|_| request.headers().clone());
+        let mut way = self.way(&found, speak(policy.protocol, version, request));
+        way.key = affinity.as_ref().and_then(|affinity| affinity.key);
+        way.keeps_request = matches!(fallback, Some(Fallback::Upstream(_)));
         let result = match call(&way, request, recording).await {
             Ok(response) => Ok(match (fallback.and_then(Fallback::cache), asked) {
                 (Some(cache), Some(asked)) => cache.pass(asked, response, Instant::now(), SystemTime::now()),
@@ -389,7 +389,7 @@ impl Outbound {
             }),
             Err(failed) => match (fallback, fields) {
                 (Some(fallback), Some(fields)) => {
-                    self.fall_back(fallback, &fields, asked.as_ref(), failed, wire).await
+                    self.fall_back(fallback, &fields, asked.as_ref(), failed, version).await
                 }
                 _ => Err(failed),
             },
@@ -412,7 +412,7 @@ impl Outbound {
         request: &HeaderMap,
         asked: Option<&cache::Asked>,
         mut failed: Box<Failed>,
-        wire: Wire,
+        version: Version,
     ) -> Result<Response<Body>, Box<Failed>> {
         if let Fallback::Upstream(name) = fallback {
             let (Some(mut request), Ok(upstream)) = (failed.request.take(), self.configured(name).await)
@@ -421,6 +421,7 @@ impl Outbound {
             };
             let mut recording = failed.recording;
             recording.exchange().upstream = upstream.name.clone();
+            let wire = speak(upstream.policy.protocol, version, &mut request);
             let found = Found { upstream, dialled: None, subset: None, routed: None };
             // Its own fallback does not apply.
             return call(&self.way(&found, wire), &mut request, recording).await;
@@ -484,10 +485,8 @@ impl Mirror {
         };
         let mut recording = Exchange::begin(&worker.recorder, SIDE, client, &request, &worker.unnamed);
         recording.exchange().upstream = upstream.name.clone();
-        let wire = match request.version() {
-            Version::HTTP_2 => Wire::Multiplexed,
-            version => Wire::Http1(version),
-        };
+        let version = request.version();
+        let wire = speak(upstream.policy.protocol, version, &mut request);
         let way = Call {
             pools: &worker.peers,
             upstream: &upstream,

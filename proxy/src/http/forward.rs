@@ -11,7 +11,7 @@ use hyper::client::conn::TrySendError;
 use super::headers::{ORIGINAL_VERSION, version_to_mesh};
 use super::hop::{HopError, PumpGuard, is_unprocessed, send_multiplexed};
 use super::record::Recording;
-use super::tunnel::strip_but_upgrade;
+use super::tunnel::{Interim, strip_but_upgrade};
 use crate::net::{Body, has_unknown_coding, strip_hop_by_hop};
 use crate::telemetry::Tls;
 use crate::upstream::{ConnectError, Endpoint, EndpointPool, Pools, StreamLease, Upstream};
@@ -166,12 +166,15 @@ fn checked(response: Response<Incoming>) -> Result<Response<Body>, HopError> {
     Ok(response)
 }
 
-/// The same request once more, without extensions and body. Boxed: the future of every request would be as large as it.
+/// The same request once more, without its body, and what was made for a tunnel. Boxed: the future of every request would be as large as it.
 pub(super) fn head_of(request: &Request<Body>) -> Box<Request<Body>> {
     let mut head = Box::new(Request::new(Body::empty()));
     *head.method_mut() = request.method().clone();
     *head.uri_mut() = request.uri().clone();
     *head.version_mut() = request.version();
     *head.headers_mut() = request.headers().clone();
+    if let Some(interim) = request.extensions().get::<Interim>() {
+        head.extensions_mut().insert(interim.clone());
+    }
     head
 }
