@@ -33,7 +33,7 @@ use crate::opaque::{Carrying, OpaqueError, WAIT_FOR_REQUEST, Way, open_way};
 use crate::route::{Asked, CompiledRoute, Matched};
 use crate::telemetry::{Direction, Held};
 use crate::upstream::{
-    Choice, Destination, DestinationError, Endpoint, EndpointId, HeaderLimits, Subset, Upstream,
+    Choice, Destination, DestinationError, Endpoint, EndpointId, HeaderLimits, RetryPolicy, Subset, Upstream,
 };
 use crate::worker::{Worker, reset};
 
@@ -202,7 +202,16 @@ struct Found {
     dialled: Option<Arc<Endpoint>>,
     /// Endpoints with these tags only.
     subset: Option<Subset>,
+    /// When it is tried again, as the service's owner says.
+    declared_retry: Option<Arc<RetryPolicy>>,
     routed: Option<Routed>,
+}
+
+impl Found {
+    fn at(upstream: Arc<Upstream>, dialled: Option<Arc<Endpoint>>) -> Self {
+        let declared_retry = upstream.set().retry.clone();
+        Self { upstream, dialled, subset: None, declared_retry, routed: None }
+    }
 }
 
 /// The route of a request.
@@ -281,7 +290,7 @@ impl Outbound {
         exchange: &mut Exchange,
     ) -> Result<Found, DestinationError> {
         let Destination { upstream, endpoint: dialled, routed_host } = self.locate(host_of(request)).await?;
-        let mut found = Found { upstream, dialled, subset: None, routed: None };
+        let mut found = Found::at(upstream, dialled);
         let Some(host) = routed_host else { return Ok(found) };
         let effective = self.worker.effective().clone();
         let Some(Matched { route, prefix }) = effective.routes.find(&host, &Asked::of(request)) else {
@@ -289,8 +298,7 @@ impl Outbound {
         };
         exchange.route = route.name.clone();
         if let Some(target) = self.worker.random(|rng| route.choose(rng).cloned()) {
-            found.upstream = self.configured(&target.upstream).await?;
-            found.dialled = None;
+            found = Found::at(self.configured(&target.upstream).await?, None);
             found.subset = target.subset;
         }
         found.routed = Some(Routed { route: route.clone(), prefix });
@@ -314,7 +322,7 @@ impl Outbound {
     }
 
     fn way<'a>(&'a self, found: &'a Found, wire: Wire) -> Call<'a> {
-        let Found { upstream, dialled, subset, routed } = found;
+        let Found { upstream, dialled, subset, declared_retry, routed } = found;
         let policy = &upstream.policy;
         let route = routed.as_ref().map(|routed| &routed.route);
         let stated = route.and_then(|route| route.timeout).or(policy.request_timeout);
@@ -326,7 +334,12 @@ impl Outbound {
             subset: subset.as_ref(),
             wire,
             timeout: stated.or_else(|| upstream.set().request_timeout),
-            again: Again::Retry(route.and_then(|route| route.retry.as_ref()).unwrap_or(&policy.retry)),
+            again: Again::Retry(
+                route
+                    .and_then(|route| route.retry.as_ref())
+                    .or(declared_retry.as_deref())
+                    .unwrap_or(&policy.retry),
+            ),
             idempotent: route.is_some_and(|route| route.idempotent),
             keeps_mesh_headers: false,
             keeps_request: false,
@@ -422,7 +435,7 @@ impl Outbound {
             let mut recording = failed.recording;
             recording.exchange().upstream = upstream.name.clone();
             let wire = speak(upstream.policy.protocol, version, &mut request);
-            let found = Found { upstream, dialled: None, subset: None, routed: None };
+            let found = Found::at(upstream, None);
             // Its own fallback does not apply.
             return call(&self.way(&found, wire), &mut request, recording).await;
         }
@@ -487,6 +500,7 @@ impl Mirror {
         recording.exchange().upstream = upstream.name.clone();
         let version = request.version();
         let wire = speak(upstream.policy.protocol, version, &mut request);
+        let declared_retry = upstream.set().retry.clone();
         let way = Call {
             pools: &worker.peers,
             upstream: &upstream,
@@ -495,7 +509,7 @@ impl Mirror {
             subset: None,
             wire,
             timeout: Some(upstream.policy.request_timeout.unwrap_or(MIRRORED)),
-            again: Again::Retry(&upstream.policy.retry),
+            again: Again::Retry(declared_retry.as_deref().unwrap_or(&upstream.policy.retry)),
             idempotent: false,
             keeps_mesh_headers: false,
             keeps_request: false,

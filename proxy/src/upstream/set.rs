@@ -14,7 +14,7 @@ use super::balance::{Choice, Picker, Subset};
 use super::load::since_epoch;
 use super::outlier::Ejections;
 use super::standing::{EndpointState, StaleAt, States};
-use super::{Breaker, ConcurrencyLimit, Endpoint, Policy, RetryBudget};
+use super::{Breaker, ConcurrencyLimit, Endpoint, Policy, RetryBudget, RetryPolicy};
 
 /// How exactly the last use is known, in nanoseconds: workers that all wrote the time for each request would
 /// pass the cache line around.
@@ -79,6 +79,9 @@ pub struct EndpointSet {
     pub error: Option<Arc<str>>,
     /// The request timeout that the service's owner declared.
     pub request_timeout: Option<Duration>,
+    /// The upstream's policy with the number of retries that the service's owner declared; `None` where that is not
+    /// stated, or the config states one.
+    pub retry: Option<Arc<RetryPolicy>>,
 }
 
 /// An endpoint, and what discovery says of its place in the set. It may change without a connection being dropped.
