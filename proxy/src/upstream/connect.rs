@@ -104,7 +104,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-        self.0.connection_freed.notify_waiters();
+        self.0.queue.connection_closed();
     }
 }
 

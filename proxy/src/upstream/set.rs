@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rand::Rng;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::balance::{Choice, Picker, Subset};
 use super::load::since_epoch;
 use super::outlier::Ejections;
+use super::queue::Queue;
 use super::standing::{EndpointState, StaleAt, States};
 use super::{Breaker, ConcurrencyLimit, Endpoint, Policy, RetryBudget, RetryPolicy};
 
@@ -50,7 +51,8 @@ pub struct Upstream {
     last_used: AtomicU64,
     pub(super) connections: AtomicUsize,
     pub(super) pending: AtomicUsize,
-    pub(super) connection_freed: Notify,
+    /// Who waits for a connection, and who is to close one.
+    pub(super) queue: Queue,
 }
 
 /// What only those need who make a new set or picker.
@@ -133,7 +135,7 @@ impl Upstream {
             last_used: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
-            connection_freed: Notify::new(),
+            queue: Queue::default(),
             policy,
         }
     }
