@@ -318,7 +318,9 @@ pub async fn open_way(
     upstream.retry_budget.note_request(Instant::now());
     let mut tried = Vec::new();
     let mut last = OpaqueError::NoEndpoint(upstream.name.clone());
-    for _ in 0..=upstream.policy.retry.attempts() {
+    let retries =
+        upstream.set().retry.as_ref().map_or(upstream.policy.retry.attempts(), |retry| retry.attempts());
+    for _ in 0..=retries {
         let Some(endpoint) = choose(&tried).filter(|endpoint| !tried.contains(&endpoint.id)) else { break };
         if !tried.is_empty() && !upstream.retry_budget.try_retry(Instant::now()) {
             break;

@@ -19,12 +19,12 @@ use rand::RngExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::config::Balance;
+use crate::config::{Balance, Protocol};
 use crate::filters::{Answer, Mirrored, NotMirrored, Scheme};
 use crate::http::{
     Affinity, Again, Call, Exchange, Failed, Failure, Fallback, Handler, Limits, LocalResponse, Recording,
-    Served, Why, Wire, call, host_of, mark_exhausted, refuse, response_cache as cache, serve_http1,
-    serve_http2, source_key, to_origin_form, wants_own_connection,
+    Served, Why, Wire, call, fit_response, host_of, mark_exhausted, refuse, response_cache as cache,
+    serve_http1, serve_http2, source_key, speak, to_origin_form,
 };
 use crate::net::{
     Body, ClientAddress, Detected, OriginalDestination, Prefixed, detect, readable, resume_detection,
@@ -156,18 +156,20 @@ fn destination_of(worker: &Worker, stream: &TcpStream) -> Option<OriginalDestina
     (!own).then_some(destination)
 }
 
-/// Whether nothing is to be parsed: configured, remembered, or declared to the mesh's discovery.
+/// Whether nothing is to be parsed: configured for the port or the upstream, remembered, or declared to the mesh's
+/// discovery.
 async fn is_opaque(worker: &Worker, destination: OriginalDestination) -> bool {
     let effective = worker.effective().clone();
     if effective.config.outbound.is_opaque(destination.port()) || worker.is_remembered_opaque(destination.0) {
         return true;
     }
     let asked = || timeout(OPAQUE_KNOWN_WITHIN, worker.locate(None, destination.0));
-    effective.config.dns.mesh_server.is_some()
+    (effective.config.dns.mesh_server.is_some() || effective.has_opaque_upstreams)
         && asked().await.is_ok_and(|answer| {
             answer.is_ok_and(|located| {
                 let set = located.upstream.set();
-                !set.members.is_empty() && set.endpoints().all(|endpoint| endpoint.opaque)
+                located.upstream.policy.protocol == Protocol::Tcp
+                    || !set.members.is_empty() && set.endpoints().all(|endpoint| endpoint.opaque)
             })
         })
 }
@@ -209,10 +211,17 @@ struct Found {
     dialled: Option<Arc<Endpoint>>,
     /// Endpoints with these tags only.
     subset: Option<Subset>,
+    /// When it is tried again, as the service's owner says.
+    declared_retry: Option<Arc<RetryPolicy>>,
     routed: Option<Routed>,
 }
 
 impl Found {
+    fn at(upstream: Arc<Upstream>, dialled: Option<Arc<Endpoint>>) -> Self {
+        let declared_retry = upstream.set().retry.clone();
+        Self { upstream, dialled, subset: None, declared_retry, routed: None }
+    }
+
     /// Whose response the cache may give to whom.
     fn answerer(&self) -> cache::Answerer {
         cache::Answerer {
@@ -259,22 +268,20 @@ impl Handler for Outbound {
             };
             self.open.is_for(&found.upstream.name);
             recording.exchange().upstream = found.upstream.name.clone();
-            let wire = match version {
-                Version::HTTP_2 => Wire::Multiplexed,
-                _ if wants_own_connection(&request) => Wire::Own,
-                version => Wire::Http1(version),
-            };
+            let protocol = found.upstream.policy.protocol;
             let mut response = if self.is_plain(&found) {
+                let wire = speak(protocol, version, &mut request);
                 match call(&self.way(&found, wire), &mut request, recording).await {
                     Ok(response) => response,
                     Err(failed) => self.give_up(*failed),
                 }
             } else {
                 // Boxed: the future of every request would be as large as this one.
-                Box::pin(self.with_extras(found, wire, &mut request, recording)).await
+                Box::pin(self.with_extras(found, version, &mut request, recording)).await
             };
+            fit_response(protocol, version, response.headers_mut());
             if worker.shared.stopping.load(Relaxed)
-                && wire != Wire::Multiplexed
+                && version < Version::HTTP_2
                 && !response.status().is_informational()
             {
                 // Told now, the workload does not send a request into the end of its connection.
@@ -308,7 +315,7 @@ impl Outbound {
         exchange: &mut Exchange,
     ) -> Result<Found, DestinationError> {
         let Destination { upstream, endpoint: dialled, routed_host } = self.locate(host_of(request)).await?;
-        let mut found = Found { upstream, dialled, subset: None, routed: None };
+        let mut found = Found::at(upstream, dialled);
         let Some(host) = routed_host else { return Ok(found) };
         let effective = self.worker.effective().clone();
         let Some(Matched { route, prefix }) = effective.routes.find(&host, &Asked::of(request)) else {
@@ -316,8 +323,7 @@ impl Outbound {
         };
         exchange.route = route.name.clone();
         if let Some(target) = self.worker.random(|rng| route.choose(rng).cloned()) {
-            found.upstream = self.configured(&target.upstream).await?;
-            found.dialled = None;
+            found = Found::at(self.configured(&target.upstream).await?, None);
             found.subset = target.subset;
         }
         found.routed = Some(Routed { route: route.clone(), prefix });
@@ -341,7 +347,7 @@ impl Outbound {
     }
 
     fn way<'a>(&'a self, found: &'a Found, wire: Wire) -> Call<'a> {
-        let Found { upstream, dialled, subset, routed } = found;
+        let Found { upstream, dialled, subset, declared_retry, routed } = found;
         let route = routed.as_ref().map(|routed| &*routed.route);
         Call {
             pools: &self.worker.peers,
@@ -351,7 +357,7 @@ impl Outbound {
             subset: subset.as_ref(),
             wire,
             timeout: timeout_of(route, upstream),
-            again: Again::Retry(retry_of(route, upstream)),
+            again: Again::Retry(retry_of(route, declared_retry.as_deref(), upstream)),
             idempotent: route.is_some_and(|route| route.idempotent),
             keeps_mesh_headers: false,
             keeps_request: false,
@@ -371,7 +377,7 @@ impl Outbound {
     async fn with_extras(
         &self,
         found: Found,
-        wire: Wire,
+        version: Version,
         request: &mut Request<Body>,
         mut recording: Box<Recording>,
     ) -> Response<Body> {
@@ -403,11 +409,11 @@ impl Outbound {
         let asked = fallback
             .and_then(Fallback::cache)
             .and_then(|_| cache::Asked::of(request, found.answerer(), Instant::now()));
-        let mut way = self.way(&found, wire);
-        way.key = affinity.as_ref().and_then(|affinity| affinity.key);
-        way.keeps_request = matches!(fallback, Some(Fallback::Upstream(_)));
         // What a fixed response and the cache look at.
         let fields = fallback.map(|_| request.headers().clone());
+        let mut way = self.way(&found, speak(policy.protocol, version, request));
+        way.key = affinity.as_ref().and_then(|affinity| affinity.key);
+        way.keeps_request = matches!(fallback, Some(Fallback::Upstream(_)));
         let result = match call(&way, request, recording).await {
             Ok(response) => Ok(match (fallback.and_then(Fallback::cache), asked) {
                 (Some(cache), Some(asked)) => cache.pass(asked, response, Instant::now(), SystemTime::now()),
@@ -415,7 +421,7 @@ impl Outbound {
             }),
             Err(failed) => match (fallback, fields) {
                 (Some(fallback), Some(fields)) => {
-                    self.fall_back(fallback, &fields, asked.as_ref(), failed, wire).await
+                    self.fall_back(fallback, &fields, asked.as_ref(), failed, version).await
                 }
                 _ => Err(failed),
             },
@@ -438,7 +444,7 @@ impl Outbound {
         request: &HeaderMap,
         asked: Option<&cache::Asked>,
         mut failed: Box<Failed>,
-        wire: Wire,
+        version: Version,
     ) -> Result<Response<Body>, Box<Failed>> {
         if let Fallback::Upstream(name) = fallback {
             let (Some(mut request), Ok(upstream)) = (failed.request.take(), self.configured(name).await)
@@ -447,7 +453,8 @@ impl Outbound {
             };
             let mut recording = failed.recording;
             recording.exchange().upstream = upstream.name.clone();
-            let found = Found { upstream, dialled: None, subset: None, routed: None };
+            let wire = speak(upstream.policy.protocol, version, &mut request);
+            let found = Found::at(upstream, None);
             // Its own fallback does not apply.
             return call(&self.way(&found, wire), &mut request, recording).await;
         }
@@ -492,9 +499,13 @@ pub(crate) fn timeout_of(route: Option<&CompiledRoute>, upstream: &Upstream) -> 
     stated.or_else(|| upstream.set().request_timeout)
 }
 
-/// When a request is tried again: as the route says, else the upstream.
-pub(crate) fn retry_of<'a>(route: Option<&'a CompiledRoute>, upstream: &'a Upstream) -> &'a RetryPolicy {
-    route.and_then(|route| route.retry.as_ref()).unwrap_or(&upstream.policy.retry)
+/// When a request is tried again: as the route says, else as the service's owner declared, else as the upstream says.
+pub(crate) fn retry_of<'a>(
+    route: Option<&'a CompiledRoute>,
+    declared: Option<&'a RetryPolicy>,
+    upstream: &'a Upstream,
+) -> &'a RetryPolicy {
+    route.and_then(|route| route.retry.as_ref()).or(declared).unwrap_or(&upstream.policy.retry)
 }
 
 /// Sends copies of requests; nobody waits for what becomes of them.
@@ -533,10 +544,9 @@ impl Mirror {
         recording.exchange().upstream = upstream.name.clone();
         // A hop of its own, which the first one caused.
         worker.trace(&mut request, &mut recording, None);
-        let wire = match request.version() {
-            Version::HTTP_2 => Wire::Multiplexed,
-            version => Wire::Http1(version),
-        };
+        let version = request.version();
+        let wire = speak(upstream.policy.protocol, version, &mut request);
+        let declared_retry = upstream.set().retry.clone();
         let way = Call {
             pools: &worker.peers,
             upstream: &upstream,
@@ -545,7 +555,7 @@ impl Mirror {
             subset: None,
             wire,
             timeout: Some(upstream.policy.request_timeout.unwrap_or(MIRRORED)),
-            again: Again::Retry(&upstream.policy.retry),
+            again: Again::Retry(declared_retry.as_deref().unwrap_or(&upstream.policy.retry)),
             idempotent: false,
             keeps_mesh_headers: false,
             keeps_request: false,

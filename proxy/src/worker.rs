@@ -118,6 +118,8 @@ pub struct Effective {
     pub routes: RouteTable,
     /// What is done when an upstream fails, by its name.
     pub fallbacks: HashMap<String, Fallback>,
+    /// Some upstream takes opaque bytes, so that its connections must be told from others before they are read.
+    pub has_opaque_upstreams: bool,
     /// The workload's ports.
     pub workload: Arc<Workload>,
     /// How requests are traced, if they are.
@@ -148,6 +150,10 @@ impl Effective {
                 None => RouteTable::new(&config.routes),
             },
             fallbacks: config.upstreams.iter().filter_map(fallback).collect(),
+            has_opaque_upstreams: config
+                .upstreams
+                .values()
+                .any(|upstream| upstream.protocol == config::Protocol::Tcp),
             workload: match before {
                 Some(before) if before.workload.is_of(&config.inbound) => before.workload.clone(),
                 _ => Arc::new(Workload::new(&config.inbound)),

@@ -10,7 +10,7 @@ use crate::support::dns::{Dns, Reply};
 use crate::support::pki::shop;
 use crate::support::pod::Pod;
 use crate::support::process::Process;
-use crate::support::serve::{Server, ok};
+use crate::support::serve::{Server, ok, respond};
 use crate::support::wire::Ending;
 use crate::support::{API, Mesh, Message, Pair, wait};
 
@@ -369,6 +369,38 @@ fn services(address: &std::net::Ipv4Addr, account: &str) -> String {
         "services:\n  - name: api\n    namespace: shop\n    vips: [10.96.0.7]\n    ports: [{{port: 8080}}, {{port: 7000}}]\n    \
          endpoints: [{{address: {address}, serviceAccount: {account}, mesh: true}}]\n"
     )
+}
+
+#[test]
+fn a_service_s_owner_says_how_often_a_request_is_tried_again_where_the_config_does_not() {
+    let services = [("once", "retries: 0, "), ("thrice", ""), ("stated", "retries: 0, ")];
+    let mesh = Mesh::new();
+    let (web, api, discovery) = (mesh.pod("web"), mesh.pod("api"), mesh.pod("discovery"));
+    let mut file = String::from("services:\n");
+    for (number, (name, declared)) in services.iter().enumerate() {
+        file += &format!(
+            "  - {{name: {name}, namespace: shop, vips: [10.96.0.{number}], {declared}ports: [{{port: 8080}}], endpoints: [{{address: {}, mesh: false}}]}}\n",
+            api.address
+        );
+    }
+    let _discovery = serve_discovery(&mesh, &discovery, file);
+    wait::until("discovery listens", || web.try_connect(discovery.at(15053)).is_ok());
+    let host = |name: &str| format!("{name}.shop.svc.cluster.local");
+    let config = format!("upstreams: {{stated: {{hosts: [{}], retry: {{attempts: 1}}}}}}", host("stated"));
+    let server = discovery.at(15053).to_string();
+    let _sidecar = mesh.sidecar(&web).config(config).arguments(["--discovery", &server]).start();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let _server = api.serve_http(8080, move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        respond("503 Service Unavailable", "", "failing")
+    });
+    for (number, (name, times)) in [("once", 1), ("thrice", 3), ("stated", 2)].into_iter().enumerate() {
+        let vip = std::net::Ipv4Addr::new(10, 96, 0, number as u8);
+        let answer = web.connect((vip, 8080)).get(&host(name), "/");
+        assert_eq!(answer.text(), "failing", "{name}: {answer:?}");
+        assert_eq!(asked.swap(0, Ordering::SeqCst), times, "{name}");
+    }
 }
 
 #[test]

@@ -241,6 +241,31 @@ fn as_many_connections_are_open_and_as_many_requests_wait_as_the_pool_allows() {
 }
 
 #[test]
+fn a_connection_that_one_worker_does_not_use_is_no_limit_to_the_others() {
+    let limit = format!("hosts: [{SHOP}], pool: {{maxConnections: 1}}, connectTimeout: 1s");
+    let config = format!("workers: 4\nupstreams:\n{}", upstream("shop", &[8081], &limit));
+    let bed = Outside::new(&config);
+    let _server = bed.serve_number(8081);
+    // The kernel spreads them over the workers.
+    let mut connections: Vec<_> = (0..16).map(|_| bed.connect()).collect();
+    for _ in 0..3 {
+        for connection in &mut connections {
+            let answer = connection.get(SHOP, "/");
+            assert_eq!(answer.status(), 200, "{answer:?}");
+        }
+    }
+    // And when all ask at once.
+    for connection in &mut connections {
+        connection.send(format!("GET / HTTP/1.1\r\nHost: {SHOP}\r\n\r\n"));
+    }
+    for connection in &mut connections {
+        let answer = connection.response("GET");
+        assert_eq!(answer.status(), 200, "{answer:?}");
+    }
+    assert!(bed.web.metric("outrigger_pool_connections", &[("upstream", "shop")]) <= 1.0);
+}
+
+#[test]
 fn a_request_too_many_is_turned_away_at_once_and_the_others_go_on() {
     let mut config = String::from("upstreams:\n");
     let limits = [

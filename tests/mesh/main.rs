@@ -27,6 +27,7 @@ mod modes;
 mod observation;
 mod opaque;
 mod pods;
+mod protocols;
 mod providers;
 mod resilience;
 mod rotation;

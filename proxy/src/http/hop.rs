@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::task::JoinHandle;
 
 use super::local_response::{LocalResponse, ProxyError};
+use super::tunnel::Interim;
 use crate::net::Body;
 use crate::upstream::{ConnectError, StreamLease};
 
@@ -107,11 +108,16 @@ pub async fn send_multiplexed(
     request: &mut Request<Body>,
 ) -> Result<(Response<RecvStream>, Option<PumpGuard>), h2::Error> {
     // Taken here: by value it would stay in the future of every request to its end.
-    let (head, body) = std::mem::take(request).into_parts();
+    let (mut head, body) = std::mem::take(request).into_parts();
     let end_of_stream = body.is_end();
+    let interim = head.extensions.remove::<Interim>();
     let (response, sender) = stream.send(Request::from_parts(head, ()), end_of_stream)?;
     let pump = if end_of_stream { None } else { start_pump(body, sender).await };
-    Ok((response.await?, pump))
+    let response = match interim {
+        None => response.await?,
+        Some(interim) => Box::pin(interim.pass_back(response)).await?,
+    };
+    Ok((response, pump))
 }
 
 /// Pumps what is there at once; the rest in a task of its own.

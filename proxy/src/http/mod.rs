@@ -17,6 +17,7 @@ mod replay;
 pub(crate) mod response_cache;
 mod serve;
 mod tunnel;
+mod version;
 
 pub use affinity::{Affinity, source_key};
 pub use call::{Again, Call, Failed, Why, call};
@@ -37,3 +38,4 @@ pub use response_cache::ResponseCache;
 pub(crate) use serve::serve_stream;
 pub use serve::{Handler, Limits, Served, serve_http1, serve_http2};
 pub use tunnel::{Interim, wants_own_connection};
+pub use version::{fit_response, speak};

@@ -1,7 +1,12 @@
 //! Requests that need a connection of their own: upgrades, `CONNECT`, and `Expect: 100-continue`.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
+use h2::RecvStream;
+use h2::client::ResponseFuture;
 use http::header::{CONNECTION, EXPECT, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
@@ -15,6 +20,24 @@ use crate::net::{Body, Copied, copy_both_ways, strip_hop_by_hop};
 /// Passes an interim 100 back to the client of an HTTP/1.1 connection.
 #[derive(Clone, Debug)]
 pub struct Interim(pub(super) Arc<Control>);
+
+impl Interim {
+    /// Waits for a response on an HTTP/2 stream; an interim 100 before it goes back to the client.
+    pub(super) async fn pass_back(
+        self,
+        mut response: ResponseFuture,
+    ) -> Result<Response<RecvStream>, h2::Error> {
+        poll_fn(|cx| {
+            while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+                if interim.status() == StatusCode::CONTINUE {
+                    self.0.send_continue();
+                }
+            }
+            Pin::new(&mut response).poll(cx)
+        })
+        .await
+    }
+}
 
 /// Whether a request can't share a connection with others. h2c is no upgrade for a proxy that speaks
 /// HTTP/2 by prior knowledge: its fields are dropped and the request stays HTTP/1.1.

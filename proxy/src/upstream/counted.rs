@@ -123,7 +123,7 @@ impl Drop for Counted {
             self.upstream.turnover.closed[ending.0.get() as usize].fetch_add(1, Relaxed);
         }
         self.upstream.connections.fetch_sub(1, Relaxed);
-        self.upstream.connection_freed.notify_waiters();
+        self.upstream.queue.connection_closed();
     }
 }
 

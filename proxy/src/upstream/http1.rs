@@ -77,15 +77,16 @@ impl Http1Lease {
         let now = Instant::now();
         let requests = self.requests + 1;
         let keeps = self.upstream.policy.keeps_connection(self.opened, requests, now);
-        if !self.sender.is_closed() && keeps {
+        if !keeps {
+            self.ending.is(CloseReason::Age);
+        } else if !self.sender.is_closed() {
+            if self.pool.gives_way(&self.upstream) {
+                return self.ending.is(CloseReason::Displaced);
+            }
             let (sender, opened, ending) = (self.sender, self.opened, self.ending);
             let reusable = Reusable { sender, opened, requests, ending };
             self.pool.http1.idle.borrow_mut().push((reusable, now));
-        } else if !keeps {
-            self.ending.is(CloseReason::Age);
-        }
-        if self.upstream.pending_requests() > 0 {
-            self.upstream.connection_freed.notify_waiters();
+            self.pool.place_freed(&self.upstream);
         }
     }
 }
@@ -93,35 +94,29 @@ impl Http1Lease {
 impl EndpointPool {
     /// A connection that no other request uses.
     pub async fn http1(self: &Rc<Self>, upstream: &Arc<Upstream>) -> Result<Http1Lease, ConnectError> {
-        while let Some(reusable) = self.pop_idle(upstream) {
-            if reusable.sender.is_ready() {
-                return Ok(self.http1_reused(upstream, reusable));
-            }
-            if let Some(reusable) = Box::pin(after_a_turn(reusable)).await {
-                return Ok(self.http1_reused(upstream, reusable));
-            }
+        match self.ready_idle(upstream).await {
+            Some(reusable) => Ok(self.http1_reused(upstream, reusable)),
+            // Boxed: rare, and the future of every request would be as large as this one.
+            None => Box::pin(self.http1_opened(upstream)).await,
         }
-        // Boxed: rare, and the future of every request would be as large as this one.
-        Box::pin(self.http1_opened(upstream)).await
     }
 
     async fn http1_opened(self: &Rc<Self>, upstream: &Arc<Upstream>) -> Result<Http1Lease, ConnectError> {
-        let mut pending: Option<Pending> = None;
-        loop {
-            if let Some(counted) = Counted::take(upstream) {
-                return self.open_http1(upstream, counted, false).await;
-            }
-            if pending.is_none() {
-                pending = Some(Pending::enter(upstream)?);
-            }
-            self.close_unused(upstream);
-            Pending::connection_freed(upstream).await?;
-            while let Some(reusable) = self.pop_idle(upstream) {
-                if reusable.sender.is_ready() {
-                    return Ok(self.http1_reused(upstream, reusable));
+        let counted = match Counted::take(upstream) {
+            Some(counted) => counted,
+            None => {
+                let _pending = Pending::enter(upstream)?;
+                let take = async || match self.ready_idle(upstream).await {
+                    Some(reusable) => Some(Ok(reusable)),
+                    None => Counted::take(upstream).map(Err),
+                };
+                match self.wait_for(upstream, upstream.policy.connect_timeout, take).await? {
+                    Ok(reusable) => return Ok(self.http1_reused(upstream, reusable)),
+                    Err(counted) => counted,
                 }
             }
-        }
+        };
+        self.open_http1(upstream, counted, false).await
     }
 
     /// A connection of its own, for what may turn it into a tunnel.
@@ -146,6 +141,20 @@ impl EndpointPool {
             peer: None,
             place: None,
         }
+    }
+
+    /// An unused connection that takes a request.
+    async fn ready_idle(&self, upstream: &Upstream) -> Option<Reusable> {
+        while let Some(reusable) = self.pop_idle(upstream) {
+            if reusable.sender.is_ready() {
+                return Some(reusable);
+            }
+            // Boxed: rare, as above.
+            if let Some(reusable) = Box::pin(after_a_turn(reusable)).await {
+                return Some(reusable);
+            }
+        }
+        None
     }
 
     /// The one used last; those that have become too old are closed.
@@ -225,7 +234,10 @@ impl Http1Idle {
 
     /// Since when the one is unused that was used longest ago.
     pub(super) fn unused_since(&self) -> Option<Instant> {
-        self.idle.borrow().first().map(|(_, since)| *since)
+        let mut idle = self.idle.borrow_mut();
+        // One that its peer has closed has no place in the count to give.
+        idle.retain(|(reusable, _)| !reusable.sender.is_closed());
+        idle.first().map(|(_, since)| *since)
     }
 
     /// Closes the one that was used longest ago.

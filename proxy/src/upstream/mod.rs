@@ -19,6 +19,7 @@ mod outlier;
 mod owned;
 mod policy;
 mod pool;
+mod queue;
 mod recent;
 mod recipe;
 mod retry_budget;

@@ -55,6 +55,7 @@ struct Connection {
     idle_since: Cell<Instant>,
     peer: Option<SpiffeId>,
     ending: Ending,
+    pool: Weak<EndpointPool>,
 }
 
 /// A connection being opened; those who wait for it share its outcome.
@@ -102,6 +103,12 @@ impl StreamLease {
         if self.reader_behind.replace(behind) != behind {
             let readers = &self.connection.slow_readers;
             readers.set(if behind { readers.get() + 1 } else { readers.get() - 1 });
+            if !behind
+                && readers.get() + 1 == SLOW_READERS
+                && let Some(pool) = self.connection.pool.upgrade()
+            {
+                pool.places_freed();
+            }
         }
     }
 }
@@ -111,12 +118,15 @@ impl Drop for StreamLease {
         self.set_reader_behind(false);
         let streams = self.connection.streams.get() - 1;
         self.connection.streams.set(streams);
+        let Some(pool) = self.connection.pool.upgrade() else { return };
         if streams == 0 {
             self.connection.idle_since.set(Instant::now());
+            if pool.gives_way(&self.upstream) {
+                pool.multiplexed.remove(Rc::as_ptr(&self.connection));
+                return;
+            }
         }
-        if self.upstream.pending_requests() > 0 {
-            self.upstream.connection_freed.notify_waiters();
-        }
+        pool.place_freed(&self.upstream);
     }
 }
 
@@ -131,25 +141,33 @@ impl EndpointPool {
     }
 
     async fn stream_opened(self: &Rc<Self>, upstream: &Arc<Upstream>) -> Result<StreamLease, ConnectError> {
-        let mut pending = None;
-        loop {
+        let take = || {
             let attempt = self.attempt(upstream);
             // While the new connection is on its way the others take what their peer allows.
-            if let Some(lease) = self.multiplexed.lease(upstream, usize::MAX) {
-                return Ok(lease);
+            match self.multiplexed.lease(upstream, usize::MAX) {
+                Some(lease) => Some(Ok(lease)),
+                None => attempt.map(Err),
             }
-            if pending.is_none() {
+        };
+        let mut pending = None;
+        let mut taken = take();
+        loop {
+            if !matches!(taken, Some(Ok(_))) && pending.is_none() {
                 pending = Some(Pending::enter(upstream)?);
             }
-            match attempt {
-                Some(attempt) => attempt.wait().await?,
-                None => {
-                    self.close_unused(upstream);
-                    Pending::connection_freed(upstream).await?;
+            match taken {
+                Some(Ok(lease)) => return Ok(lease),
+                Some(Err(attempt)) => {
+                    attempt.wait().await?;
+                    if let Some(lease) = self.multiplexed.lease(upstream, ENOUGH_STREAMS) {
+                        return Ok(lease);
+                    }
+                    taken = take();
                 }
-            }
-            if let Some(lease) = self.multiplexed.lease(upstream, ENOUGH_STREAMS) {
-                return Ok(lease);
+                None => {
+                    let limit = upstream.policy.connect_timeout;
+                    taken = Some(self.wait_for(upstream, limit, async || take()).await?);
+                }
             }
         }
     }
@@ -197,6 +215,7 @@ impl EndpointPool {
             idle_since: Cell::new(Instant::now()),
             peer: peer.as_ref().map(|peer| peer.id.clone()),
             ending: counted.ending(),
+            pool: Rc::downgrade(self),
         });
         self.multiplexed.connections.borrow_mut().push(connection.clone());
         let peer_expires = peer.as_ref().map(|peer| peer.expires);
@@ -229,6 +248,7 @@ impl Drop for EndAttempt {
         }
         self.pool.multiplexed.attempt.replace(None);
         self.attempt.done.notify_waiters();
+        self.pool.places_freed();
     }
 }
 
@@ -273,8 +293,8 @@ impl Multiplexed {
         }
     }
 
-    fn remove(&self, connection: &Weak<Connection>) {
-        self.connections.borrow_mut().retain(|known| !std::ptr::eq(Rc::as_ptr(known), connection.as_ptr()));
+    fn remove(&self, connection: *const Connection) {
+        self.connections.borrow_mut().retain(|known| !std::ptr::eq(Rc::as_ptr(known), connection));
     }
 
     /// Since when the one is unused that is so for longest.
@@ -411,7 +431,7 @@ async fn pong(ping_pong: &mut Option<PingPong>) -> Result<(), h2::Error> {
 impl Driver {
     fn retire(&self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.multiplexed.remove(&self.connection);
+            pool.multiplexed.remove(self.connection.as_ptr());
         }
     }
 

@@ -11,6 +11,7 @@ use super::connect::{ConnectError, Connected, Transport};
 use super::counted::{CloseReason, Counted};
 use super::http1::Http1Idle;
 use super::multiplexed::Multiplexed;
+use super::queue::{GivingWay, OwnQueue};
 use super::{Endpoint, EndpointId, Security, Upstream, Verdict};
 use crate::identity::{MeshTls, Peer, Sessions};
 use crate::net::{Dialler, MeshProtocol};
@@ -20,6 +21,10 @@ use crate::telemetry::Recorder;
 pub(crate) const SWEEP: Duration = Duration::from_secs(5);
 /// A pool without connections is forgotten after this, with its TLS tickets.
 const FORGET: Duration = Duration::from_secs(300);
+
+/// How long an unused connection takes to close, and a worker that is busy to come to it. Those in use may be so for
+/// ever: who needs one to itself is told at once.
+const GIVEN_WAY_WITHIN: Duration = Duration::from_millis(100);
 
 /// What all pools of one side of a worker share.
 pub struct PoolsSettings {
@@ -50,6 +55,8 @@ pub struct EndpointPool {
     pub(super) sessions: RefCell<Sessions>,
     pub(super) multiplexed: Multiplexed,
     pub(super) http1: Http1Idle,
+    pub(super) queue: OwnQueue,
+    _giving_way: GivingWay,
     idle_timeout: Duration,
     last_used: std::cell::Cell<Instant>,
 }
@@ -72,7 +79,7 @@ impl Pools {
             .borrow_mut()
             .entry((endpoint.id, meshed))
             .or_insert_with(|| {
-                Rc::new(EndpointPool {
+                Rc::new_cyclic(|pool| EndpointPool {
                     settings: self.settings.clone(),
                     endpoint: endpoint.clone(),
                     upstream: Arc::downgrade(upstream),
@@ -81,6 +88,8 @@ impl Pools {
                     sessions: RefCell::default(),
                     multiplexed: Multiplexed::default(),
                     http1: Http1Idle::default(),
+                    queue: OwnQueue::default(),
+                    _giving_way: GivingWay::start(pool.clone(), upstream),
                     idle_timeout: upstream.policy.idle_timeout,
                     last_used: std::cell::Cell::new(Instant::now()),
                 })
@@ -146,13 +155,8 @@ impl EndpointPool {
 
     async fn counted_after_another(&self, upstream: &Arc<Upstream>) -> Result<Counted, ConnectError> {
         let _pending = Pending::enter(upstream)?;
-        while self.close_unused(upstream) {
-            Pending::connection_freed(upstream).await?;
-            if let Some(counted) = Counted::take(upstream) {
-                return Ok(counted);
-            }
-        }
-        Err(Pending::no_connection(upstream))
+        let limit = GIVEN_WAY_WITHIN.min(upstream.policy.connect_timeout);
+        self.wait_for(upstream, limit, async || Counted::take(upstream)).await
     }
 
     /// Closes the connection of the upstream that was unused for longest, so that another takes its place: an endpoint
@@ -161,17 +165,24 @@ impl EndpointPool {
         let Some(all) = self.all.upgrade() else { return false };
         let all = all.borrow();
         let own = all.values().filter(|pool| std::ptr::eq(pool.upstream.as_ptr(), Arc::as_ptr(upstream)));
-        let unused = own.filter_map(|pool| {
-            let since = [pool.http1.unused_since(), pool.multiplexed.unused_since()];
-            since.into_iter().flatten().min().map(|since| (since, pool))
-        });
+        let unused = own.filter_map(|pool| pool.unused_since().map(|since| (since, pool)));
         let Some((since, pool)) = unused.min_by_key(|(since, _)| *since) else { return false };
-        if pool.http1.unused_since() == Some(since) {
-            pool.http1.close_oldest();
-        } else {
-            pool.multiplexed.close_unused_since(since);
-        }
+        pool.close_unused_since(since);
         true
+    }
+
+    /// Since when the connection is unused that is so for longest.
+    pub(super) fn unused_since(&self) -> Option<Instant> {
+        [self.http1.unused_since(), self.multiplexed.unused_since()].into_iter().flatten().min()
+    }
+
+    /// Closes the one that [`Self::unused_since`] tells of.
+    pub(super) fn close_unused_since(&self, since: Instant) {
+        if self.http1.unused_since() == Some(since) {
+            self.http1.close_oldest();
+        } else {
+            self.multiplexed.close_unused_since(since);
+        }
     }
 }
 
@@ -195,13 +206,6 @@ impl Pending {
                 limit,
                 what: "waiting requests",
             })
-    }
-
-    /// Waits until a connection or a place on one is free, as long as a connect may take.
-    pub(super) async fn connection_freed(upstream: &Arc<Upstream>) -> Result<(), ConnectError> {
-        let limit = upstream.policy.connect_timeout;
-        let freed = tokio::time::timeout(limit, upstream.connection_freed.notified()).await;
-        freed.map_err(|_| Self::no_connection(upstream))
     }
 
     /// The error of a request that can't wait for a connection.

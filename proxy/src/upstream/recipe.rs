@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::health::Plan;
 use super::owned::{Callee, Owned, by_owners};
 use super::security::{Claims, Pinned};
-use super::{Endpoint, EndpointSet, Member, Policy, Security, SecurityRules};
+use super::{Endpoint, EndpointSet, Member, Policy, RetryPolicy, Security, SecurityRules};
 use crate::config::{self, Discovery, UpstreamTls, UpstreamTlsMode};
 use crate::identity::{TlsError, server_tls};
 use crate::resolve::{Followed, LookupError, ProviderSettings, ResolvedEndpoint, Resolver, Snapshot, Target};
@@ -202,7 +202,13 @@ impl Recipe {
             refreshed: Some(snapshot.refreshed),
             error: snapshot.trouble().map(|error| error.to_string().into()),
             request_timeout: service.and_then(|service| service.timeout),
+            retry: service.and_then(|service| self.declared_retry(service.retries?)),
         }
+    }
+
+    fn declared_retry(&self, retries: u32) -> Option<Arc<RetryPolicy>> {
+        let is_configured = self.policy.retry_budget.attempts.is_some();
+        (!is_configured).then(|| Arc::new(self.policy.retry.with_attempts(retries)))
     }
 
     /// Who may be called, before it is decided how.

@@ -130,6 +130,12 @@ impl RetryPolicy {
         policy
     }
 
+    /// The same with another number of tries after the first.
+    #[must_use]
+    pub fn with_attempts(self, attempts: u32) -> Self {
+        Self { attempts: attempts.min(MAX_RETRY_ATTEMPTS), ..self }
+    }
+
     /// Tries after the first, at most.
     pub fn attempts(&self) -> u32 {
         self.attempts

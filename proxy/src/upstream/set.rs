@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rand::Rng;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::balance::{Choice, Picker, Subset};
 use super::counted::Turnover;
 use super::load::since_epoch;
 use super::outlier::Ejections;
+use super::queue::Queue;
 use super::standing::{EndpointState, StaleAt, States};
-use super::{Breaker, ConcurrencyLimit, Endpoint, EndpointId, Policy, RetryBudget};
+use super::{Breaker, ConcurrencyLimit, Endpoint, EndpointId, Policy, RetryBudget, RetryPolicy};
 
 /// How exactly the last use is known, in nanoseconds: workers that all wrote the time for each request would
 /// pass the cache line around.
@@ -51,7 +52,8 @@ pub struct Upstream {
     last_used: AtomicU64,
     pub(super) connections: AtomicUsize,
     pub(super) pending: AtomicUsize,
-    pub(super) connection_freed: Notify,
+    /// Who waits for a connection, and who is to close one.
+    pub(super) queue: Queue,
     pub(super) turnover: Turnover,
 }
 
@@ -81,6 +83,9 @@ pub struct EndpointSet {
     pub error: Option<Arc<str>>,
     /// The request timeout that the service's owner declared.
     pub request_timeout: Option<Duration>,
+    /// The upstream's policy with the number of retries that the service's owner declared; `None` where that is not
+    /// stated, or the config states one.
+    pub retry: Option<Arc<RetryPolicy>>,
 }
 
 /// An endpoint, and what discovery says of its place in the set. It may change without a connection being dropped.
@@ -132,7 +137,7 @@ impl Upstream {
             last_used: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
-            connection_freed: Notify::new(),
+            queue: Queue::default(),
             turnover: Turnover::default(),
             policy,
         }

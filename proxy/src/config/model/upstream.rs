@@ -19,7 +19,9 @@ pub struct Upstream {
     pub hosts: Vec<String>,
     /// Where the endpoints come from. Default: DNS, by the first of `hosts`.
     pub discovery: Option<Discovery>,
-    /// What is spoken with it. Default: `auto`.
+    /// What is spoken with it. A request that came in another version of HTTP is put into this one, but for `CONNECT`;
+    /// HTTP/2 knows no upgrades, so they are not asked for. `tcp`: connections to its endpoints are not read. Default:
+    /// `auto`, as the caller speaks.
     pub protocol: Protocol,
     /// How the connection is secured: `mesh` (mutual TLS between sidecars), `none` (plaintext), or TLS to a
     /// server outside the mesh by the fields below. Default: mesh TLS for peers of the mesh (`outbound` and
@@ -37,7 +39,7 @@ pub struct Upstream {
     pub prefer_zone: bool,
     /// Time over which the share of a new endpoint grows to its whole. Default: none.
     pub slow_start: Option<Duration>,
-    /// Limit for TCP connect and TLS handshake together. Default: 1s.
+    /// Limit for TCP connect and TLS handshake, each. Default: 1s.
     pub connect_timeout: Option<Duration>,
     /// From the end of the request to the response's headers, all tries together, where no route says otherwise.
     /// Default: none.

@@ -15,8 +15,8 @@ use super::*;
 use crate::config;
 use crate::http::{Exchange, Recording};
 use crate::net::{ClientAddress, Dialler};
-use crate::telemetry::{AccessLog, AccessLogOutput, Direction, Metrics, Recorder, Tls};
-use crate::upstream::{EndpointSet, EndpointState, Member, Policy, PoolsSettings, Security};
+use crate::telemetry::{AccessLog, Direction, Metrics, Recorder, Tls};
+use crate::upstream::{EndpointSet, Member, Policy, PoolsSettings, Security};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -79,7 +79,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let metrics = Arc::new(Metrics::new());
-        let access_log = AccessLog::new(AccessLogOutput::None, &metrics).unwrap();
+        let access_log = AccessLog::off(&metrics);
         let recorder = Rc::new(Recorder::new(metrics, access_log));
         let settings = PoolsSettings {
             dialler: Dialler::to_peers(None),

@@ -217,7 +217,7 @@ impl Way {
             "subset": self.subset.as_ref().map(Subset::tags),
             "balance": upstream.policy.balance,
             "timeoutSeconds": timeout_of(route, upstream).map(|limit| limit.as_secs_f64()),
-            "retry": retry_of(route, upstream).describe(),
+            "retry": retry_of(route, upstream.set().retry.as_deref(), upstream).describe(),
             "retryBudget": upstream.retry_budget.describe(now),
             "breaker": breaker,
             "source": upstream.set().source,
