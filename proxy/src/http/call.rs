@@ -154,10 +154,7 @@ pub async fn call(
         Err(_) if recording.request_broke() => {
             Why::Local(LocalResponse::new(ProxyError::BAD_REQUEST, "the request's body broke off"))
         }
-        Err(error) => {
-            let told = recording.endpoint().map(|endpoint| error.to_local_response(&upstream.name, endpoint));
-            Why::Local(told.unwrap_or_else(LocalResponse::internal))
-        }
+        Err(error) => Why::Local(error.to_local_response(&upstream.name, recording.endpoint())),
     };
     Err(Box::new(Failed {
         why: failed,
@@ -305,7 +302,7 @@ impl<'a> Tries<'a> {
         recording: &mut Recording,
     ) {
         self.attempt(request, &endpoint, recording).await;
-        if is_good(&self.result) {
+        if is_settled(&self.result) {
             return;
         }
         // Boxed: the future of every request would be as large as this one.
@@ -329,10 +326,15 @@ impl<'a> Tries<'a> {
             passed = limit.passed(request_ended) => passed,
         };
         let now = Instant::now();
-        recording.timed_out(now);
         self.result = Err(match passed {
-            Passed::Timeout(limit) => HopError::Timeout(limit),
-            Passed::Deadline => HopError::DeadlinePassed,
+            Passed::Timeout(limit) => {
+                recording.timed_out(now);
+                HopError::Timeout(limit)
+            }
+            Passed::Deadline => {
+                recording.given_up(now);
+                HopError::DeadlinePassed
+            }
         });
         if let Some(endpoint) = recording.tried() {
             endpoint.note_error(|| words_for(&self.result), now);
@@ -347,13 +349,14 @@ impl<'a> Tries<'a> {
     ) {
         let Call { pools, upstream, wire, .. } = *self.call;
         let now = Instant::now();
-        recording.sent_to(upstream, InFlight::begin(endpoint, now));
+        // Before it counts as sent: the endpoint sees nothing of it.
         if let Some(deadline) = self.deadline
             && deadline.pass_on(request.headers_mut(), now).is_err()
         {
             self.result = Err(HopError::DeadlinePassed);
             return;
         }
+        recording.sent_to(upstream, InFlight::begin(endpoint, now));
         let forward = Forward { pools, upstream, endpoint, wire, spare: self.spare.as_deref() };
         self.result = match self.call.retry().and_then(RetryPolicy::per_try_timeout) {
             None => forward.send(request, recording).await,
@@ -429,7 +432,7 @@ impl<'a> Tries<'a> {
             self.attempt(&mut again, &endpoint, recording).await;
             // After a connection that failed it is needed once more.
             *request = again;
-            if is_good(&self.result) {
+            if is_settled(&self.result) {
                 return;
             }
         }
@@ -500,9 +503,12 @@ fn why_again(result: &Result<Response<Body>, HopError>) -> (String, Option<Statu
     }
 }
 
-/// Whether a try needs no second look.
-fn is_good(result: &Result<Response<Body>, HopError>) -> bool {
-    result.as_ref().is_ok_and(is_good_response)
+/// Whether a try needs no second look: it went well, or nobody waits for another.
+fn is_settled(result: &Result<Response<Body>, HopError>) -> bool {
+    match result {
+        Ok(response) => is_good_response(response),
+        Err(error) => matches!(error, HopError::DeadlinePassed),
+    }
 }
 
 fn is_good_response(response: &Response<Body>) -> bool {
@@ -539,6 +545,8 @@ fn attempt_of(result: &Result<Response<Body>, HopError>, recording: &Recording) 
             _ => Attempt::Answered,
         },
         Err(_) if recording.request_broke() => Attempt::Abandoned,
+        // However well it is, a caller can wait too little for it.
+        Err(HopError::DeadlinePassed) => Attempt::Abandoned,
         Err(HopError::Connect(error)) if error.is_ours() => Attempt::Abandoned,
         Err(HopError::Connect(_)) => Attempt::ConnectFailed,
         Err(error) if matches!(Tried::failed(error), Tried::Unprocessed) => Attempt::Abandoned,

@@ -48,10 +48,14 @@ pub enum HopError {
 }
 
 impl HopError {
-    /// What the caller is told of a try at this endpoint.
-    pub fn to_local_response(&self, upstream: &str, endpoint: std::net::SocketAddr) -> LocalResponse {
+    /// What the caller is told of a try at this endpoint; `None` when it went to none.
+    pub fn to_local_response(&self, upstream: &str, endpoint: Option<std::net::SocketAddr>) -> LocalResponse {
         let about = |kind, error: &dyn std::fmt::Display| {
-            LocalResponse::new(kind, format!("upstream {upstream}, endpoint {endpoint}: {error}"))
+            let detail = match endpoint {
+                Some(endpoint) => format!("upstream {upstream}, endpoint {endpoint}: {error}"),
+                None => format!("upstream {upstream}: {error}"),
+            };
+            LocalResponse::new(kind, detail)
         };
         match self {
             Self::Connect(error) => LocalResponse::connect(upstream, error),

@@ -122,11 +122,6 @@ impl LocalResponse {
         Self { error, detail: detail.into(), retry_after: None }
     }
 
-    /// A panic or another fault of ours.
-    pub fn internal() -> Self {
-        Self::new(ProxyError::INTERNAL, "a bug in the proxy; its log has the details")
-    }
-
     /// The circuit breaker lets no request pass.
     pub fn breaker_open(upstream: &str, open: Open) -> Self {
         let why = format!("upstream {upstream}: {open}");

@@ -351,6 +351,16 @@ impl Recording {
         self.attempt_ended(Attempt::Failed, now);
     }
 
+    /// The caller waits no longer, by its own deadline. That says no more of the endpoint than that it is as slow at least.
+    pub(super) fn given_up(&mut self, now: Instant) {
+        self.admission.answered(now);
+        if let Some(in_flight) = &self.in_flight
+            && std::mem::take(&mut self.trying)
+        {
+            in_flight.waited(now);
+        }
+    }
+
     /// Whether the client broke its request's body off, or HTTP in it.
     pub(super) fn request_broke(&self) -> bool {
         self.progress.as_ref().is_some_and(|progress| progress.broken.get())

@@ -145,6 +145,14 @@ impl InFlight {
         now.saturating_duration_since(asked.map_or(self.started, |asked| asked.max(self.started)))
     }
 
+    /// There is no response yet, and nobody waits any longer for it: an average that is below that is too low.
+    pub fn waited(&self, now: Instant) {
+        let waited = now.saturating_duration_since(self.started);
+        if waited > self.endpoint.latency() {
+            self.endpoint.load.observe(waited, now);
+        }
+    }
+
     /// The endpoint it is in flight to.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint

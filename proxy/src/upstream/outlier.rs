@@ -19,7 +19,7 @@ pub enum Attempt {
     Failed,
     /// Without a connection.
     ConnectFailed,
-    /// The caller left, or the peer said that it did not process it: counts as nothing.
+    /// The caller left, its own deadline passed, or the peer said that it did not process it: counts as nothing.
     Abandoned,
 }
 

@@ -201,3 +201,30 @@ fn the_log_says_how_the_last_try_went_and_not_an_earlier_one() {
         assert_eq!(failed.recording.exchange().tls, Tls::Plain);
     });
 }
+
+#[test]
+fn a_caller_that_waits_too_little_neither_ejects_an_endpoint_nor_opens_the_breaker() {
+    run(async || {
+        let world = World::new();
+        let servers = [Server::start(|_| None).await, Server::start(|_| None).await];
+        let upstream = upstream(Policy::default(), &servers.each_ref());
+        let call = world.call(&upstream);
+        for (timeout, is_sent) in [("0S", false), ("3m", true)] {
+            for _ in 0..20 {
+                let response = world.ask(&call, grpc(timeout)).await.err().unwrap().into_response();
+                assert_eq!(response.headers()["grpc-status"], "4", "{timeout}");
+            }
+            let came: usize = servers.iter().map(|server| server.came.get()).sum();
+            assert_eq!(came > 0, is_sent, "{timeout}");
+            let now = Instant::now();
+            for server in &servers {
+                assert_eq!(server.endpoint.standing.state(now), EndpointState::Healthy, "{timeout}");
+                assert_eq!(server.endpoint.in_flight(), 0, "{timeout}");
+                // Nobody who chooses by latency takes it for a fast one.
+                let is_slow = server.endpoint.latency() >= Duration::from_millis(1);
+                assert_eq!(is_slow, is_sent, "{timeout} {:?}", server.endpoint.latency());
+            }
+            assert!(upstream.breaker.try_pass(now).is_ok(), "{timeout}");
+        }
+    });
+}
