@@ -16,6 +16,12 @@ const FIELDS: &str =
 const PROXY_1: &[u8] = b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n";
 const PROXY_2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\0\0\x01\x0a\0\0\x02\x30\x39\x1f\x90";
 
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+/// `GET http://a/`, and who it claims to come from.
+const FORGED_HEADERS: &[u8] =
+    b"\0\0\x21\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01a\0\x13outrigger-client-id\x05ADMIN";
+
 /// First lines that Python's `http.server` takes for those of requests.
 const LENIENT: [&str; 10] = [
     "GET\t/ HTTP/1.1\r\n",
@@ -111,11 +117,12 @@ fn a_lenient_server_gets_no_forged_caller_from_outside_the_mesh() {
 
 #[test]
 fn a_proxy_header_carries_no_request_past_the_proxy_but_on_a_port_declared_opaque() {
-    let pair = Pair::with(&web_config(), "inbound: {opaquePorts: [7000]}");
+    let pair = Pair::with(&web_config(), "inbound: {opaquePorts: [7000, 7002]}");
     let config = format!(
         "daemon off; pid {d}/nginx.pid; error_log stderr; master_process off;\nuser root;\nevents {{}}\nhttp {{ access_log off;\n\
          client_body_temp_path {d}/b; proxy_temp_path {d}/p; fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; scgi_temp_path {d}/s;\n\
          server {{ listen 8080 proxy_protocol; listen 7000 proxy_protocol;\n\
+         listen 8082 proxy_protocol http2; listen 7002 proxy_protocol http2;\n\
          location / {{ return 200 \"called by $http_outrigger_client_id\"; }} }} }}",
         d = pair.api.directory.display()
     );
@@ -132,9 +139,20 @@ fn a_proxy_header_carries_no_request_past_the_proxy_but_on_a_port_declared_opaqu
         }
         let said = say(connect_as(&pair, &outside, 7000), &[&whole]).0;
         assert!(said.contains("called by spiffe://cluster.local/ns/shop/sa/ADMIN"), "{said}");
+        // HTTP/2 begins in the middle of a line behind binary addresses.
+        let whole = [header, HTTP2, SETTINGS, FORGED_HEADERS].concat();
+        let at = header.len() + 5;
+        for pieces in [&[&whole[..]][..], &[header, &whole[header.len()..]], &[&whole[..at], &whole[at..]]] {
+            let said = say(connect_as(&pair, &outside, 8082), pieces);
+            assert!(!said.0.contains("ADMIN"), "{}: {said:?}", whole.escape_ascii());
+            assert_eq!(said.1, Ending::Reset, "{}", whole.escape_ascii());
+        }
+        let mut declared_opaque = connect_as(&pair, &outside, 7002);
+        declared_opaque.send(&whole);
+        declared_opaque.take_until(b"called by ADMIN");
     }
     // The server itself refuses a header in pieces.
-    assert!(refused(&pair.api) >= 4.0);
+    assert!(refused(&pair.api) >= 8.0);
 }
 
 #[test]
@@ -172,7 +190,6 @@ fn greeting(pod: &Pod, port: u16, greeting: &'static [u8]) -> (Server, mpsc::Rec
 
 #[test]
 fn a_client_that_lets_the_workload_speak_first_forges_nothing_either() {
-    const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
     for mode in ["strict", "permissive"] {
         let pair = Pair::with(&web_config(), &format!("mtls: {mode}"));
         let outside = pair.mesh.pod("outside");
@@ -192,7 +209,7 @@ fn a_client_that_lets_the_workload_speak_first_forges_nothing_either() {
         // What is served as HTTP/2 never arrives as it was written: a frame that nobody knows is dropped.
         let mut http2 = connect(7001);
         http2.assert_silent_for(Duration::from_millis(300));
-        http2.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+        http2.send([HTTP2, SETTINGS].concat());
         http2.send(b"\0\0\x06\xee\0\0\0\0\0FORGED");
         http2.send(b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x41\x01a");
         let (said, _) = {
@@ -203,5 +220,20 @@ fn a_client_that_lets_the_workload_speak_first_forges_nothing_either() {
         if let Ok(heard) = http2_heard.recv_timeout(Duration::from_secs(1)) {
             assert!(!String::from_utf8_lossy(&heard).contains("FORGED"), "{mode}: {}", heard.escape_ascii());
         }
+    }
+}
+
+/// An upgrade to HTTP/2 that a lenient server grants itself, behind a body that ends in no newline.
+#[test]
+fn http_2_that_begins_behind_a_body_does_not_arrive() {
+    let pair = Pair::new();
+    let outside = pair.mesh.pod("outside");
+    let (_server, heard) = greeting(&pair.api, 7000, b"");
+    let upgrade = b"FOO\t/ HTTP/1.1\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc";
+    for pieces in [&[&upgrade[..], HTTP2][..], &[&[&upgrade[..], HTTP2].concat()]] {
+        let said = say(connect_as(&pair, &outside, 7000), pieces);
+        assert_eq!(said.1, Ending::Reset, "{}", pieces.len());
+        let heard = heard.recv_timeout(wait::PATIENCE).expect("the connection ends");
+        assert!(!heard.ends_with(b"\r\nSM\r\n\r\n"), "{}", heard.escape_ascii());
     }
 }

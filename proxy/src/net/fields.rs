@@ -18,9 +18,11 @@ pub fn version_to_mesh(version: Version) -> HeaderValue {
     })
 }
 
-/// Whether a field is the mesh's own, or would be taken for one: CGI and its heirs read `_` as `-`.
+/// Whether a field is the mesh's own, or would be taken for one: CGI and its heirs read every character that is no
+/// letter or digit as `_`.
 fn is_of_the_mesh(name: &HeaderName) -> bool {
-    name.as_str().strip_prefix("outrigger").is_some_and(|rest| rest.starts_with(['-', '_']))
+    let rest = name.as_str().strip_prefix("outrigger");
+    rest.is_some_and(|rest| rest.starts_with(|separator: char| !separator.is_ascii_alphanumeric()))
 }
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -206,9 +208,16 @@ mod tests {
             ("outrigger-client-id", "x"),
             ("Outrigger-Version", "2"),
             ("outrigger_client_id", "1"),
-            ("accept", "*/*"),
+            ("Outrigger.Client.Id", "1"),
+            ("outrigger~client|id", "1"),
+            ("outrigger!", "1"),
+            ("outriggers", "kept"),
+            ("outrigger2-x", "kept"),
+            ("outrigger", "kept"),
+            ("accept", "kept"),
         ]);
         strip_mesh_headers(&mut headers);
-        assert_eq!(headers.len(), 1);
+        assert_eq!(headers.len(), 4, "{headers:?}");
+        assert!(headers.values().all(|value| value == "kept"), "{headers:?}");
     }
 }

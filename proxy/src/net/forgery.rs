@@ -2,22 +2,31 @@
 //!
 //! What a workload takes for a request is its own affair: servers in use accept tabs between words, versions such as
 //! `1.+1`, third words that are no version, requests behind other bytes. In all of them the caller's name stands in a
-//! line that begins with the field's name. In HTTP/2 it does not, whose connections begin with a line of their own.
+//! line that begins with the field's name. In HTTP/2 it does not; but what its connections begin with can stand anywhere:
+//! behind the addresses of a PROXY header, or the body of a request that asked for an upgrade.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 
-use memchr::memchr2;
+use memchr::{memchr2, memmem};
 use thiserror::Error;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::write_through::write_through;
 
-/// The field's name, as CGI reads it too; a hyphen here stands for both.
+/// The field's name. CGI and its heirs read what is no letter or digit as `_`, so that a hyphen here stands for all of it.
 const FIELD: &[u8] = b"outrigger-client-id";
-/// With what an HTTP/2 connection begins.
-const HTTP2: &[u8] = b"PRI * HTTP/2.0";
+/// How the line ends with which an HTTP/2 connection begins, and what stands before that.
+const HTTP2: &[u8] = b"HTTP/2.0";
+const HTTP2_WORDS: [&[u8]; 2] = [b"*", b"PRI"];
+/// Jetty takes any number of blanks between the words of that line. More than these have no other reason than to hide it.
+const MAX_BLANKS: usize = 100;
+/// Bytes that are kept of what has passed, since the line may come in pieces: as many as it may have.
+const KEPT: usize = 256;
+
+static FIND_HTTP2: LazyLock<memmem::Finder<'static>> = LazyLock::new(|| memmem::Finder::new(HTTP2));
 
 /// Why reading opaque bytes failed: they would tell the workload who calls.
 #[derive(Debug, Error)]
@@ -40,57 +49,110 @@ enum Place {
     Field(usize),
     /// Behind the whole of it.
     Named,
-    /// Behind so many bytes of [`HTTP2`].
-    Http2(usize),
     /// Where nothing of interest comes before its end.
     Rest,
 }
 
-/// Reads along and keeps nothing of it.
+/// Reads along.
 #[derive(Debug)]
-struct Watch(Place);
+struct Watch {
+    place: Place,
+    passed: Passed,
+}
 
 impl Watch {
+    fn new() -> Self {
+        Self { place: Place::Begin, passed: Passed { bytes: [0; KEPT], length: 0 } }
+    }
+
     /// Reads on; whether it is a forgery.
-    fn feed(&mut self, mut bytes: &[u8]) -> bool {
+    fn feed(&mut self, bytes: &[u8]) -> bool {
+        self.feed_lines(bytes) || self.passed.feed(bytes)
+    }
+
+    fn feed_lines(&mut self, mut bytes: &[u8]) -> bool {
         while let Some((first, rest)) = bytes.split_first() {
-            if matches!(self.0, Place::Rest) {
+            if matches!(self.place, Place::Rest) {
                 let Some(end) = memchr2(b'\r', b'\n', bytes) else { return false };
-                self.0 = Place::Begin;
+                self.place = Place::Begin;
                 bytes = &bytes[end + 1..];
                 continue;
             }
-            self.0 = match (self.0, *first) {
+            self.place = match (self.place, *first) {
                 (_, b'\r' | b'\n') => Place::Begin,
                 (Place::Begin, byte) if is_blank(byte) => Place::Begin,
-                (Place::Begin, byte) => place_in(Place::Field(0), byte),
+                (Place::Begin, byte) => place_in(0, byte),
+                (Place::Field(at), byte) => place_in(at, byte),
                 (Place::Named, b':') => return true,
                 (Place::Named, byte) if is_blank(byte) => Place::Named,
-                (place, byte) => place_in(place, byte),
+                (Place::Named | Place::Rest, _) => Place::Rest,
             };
-            if matches!(self.0, Place::Http2(length) if length == HTTP2.len()) {
-                return true;
-            }
             bytes = rest;
         }
         false
     }
 }
 
-/// The place behind `byte`, which comes at `place`.
-fn place_in(place: Place, byte: u8) -> Place {
-    match place {
-        Place::Field(at) if FIELD[at] == byte.to_ascii_lowercase() || (FIELD[at] == b'-' && byte == b'_') => {
-            if at + 1 == FIELD.len() {
-                Place::Named
-            } else {
-                Place::Field(at + 1)
-            }
-        }
-        Place::Field(0) if byte == HTTP2[0] => Place::Http2(1),
-        Place::Http2(at) if HTTP2.get(at) == Some(&byte) => Place::Http2(at + 1),
-        _ => Place::Rest,
+/// The place behind `byte`, which comes behind so many bytes of [`FIELD`].
+fn place_in(at: usize, byte: u8) -> Place {
+    let is_next = match FIELD[at] {
+        // With a colon the name would end there.
+        b'-' => !byte.is_ascii_alphanumeric() && byte != b':',
+        letter => letter == byte.to_ascii_lowercase(),
+    };
+    match at + 1 {
+        _ if !is_next => Place::Rest,
+        length if length == FIELD.len() => Place::Named,
+        length => Place::Field(length),
     }
+}
+
+/// The last bytes that have passed.
+#[derive(Debug)]
+struct Passed {
+    bytes: [u8; KEPT],
+    length: usize,
+}
+
+impl Passed {
+    /// Reads on; whether an HTTP/2 connection begins there.
+    fn feed(&mut self, bytes: &[u8]) -> bool {
+        // What is kept and the beginning of what is new lie side by side for lines that come in pieces.
+        let mut joint = [0; 2 * KEPT];
+        let (old, new) = (self.length, bytes.len().min(KEPT));
+        joint[..old].copy_from_slice(&self.bytes[..old]);
+        joint[old..old + new].copy_from_slice(&bytes[..new]);
+        let joint = &joint[..old + new];
+        let last = if bytes.len() >= KEPT { bytes } else { joint };
+        self.length = last.len().min(KEPT);
+        self.bytes[..self.length].copy_from_slice(&last[last.len() - self.length..]);
+        begins_http2(joint, 0) || (bytes.len() > KEPT && begins_http2(bytes, KEPT))
+    }
+}
+
+/// Whether an HTTP/2 connection begins in `bytes`, with so many of them at least before [`HTTP2`].
+fn begins_http2(bytes: &[u8], before: usize) -> bool {
+    // One more byte is needed: the end of the line, which is not given away.
+    let from = before.saturating_sub(HTTP2.len());
+    FIND_HTTP2.find_iter(&bytes[from..]).any(|at| {
+        let (before, rest) = bytes.split_at(from + at);
+        matches!(rest.get(HTTP2.len()), Some(b'\r' | b'\n')) && is_before_http2(before)
+    })
+}
+
+/// Whether these bytes end in what stands before [`HTTP2`].
+fn is_before_http2(mut bytes: &[u8]) -> bool {
+    for word in HTTP2_WORDS {
+        let blanks = bytes.iter().rev().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+        if blanks > MAX_BLANKS {
+            return true;
+        }
+        match bytes[..bytes.len() - blanks].strip_suffix(word) {
+            Some(rest) if blanks > 0 => bytes = rest,
+            _ => return false,
+        }
+    }
+    true
 }
 
 /// Whether some server skips such a byte: whitespace and control bytes, of Latin-1 too.
@@ -109,7 +171,7 @@ pub struct Guarded<S> {
 impl<S> Guarded<S> {
     /// Watches all that `inner` gives, or nothing of it.
     pub fn new(inner: S, is_watched: bool) -> Self {
-        Self { inner, watch: is_watched.then_some(Watch(Place::Begin)) }
+        Self { inner, watch: is_watched.then(Watch::new) }
     }
 
     /// The stream behind it.
@@ -145,8 +207,8 @@ mod tests {
     use super::*;
 
     fn is_forgery(bytes: &[u8]) -> bool {
-        let at_once = Watch(Place::Begin).feed(bytes);
-        let mut watch = Watch(Place::Begin);
+        let at_once = Watch::new().feed(bytes);
+        let mut watch = Watch::new();
         let byte_by_byte = bytes.iter().any(|byte| watch.feed(&[*byte]));
         assert_eq!(at_once, byte_by_byte, "{}", bytes.escape_ascii());
         at_once
@@ -171,12 +233,42 @@ mod tests {
             b"OUTRIGGER_CLIENT-ID : x",
             b" \t\x0boutrigger_client_id\t\x0b:",
             b"\x85\xa0Outrigger-Client-ID:",
+            b"Outrigger.Client.Id: x",
+            b"outrigger client~id: x",
+            b"outrigger\x00client\xb7id: x",
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         ];
         for start in before {
             for line in lines {
                 assert!(is_forgery(&[*start, line].concat()), "{}", [*start, line].concat().escape_ascii());
             }
+        }
+    }
+
+    #[test]
+    fn where_http_2_begins_is_a_forgery_wherever_that_is() {
+        let addresses = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\0\0\x01\x0a\0\0\x02\x30\x39\x1f\x90";
+        let upgrade = b"FOO / HTTP/1.1\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc";
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        for start in [&addresses[..], upgrade, b"PRI * HTTPRI * ", b"HTTP/2.0", b"x"] {
+            assert!(is_forgery(&[start, preface].concat()), "{}", start.escape_ascii());
+            assert!(is_forgery(&[start, b"PRI  * \t  HTTP/2.0\n\n"].concat()), "{}", start.escape_ascii());
+        }
+        // At any distance and in any two or three pieces.
+        for distance in (0..20).chain(220..300).step_by(3) {
+            let bytes = [&vec![b'.'; distance][..], preface, &[b'.'; 100]].concat();
+            for first in 0..bytes.len() {
+                let mut watch = Watch::new();
+                assert!(watch.feed(&bytes[..first]) || watch.feed(&bytes[first..]), "{distance} {first}");
+                let (mut watch, second) = (Watch::new(), (first + 5).min(bytes.len()));
+                let mut pieces = [&bytes[..first], &bytes[first..second], &bytes[second..]].into_iter();
+                assert!(pieces.any(|piece| watch.feed(piece)), "{distance} {first} {second}");
+            }
+        }
+        // Nothing is gained by blanks that nobody would send.
+        for blanks in [1, 30, 100, 101, 150, 500] {
+            let blanks = " ".repeat(blanks);
+            assert!(is_forgery(format!("x PRI{blanks}*{blanks}HTTP/2.0\r\n").as_bytes()), "{}", blanks.len());
         }
     }
 
@@ -191,7 +283,18 @@ mod tests {
             b"outrigger-client-id\r\n: x\r\n",
             b"outrigger-client-id x: y\r\n",
             b"PRI * HTTP/1.1\r\n",
+            b"PRI * HTTP/2.0",
+            b"PRI *HTTP/2.0\r\n",
+            b"GET / HTTP/2.0\r\n\r\n",
+            b"HTTP/2.0\r\n",
+            b" * HTTP/2.0\r\n",
+            b"127.0.0.1 \"PRI * HTTP/2.0\" 400 -\n",
+            b"\"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n\"\n",
+            b"Protocol:                                        HTTP/2.0\r\n",
             b"PRIVATE\r\n",
+            b"outrigger:client:id:5\r\n",
+            b"outrigger--client-id: x\r\n",
+            b"outriggerxclientxid: x\r\n",
             b"OPTIONS sip:a@b.example SIP/2.0\r\nVia: x\r\n",
             b"GET key\r\nget key\r\nSET user:1 a:b\r\n",
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x08http/1.1",
