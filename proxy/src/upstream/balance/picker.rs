@@ -141,6 +141,8 @@ struct Weighted<'a> {
     member: &'a Member,
     weight: u64,
     is_in: bool,
+    /// It is in, and not only because no more may be ejected.
+    is_well: bool,
 }
 
 /// A picker being made.
@@ -157,6 +159,10 @@ impl Making<'_> {
         if standing.is_ejected(self.now) {
             self.stale_at = self.stale_at.min(standing.ejected_until());
         }
+        let is_spared = standing.is_spared(self.now);
+        if is_spared {
+            self.stale_at = self.stale_at.min(standing.spared_until());
+        }
         let whole = u64::from(member.weight) * WEIGHT_UNIT;
         let weight = match self.policy.slow_start {
             None => whole,
@@ -171,7 +177,7 @@ impl Making<'_> {
                 }
             }
         };
-        Weighted { member, weight, is_in }
+        Weighted { member, weight, is_in, is_well: is_in && !is_spared }
     }
 
     fn plan(&self, members: &[Weighted<'_>], before: Option<&Plan>) -> Plan {
@@ -189,11 +195,14 @@ impl Making<'_> {
         let shares = levels::shares(&healths, self.policy.outlier.panic_below_percent());
         let mut groups: Vec<(f64, Group)> = Vec::new();
         for ((mut level, priority), level_share) in levels.into_iter().zip(priorities).zip(shares) {
+            // In panic the lost endpoints of the own zone would count as its capacity, and keep its requests.
+            let zone_share = if level_share.panics { None } else { self.zone_share(&level) };
             if level_share.panics {
                 level.iter_mut().for_each(|one| one.is_in = true);
             }
-            let zone_share = self.zone_share(&level);
-            let (local, other): (Vec<_>, Vec<_>) = level.into_iter().partition(|one| self.is_local(one));
+            let is_local = |one: &Weighted<'_>| zone_share.is_some() && self.is_local(one);
+            let (local, other): (Vec<_>, Vec<_>) = level.into_iter().partition(is_local);
+            let zone_share = zone_share.unwrap_or(0.0);
             for (is_local, members, share) in [(true, local, zone_share), (false, other, 1.0 - zone_share)] {
                 let side = Side { priority, is_local };
                 if members.iter().any(|one| one.is_in) {
@@ -218,18 +227,17 @@ impl Making<'_> {
         self.policy.zone.is_some() && one.member.zone == self.policy.zone
     }
 
-    /// The share of a level's requests that stays in this proxy's zone; 0 where no zone is preferred.
-    fn zone_share(&self, level: &[Weighted<'_>]) -> f64 {
-        if self.policy.zone.is_none() {
-            return 0.0;
-        }
+    /// The share of a level's requests that stays in this proxy's zone; `None` where no zone is preferred.
+    fn zone_share(&self, level: &[Weighted<'_>]) -> Option<f64> {
+        self.policy.zone.as_ref()?;
         let mut zones: Vec<&str> = level.iter().filter_map(|one| one.member.zone.as_deref()).collect();
         zones.sort_unstable();
         zones.dedup();
         let capacity = |counts: &dyn Fn(&Weighted<'_>) -> bool| -> u64 {
-            level.iter().filter(|one| one.is_in && counts(one)).map(|one| one.weight).sum()
+            level.iter().filter(|one| one.is_well && counts(one)).map(|one| one.weight).sum()
         };
-        levels::local_share(capacity(&|one| self.is_local(one)), capacity(&|_| true), zones.len())
+        let (local, all) = (capacity(&|one| self.is_local(one)), capacity(&|_| true));
+        (all > 0).then(|| levels::local_share(local, all, zones.len()))
     }
 
     fn group(&self, side: Side, mut members: Vec<Weighted<'_>>, before: Option<&Plan>) -> Group {
@@ -331,12 +339,27 @@ impl Plan {
                 groups.iter().position(|group| drawn < group.share_until).unwrap_or(0)
             }
         };
+        let first = if choice.tried.is_empty() { first } else { self.over_the_border(first, choice.tried) };
         let others = self.groups.iter().enumerate().filter(|(index, _)| *index != first);
         let picked = self.groups[first]
             .pick(choice, rng)
             .or_else(|| others.map(|(_, group)| group).find_map(|group| group.pick(choice, rng)));
         // All that are in were tried.
         picked.or_else(|| self.groups[first].pick(&Choice { tried: &[], ..*choice }, rng))
+    }
+
+    /// The group on the other side of the zone's border, if something of `drawn` was tried and nothing of that: what
+    /// befell one endpoint often befalls its zone.
+    fn over_the_border(&self, drawn: usize, tried: &[EndpointId]) -> usize {
+        let was_tried = |group: &Group| group.candidates.iter().any(|one| tried.contains(&one.endpoint.id));
+        let side = self.groups[drawn].side;
+        if !was_tried(&self.groups[drawn]) {
+            return drawn;
+        }
+        let other = self.groups.iter().position(|group| {
+            group.side.priority == side.priority && group.side != side && !was_tried(group)
+        });
+        other.unwrap_or(drawn)
     }
 }
 
