@@ -1,6 +1,7 @@
 //! The load of one endpoint: a latency average that jumps to peaks, times the requests in flight.
 //!
-//! Peak EWMA as Finagle describes it: a slow answer counts at once, a fast one is believed slowly.
+//! Peak EWMA as Finagle describes it, where slower answers count at once and faster ones are believed slowly, but no
+//! single answer counts whole: an endpoint that paused once would be left alone for long among others just like it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -10,6 +11,10 @@ use super::Endpoint;
 
 /// Half of a peak is forgotten after about 7 seconds; Finagle's and linkerd's default.
 const DECAY: Duration = Duration::from_secs(10);
+/// A slower answer raises the average to so many times what it was at most. Three slow ones in a row more than triple it.
+const MOST_RISE: f64 = 1.5;
+/// A faster answer takes the average at least so much of the way to itself, however soon after the one before it comes.
+const LEAST_FALL: f64 = 1.0 / 16.0;
 /// What a failed request counts as, at least: the time a dead peer usually costs.
 const FAILED: Duration = Duration::from_secs(1);
 /// What an endpoint is taken for before its first answer while it has a request: a crowd must not wait for that answer.
@@ -61,13 +66,25 @@ impl Load {
     fn observe(&self, latency: Duration, now: Instant) {
         let sample = latency.as_secs_f64();
         let average = f64::from_bits(self.average.load(Relaxed));
-        let next = if sample >= average {
+        let next = if average == 0.0 {
             sample
+        } else if sample >= average {
+            sample.min(average * MOST_RISE)
         } else {
-            let keep = self.decay(now);
+            let keep = self.decay(now).min(1.0 - LEAST_FALL);
             average * keep + sample * (1.0 - keep)
         };
-        self.average.store(next.to_bits(), Relaxed);
+        self.set(next, now);
+    }
+
+    /// A failure is no chance: it counts whole.
+    fn observe_failure(&self, latency: Duration, now: Instant) {
+        let average = f64::from_bits(self.average.load(Relaxed));
+        self.set(latency.as_secs_f64().max(average), now);
+    }
+
+    fn set(&self, average: f64, now: Instant) {
+        self.average.store(average.to_bits(), Relaxed);
         self.updated.store(since_epoch(now), Relaxed);
     }
 
@@ -99,7 +116,7 @@ impl InFlight {
     /// There was no response: counts as a slow one, or an endpoint that fails fast would look the best.
     pub fn failed(&self, now: Instant) {
         let took = now.saturating_duration_since(self.started);
-        self.endpoint.load.observe(took.max(FAILED), now);
+        self.endpoint.load.observe_failure(took.max(FAILED), now);
     }
 
     /// The endpoint it is in flight to.
@@ -129,15 +146,36 @@ mod tests {
     }
 
     #[test]
-    fn a_peak_counts_at_once_and_fades() {
+    fn slow_answers_count_soon_and_a_single_one_does_not_count_whole() {
         let load = Load::default();
         let start = epoch() + Duration::from_secs(1);
+        let millis = |load: &Load| load.expected_latency(start) * 1000.0;
         load.observe(Duration::from_millis(2), start);
         load.observe(Duration::from_millis(200), start);
-        let peak = load.expected_latency(start);
-        assert!((peak - 0.2).abs() < 1e-9, "{peak}");
-        load.observe(Duration::from_millis(2), start + Duration::from_millis(10));
-        assert!(load.expected_latency(start + Duration::from_millis(10)) > 0.19);
-        assert!(load.expected_latency(start + Duration::from_secs(60)) < 0.001);
+        assert!((millis(&load) - 3.0).abs() < 1e-9, "{}", millis(&load));
+        for _ in 0..11 {
+            load.observe(Duration::from_millis(200), start);
+        }
+        assert!((millis(&load) - 200.0).abs() < 1e-9, "{}", millis(&load));
+        load.observe(Duration::from_millis(2), start);
+        assert!(millis(&load) > 180.0, "{}", millis(&load));
+        let later = start + Duration::from_secs(60);
+        assert!(load.expected_latency(later) < 0.001);
+        load.observe(Duration::from_millis(2), later);
+        assert!(load.expected_latency(later) < 0.003);
+    }
+
+    #[test]
+    fn a_failure_counts_as_a_second_at_once() {
+        let endpoint = Endpoint::new(
+            std::net::SocketAddr::from(([10, 0, 0, 1], 80)),
+            false,
+            crate::upstream::Security::Plain,
+            "10.0.0.1".try_into().unwrap(),
+        );
+        let now = epoch() + Duration::from_secs(1);
+        InFlight::begin(&endpoint, now).answered(now + Duration::from_millis(2));
+        InFlight::begin(&endpoint, now).failed(now + Duration::from_millis(1));
+        assert_eq!(endpoint.latency(), FAILED);
     }
 }

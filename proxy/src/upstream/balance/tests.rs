@@ -1,5 +1,7 @@
 //! What holds of whole pickers.
 
+mod simulation;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
