@@ -549,3 +549,22 @@ fn the_own_zone_and_the_first_level_get_all_requests_as_long_as_they_are_well() 
         );
     }
 }
+
+#[test]
+fn a_zone_that_is_lost_takes_no_request_with_it() {
+    let endpoint = |port: u16, zone: &str| format!("{{address: \"10.77.0.2:{port}\", zone: {zone}}}");
+    let own = [8081, 8082, 8083].map(|port| endpoint(port, "a"));
+    let others = [endpoint(8084, "b"), endpoint(8085, "c")];
+    let bed = Outside::new(&format!(
+        "zone: a\nupstreams:\n  shop: {{hosts: [{SHOP}], anyDestination: true, tls: none, preferZone: true, breaker: {{enabled: false}}, discovery: {{static: [{}, {}]}}}}\n",
+        own.join(", "),
+        others.join(", ")
+    ));
+    let _well = [bed.serve_number(8084), bed.serve_number(8085)];
+    let mut connection = bed.connect();
+    // Of the five two may be out: the third one's failures must not count as the zone's capacity.
+    for number in 0..100 {
+        let answer = connection.get(SHOP, "/");
+        assert_eq!(answer.status(), 200, "request {number}: {answer:?}");
+    }
+}

@@ -353,11 +353,12 @@ impl Recording {
 
     /// The caller waits no longer, by its own deadline. That says no more of the endpoint than that it is as slow at least.
     pub(super) fn given_up(&mut self, now: Instant) {
-        self.admission.answered(now);
+        let asked = self.last_of_request();
+        self.admission.answered(asked, now);
         if let Some(in_flight) = &self.in_flight
             && std::mem::take(&mut self.trying)
         {
-            in_flight.waited(now);
+            in_flight.waited(asked, now);
         }
     }
 

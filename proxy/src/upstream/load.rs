@@ -1,9 +1,10 @@
 //! The load of one endpoint: a latency average that jumps to peaks, times the requests in flight.
 //!
-//! Peak EWMA as Finagle describes it: a slow answer counts at once, a fast one is believed slowly. Two things are added
-//! to it. An endpoint that does not answer is as slow as it has been silent, or requests would go on to one that is
-//! paused, the more the longer ago its last answer was. And one that was very slow gets a request now and then that
-//! finds out how it is now, or it would be left alone for a minute after it is well.
+//! Peak EWMA as Finagle describes it, where slower answers count at once and faster ones are believed slowly, but no
+//! single answer counts whole: an endpoint that paused once would be left alone for long among others just like it. Two
+//! things are added to it. An endpoint that does not answer is as slow as it has been silent, or requests would go on to
+//! one that is paused, the more the longer ago its last answer was. And one that was very slow gets a request now and
+//! then that finds out how it is now, or it would be left alone for a minute after it is well.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -13,6 +14,10 @@ use super::Endpoint;
 
 /// Half of a peak is forgotten after about 7 seconds; Finagle's and linkerd's default.
 const DECAY: Duration = Duration::from_secs(10);
+/// A slower answer raises the average to so many times what it was at most. Three slow ones in a row more than triple it.
+const MOST_RISE: f64 = 1.5;
+/// A faster answer takes the average at least so much of the way to itself, however soon after the one before it comes.
+const LEAST_FALL: f64 = 1.0 / 16.0;
 /// What a failed request counts as, at least: the time a dead peer usually costs. Endpoints that are as slow are probed.
 const FAILED: Duration = Duration::from_secs(1);
 /// How long an endpoint that was very slow neither gets a request nor answers one before it is probed: as long as half
@@ -101,13 +106,25 @@ impl Load {
         let began = since_epoch(now).saturating_sub(latency.as_nanos() as u64);
         let is_of_probe = average >= FAILED.as_secs_f64()
             && began.saturating_sub(self.updated.load(Relaxed)) >= PROBE_AFTER.as_nanos() as u64;
-        let next = if sample >= average || is_of_probe {
+        let next = if average == 0.0 || is_of_probe {
             sample
+        } else if sample >= average {
+            sample.min(average * MOST_RISE)
         } else {
-            let keep = self.decay(now);
+            let keep = self.decay(now).min(1.0 - LEAST_FALL);
             average * keep + sample * (1.0 - keep)
         };
-        self.average.store(next.to_bits(), Relaxed);
+        self.set(next, now);
+    }
+
+    /// A failure is no chance: it counts whole.
+    fn observe_failure(&self, latency: Duration, now: Instant) {
+        let average = f64::from_bits(self.average.load(Relaxed));
+        self.set(latency.as_secs_f64().max(average), now);
+    }
+
+    fn set(&self, average: f64, now: Instant) {
+        self.average.store(average.to_bits(), Relaxed);
         self.updated.store(since_epoch(now), Relaxed);
     }
 
@@ -138,7 +155,7 @@ impl InFlight {
 
     /// There was no response: counts as a slow one, or an endpoint that fails fast would look the best.
     pub fn failed(&self, asked: Option<Instant>, now: Instant) {
-        self.endpoint.load.observe(self.took(asked, now).max(FAILED), now);
+        self.endpoint.load.observe_failure(self.took(asked, now).max(FAILED), now);
     }
 
     fn took(&self, asked: Option<Instant>, now: Instant) -> Duration {
@@ -146,8 +163,8 @@ impl InFlight {
     }
 
     /// There is no response yet, and nobody waits any longer for it: an average that is below that is too low.
-    pub fn waited(&self, now: Instant) {
-        let waited = now.saturating_duration_since(self.started);
+    pub fn waited(&self, asked: Option<Instant>, now: Instant) {
+        let waited = self.took(asked, now);
         if waited > self.endpoint.latency() {
             self.endpoint.load.observe(waited, now);
         }
@@ -280,15 +297,36 @@ mod tests {
     }
 
     #[test]
-    fn a_peak_counts_at_once_and_fades() {
+    fn slow_answers_count_soon_and_a_single_one_does_not_count_whole() {
         let load = Load::default();
         let start = epoch() + Duration::from_secs(1);
+        let millis = |load: &Load| load.expected_latency(start) * 1000.0;
         load.observe(Duration::from_millis(2), start);
         load.observe(Duration::from_millis(200), start);
-        let peak = load.expected_latency(start);
-        assert!((peak - 0.2).abs() < 1e-9, "{peak}");
-        load.observe(Duration::from_millis(2), start + Duration::from_millis(10));
-        assert!(load.expected_latency(start + Duration::from_millis(10)) > 0.19);
-        assert!(load.expected_latency(start + Duration::from_secs(60)) < 0.001);
+        assert!((millis(&load) - 3.0).abs() < 1e-9, "{}", millis(&load));
+        for _ in 0..11 {
+            load.observe(Duration::from_millis(200), start);
+        }
+        assert!((millis(&load) - 200.0).abs() < 1e-9, "{}", millis(&load));
+        load.observe(Duration::from_millis(2), start);
+        assert!(millis(&load) > 180.0, "{}", millis(&load));
+        let later = start + Duration::from_secs(60);
+        assert!(load.expected_latency(later) < 0.001);
+        load.observe(Duration::from_millis(2), later);
+        assert!(load.expected_latency(later) < 0.003);
+    }
+
+    #[test]
+    fn a_failure_counts_as_a_second_at_once() {
+        let endpoint = Endpoint::new(
+            std::net::SocketAddr::from(([10, 0, 0, 1], 80)),
+            false,
+            crate::upstream::Security::Plain,
+            "10.0.0.1".try_into().unwrap(),
+        );
+        let now = epoch() + Duration::from_secs(1);
+        InFlight::begin(&endpoint, now).answered(None, now + Duration::from_millis(2));
+        InFlight::begin(&endpoint, now).failed(None, now + Duration::from_millis(1));
+        assert_eq!(endpoint.latency(), FAILED);
     }
 }

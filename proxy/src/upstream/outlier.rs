@@ -84,7 +84,10 @@ impl Upstream {
             return;
         }
         match attempt {
-            Attempt::Answered | Attempt::Abandoned => record.answered(),
+            Attempt::Answered | Attempt::Abandoned => {
+                record.answered();
+                endpoint.standing.recovered();
+            }
             Attempt::Failed | Attempt::ConnectFailed => {
                 let failures = record.failures.fetch_add(1, Relaxed) + 1;
                 let connect_failures = match attempt {
@@ -112,10 +115,13 @@ impl Upstream {
         let _deciding = self.ejections.deciding.lock().unwrap_or_else(PoisonError::into_inner);
         let set = self.set();
         let out = set.members.iter().filter(|member| member.endpoint.standing.is_ejected(at)).count();
-        if standing.is_ejected(at) || out >= most_ejected(set.members.len(), policy.max_ejected_percent()) {
+        if standing.is_ejected(at) {
             return;
         }
         let base = policy.ejection();
+        if out >= most_ejected(set.members.len(), policy.max_ejected_percent()) {
+            return standing.spare(since_epoch(now + base), why.into(), now);
+        }
         let record = &standing.record;
         // One is forgotten for each such time that it was in.
         let was_in = Duration::from_nanos(at.saturating_sub(standing.ejected_until()));

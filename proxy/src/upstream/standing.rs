@@ -63,6 +63,8 @@ pub struct Standing {
     health: AtomicU8,
     /// Nanoseconds after the epoch; 0: never.
     ejected_until: AtomicU64,
+    /// It would be ejected, were not too many out already. Nanoseconds after the epoch; 0: no.
+    spared_until: AtomicU64,
     /// Nanoseconds after the epoch since which it is in; 0 while it is out.
     in_since: AtomicU64,
     /// For people only.
@@ -142,6 +144,29 @@ impl Standing {
         self.changed();
     }
 
+    /// Notes that it fails and stays in until then (nanoseconds after the epoch) because no more may be out.
+    pub(super) fn spare(&self, until: u64, why: Arc<str>, now: Instant) {
+        self.reasons().ejection = Some((why, now));
+        self.spared_until.store(until, Ordering::Release);
+        self.changed();
+    }
+
+    /// It has answered.
+    pub(super) fn recovered(&self) {
+        if self.spared_until() != 0 {
+            self.spared_until.store(0, Ordering::Release);
+            self.changed();
+        }
+    }
+
+    pub(super) fn spared_until(&self) -> u64 {
+        self.spared_until.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_spared(&self, now: u64) -> bool {
+        self.spared_until() > now
+    }
+
     /// When its last ejection ends or ended, in nanoseconds after the epoch; 0 before the first.
     pub(super) fn ejected_until(&self) -> u64 {
         self.ejected_until.load(Ordering::Acquire)
@@ -178,6 +203,10 @@ impl Standing {
                 let why = reasons.ejection.as_ref().map_or("ejected", |(why, _)| why);
                 format!("out for {left:.1} s: {why}")
             }
+            EndpointState::Healthy if self.is_spared(at) => {
+                let why = reasons.ejection.as_ref().map_or("it fails", |(why, _)| why);
+                format!("in, as no more may be out: {why}")
+            }
             EndpointState::Healthy => match (&reasons.health, self.health()) {
                 (Some(health), Health::Healthy) => format!("in: {health}"),
                 _ => "in".into(),
@@ -207,6 +236,13 @@ impl Standing {
                     None => ("by its failures", None),
                 };
                 (since, format!("ejected: {why}; back in {left:.1} s"))
+            }
+            EndpointState::Healthy if self.is_spared(at) => {
+                let (why, since) = match &reasons.ejection {
+                    Some((why, since)) => (&**why, Some(*since)),
+                    None => ("it fails", None),
+                };
+                (since, format!("in, as no more may be out: {why}"))
             }
             EndpointState::Healthy => {
                 // It came back when its last ejection was over.

@@ -16,7 +16,7 @@ use crate::config;
 use crate::http::{Exchange, Recording};
 use crate::net::{ClientAddress, Dialler};
 use crate::telemetry::{AccessLog, Direction, Metrics, Recorder, Tls};
-use crate::upstream::{EndpointSet, Member, Policy, PoolsSettings, Security};
+use crate::upstream::{EndpointSet, EndpointState, Member, Policy, PoolsSettings, Security};
 
 const SOON: Duration = Duration::from_secs(10);
 

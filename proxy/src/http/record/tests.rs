@@ -1,5 +1,6 @@
 use tokio::sync::mpsc::Receiver;
 
+use super::super::local_response::ProxyError;
 use super::*;
 use crate::config::{self, Sampling};
 use crate::telemetry::trace::{Environment, Span, SpanKind, Spans, Tracing, Trust};
@@ -51,7 +52,7 @@ fn an_exchange_that_is_recorded_leaves_one_span_with_its_retries_when_it_has_end
 #[test]
 fn an_exchange_that_the_proxy_answers_leaves_a_span_that_says_why() {
     let (recording, mut finished) = exchange(Sampling::Always, &[]);
-    drop(recording.answer_locally(&LocalResponse::internal()));
+    drop(recording.answer_locally(&LocalResponse::new(ProxyError::INTERNAL, "a bug")));
     let span = finished.try_recv().unwrap();
     assert!(span.error.is_some_and(|error| error.starts_with("outrigger; error=proxy_internal_error")));
     assert!(span.attributes.contains(&("error.type", "proxy_internal_error".into())));

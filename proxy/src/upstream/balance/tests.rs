@@ -1,5 +1,7 @@
 //! What holds of whole pickers.
 
+mod simulation;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,7 +13,9 @@ use rand::rngs::SmallRng;
 
 use super::*;
 use crate::config::{Balance, HashKey, HashPolicy, Outlier};
-use crate::upstream::{Endpoint, EndpointSet, Health, InFlight, Member, Policy, Security, Upstream};
+use crate::upstream::{
+    Attempt, Endpoint, EndpointSet, EndpointState, Health, InFlight, Member, Policy, Security, Upstream,
+};
 
 const REQUESTS: usize = 10_000;
 
@@ -275,6 +279,56 @@ fn the_own_zone_is_preferred_and_its_neighbours_take_what_it_has_too_little_for(
         members[1].endpoint.standing.set_health(Health::Unhealthy, "away");
         let shares = self::shares(&upstream);
         assert_eq!(shares[..2], [0.0, 0.0], "{balance:?}: the zone is away");
+    }
+}
+
+/// Three endpoints in the own zone `a`, one each in `b` and `c`.
+fn three_zones(balance: &Balance, outlier: Outlier) -> (Upstream, Vec<Member>) {
+    let policy = Policy { balance: balance.clone(), zone: Some("a".into()), outlier, ..Policy::default() };
+    let in_zone = |(number, zone): (usize, &&str)| Member { zone: Some((*zone).into()), ..member(number) };
+    let members: Vec<_> = ["a", "a", "a", "b", "c"].iter().enumerate().map(in_zone).collect();
+    (upstream(policy, members.clone()), members)
+}
+
+#[test]
+fn in_panic_no_zone_is_preferred() {
+    for balance in balancers() {
+        let (upstream, members) = three_zones(&balance, Outlier::default());
+        for member in &members[..3] {
+            member.endpoint.standing.set_health(Health::Unhealthy, "away");
+        }
+        assert_shares(&shares(&upstream), &[0.2; 5], &format!("{balance:?}"));
+    }
+}
+
+#[test]
+fn a_zone_that_fails_is_not_preferred_for_the_endpoint_that_may_not_be_ejected() {
+    for balance in balancers() {
+        let (upstream, members) = three_zones(&balance, Outlier::default());
+        let now = Instant::now();
+        // Of five two may be out, and two of five are no panic.
+        for member in &members[..3] {
+            for _ in 0..2 {
+                upstream.attempt_ended(&member.endpoint, Attempt::ConnectFailed, now);
+            }
+        }
+        let third = &members[2].endpoint;
+        assert_eq!(third.standing.state(now), EndpointState::Healthy);
+        assert_shares(&shares(&upstream), &[0.0, 0.0, 0.0, 0.5, 0.5], &format!("{balance:?}"));
+        assert_eq!(third.standing.describe(now), "in, as no more may be out: 2 failed connects in a row");
+        upstream.attempt_ended(third, Attempt::Answered, now);
+        assert_shares(&shares(&upstream), &[0.0, 0.0, 1.0, 0.0, 0.0], &format!("{balance:?}: it answers"));
+    }
+}
+
+#[test]
+fn another_try_leaves_the_zone() {
+    for balance in balancers() {
+        let (upstream, members) = three_zones(&balance, Outlier::default());
+        let tried = [members[0].endpoint.id];
+        let choice = Choice { tried: &tried, ..Choice::at(Instant::now()) };
+        let shares = shares_at(&upstream, &choice);
+        assert_eq!(shares[..3], [0.0; 3], "{balance:?}: {shares:?}");
     }
 }
 
