@@ -112,6 +112,53 @@ fn a_request_waits_as_long_as_its_route_or_its_upstream_says_and_a_try_is_given_
 }
 
 #[test]
+fn the_time_of_a_try_begins_when_its_request_has_ended_and_a_slow_client_is_nobodys_fault() {
+    let mut config = String::from("upstreams:\n");
+    for (name, port) in [("shop", 8081), ("silent", 8082)] {
+        config += &upstream(
+            name,
+            &[port],
+            &format!(
+                "hosts: [{name}.example], retry: {{perTryTimeout: 300ms}}, breaker: {{consecutiveFailures: 3}}"
+            ),
+        );
+    }
+    let bed = Outside::new(&config);
+    let (_server, came) = bed.serve_counted(8081);
+    let silent = bed.far.serve(8082, |mut connection| while connection.fill().is_ok() {});
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                let mut connection = bed.connect();
+                connection.send("PUT / HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 4\r\n\r\n");
+                for piece in ["a", "b", "c", "d"] {
+                    std::thread::sleep(Duration::from_millis(400));
+                    connection.send(piece);
+                }
+                let answer = connection.response("PUT");
+                assert_eq!((answer.status(), answer.text().as_str()), (200, "8081"), "{answer:?}");
+            });
+        }
+    });
+    assert_eq!(came.load(Ordering::SeqCst), 6, "none is sent twice");
+    let shop = &bed.web.admin("/upstreams")["shop"];
+    assert_eq!(
+        (&shop["breaker"]["state"], &shop["breaker"]["opened"]),
+        (&"closed".into(), &0.into()),
+        "{shop}"
+    );
+    // Half a second from the request's end, and not from its beginning, to the end of the last try.
+    let mut connection = bed.connect();
+    connection.send("PUT / HTTP/1.1\r\nHost: silent.example\r\nContent-Length: 2\r\n\r\na");
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(silent.accepted(), 1, "there is no other try as long as the request has not ended");
+    connection.send("b");
+    let answer = connection.response("PUT");
+    assert_eq!(answer.status(), 504, "{answer:?}");
+    assert_eq!(silent.accepted(), 3);
+}
+
+#[test]
 fn a_body_and_opaque_bytes_that_stand_still_are_ended_and_slow_ones_are_not() {
     let mut config = String::from("upstreams:\n");
     config += &upstream("shop", &[8081], &format!("hosts: [{SHOP}], streamIdleTimeout: 1s"));

@@ -7,6 +7,7 @@ mod connections;
 mod endpoints;
 mod fallbacks;
 mod load;
+mod multiplexed;
 mod retries;
 mod storms;
 

@@ -373,6 +373,17 @@ fn a_mirror_gets_copies_and_nobody_waits_for_it() {
         std::thread::sleep(Duration::from_millis(100));
         count() > before
     });
+    // Whatever became of them, somebody can see it.
+    let expecting = "Expect: 100-continue\r\nContent-Length: 0\r\n";
+    assert_eq!(bed.ask("POST", "/mirror/expect", expecting).status(), 200);
+    let counted = |upstream: &str, result: &str| {
+        bed.web.metric("outrigger_mirrored_requests_total", &[("upstream", upstream), ("result", result)])
+    };
+    wait::until("the copies are counted", || counted("mirror", "sent") >= 4.0);
+    wait::until("those that nobody got, too", || counted("dead", "failed") >= 1.0);
+    assert_eq!((counted("mirror", "dropped_body"), counted("mirror", "dropped_connection")), (2.0, 1.0));
+    assert!(counted("silent", "dropped_too_many") >= 1.0);
+
     let before = count();
     let mut connection = bed.connect();
     for _ in 0..200 {

@@ -252,7 +252,7 @@ mod tests {
         let start = epoch() + seconds(1);
         let (load, well) = (known(start), known(start));
         load.begin(start);
-        load.observe(seconds(12), start + seconds(12));
+        load.observe_failure(seconds(12), start + seconds(12));
         load.in_flight.fetch_sub(1, Relaxed);
         let is_better = |after: u64| {
             let now = start + seconds(12 + after);
@@ -276,7 +276,7 @@ mod tests {
     fn an_endpoint_that_is_only_slower_than_others_is_not_probed() {
         let start = epoch() + seconds(1);
         let load = known(start);
-        load.observe(Duration::from_millis(900), start);
+        load.observe_failure(Duration::from_millis(900), start);
         assert!(load.expected_latency(start + seconds(10)) > 0.3);
         load.observe(Duration::from_millis(2), start + seconds(10));
         assert!(load.expected_latency(start + seconds(10)) > 0.3);

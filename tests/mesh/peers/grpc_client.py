@@ -43,6 +43,11 @@ def client_stream():
     return {"answer": channel.stream_unary(name("ClientStream"))(parts, timeout=TIMEOUT).decode()}
 
 
+def flaky_client_stream():
+    parts = (b"%d" % (number % 10) for number in range(3000))
+    return {"answer": channel.stream_unary(name("FlakyClientStream"))(parts, timeout=TIMEOUT).decode()}
+
+
 def server_stream():
     return {"answers": [int(part) for part in channel.unary_stream(name("ServerStream"))(b"100", timeout=TIMEOUT)]}
 

@@ -61,10 +61,17 @@ def flaky(request, context):
     return b"call %d" % number
 
 
+def flaky_client_stream(requests, context):
+    """The same, after all of the request."""
+    count = sum(1 for _ in requests)
+    return flaky(None, context) + b" of %d" % count
+
+
 class Handlers(grpc.GenericRpcHandler):
     methods = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "Flaky": grpc.unary_unary_rpc_method_handler(flaky),
+        "FlakyClientStream": grpc.stream_unary_rpc_method_handler(flaky_client_stream),
         "Fail": grpc.unary_unary_rpc_method_handler(fail),
         "ClientStream": grpc.stream_unary_rpc_method_handler(client_stream),
         "ServerStream": grpc.unary_stream_rpc_method_handler(server_stream),

@@ -58,6 +58,32 @@ fn a_breaker_opens_when_most_endpoints_fail_and_closes_after_a_probe_that_succee
 }
 
 #[test]
+fn a_breaker_that_is_half_open_lets_as_many_probes_pass_at_once_as_it_says() {
+    let bench = Bench::new(&format!(
+        "  api: {{hosts: [{API}], tls: none, discovery: {{static: [{{all}}]}}, retry: {{attempts: 0}}, outlier: {{enabled: false}},
+    breaker: {{openFor: 3s, maxOpenFor: 3s, probes: 2}}}}\n"
+    ));
+    bench.set_failing(100);
+    let state = || bench.upstream("api")["breaker"]["state"].as_str().expect("a state").to_owned();
+    wait::until("the breaker is open", || bench.get(API).status() == 503 && state() == "open");
+    bench.set_failing(0);
+    for endpoint in &bench.endpoints {
+        endpoint.delay.store(3000, SeqCst);
+    }
+    let before = bench.asked();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| wait::until("the breaker is closed", || bench.get(API).status() == 200));
+        }
+        wait::until("it is probed", || bench.asked() > before);
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(bench.asked() - before, 2, "of eight");
+    });
+    assert_eq!(state(), "closed");
+    assert!(bench.asked() >= before + 8);
+}
+
+#[test]
 fn a_fallback_answers_where_the_upstream_can_not() {
     let at = ENDPOINTS[0];
     let upstream = |name: &str, more: &str| {
@@ -165,4 +191,41 @@ fn the_last_good_response_answers_while_the_upstream_fails_and_while_its_breaker
     assert_kept();
     assert_eq!(get("/never-seen").proxy_error().as_deref(), Some("destination_unavailable"));
     assert_eq!(asked.load(SeqCst), before, "nothing is sent");
+}
+
+#[test]
+fn the_last_good_response_of_a_subset_is_for_nobody_elses_callers() {
+    let at = ENDPOINTS[0];
+    let endpoints = [("t1", 8081), ("t2", 8082)]
+        .map(|(tenant, port)| format!("{{address: \"{at}:{port}\", tags: {{tenant: {tenant}}}}}"));
+    let routes = ["t1", "t2"].map(|tenant| {
+        format!(
+            "- {{name: {tenant}, match: [{{host: {API}, headers: [{{name: x-tenant, value: {{exact: {tenant}}}}}]}}], upstreams: [{{name: api, subset: {{tenant: {tenant}}}}}]}}\n"
+        )
+    });
+    let bench = Bench::new(&format!(
+        "  api: {{hosts: [{API}], tls: none, discovery: {{static: [{}]}}, retry: {{attempts: 0}}, outlier: {{enabled: false}}, fallback: {{cache: {{maxAge: 60s}}}}}}
+routes:\n{}",
+        endpoints.join(", "),
+        routes.concat()
+    ));
+    let is_well = Arc::new(AtomicBool::new(true));
+    let _servers = [("of t1", 8081), ("of t2", 8082)].map(|(text, port)| {
+        let well = is_well.clone();
+        bench.api.serve_http(port, move |_| match well.load(SeqCst) {
+            true => respond("200 OK", "Cache-Control: max-age=60\r\n", text),
+            false => respond("503 Service Unavailable", "", "ill"),
+        })
+    });
+    let get = |tenant: &str| {
+        bench
+            .web
+            .connect((at, 8081))
+            .ask(format!("GET / HTTP/1.1\r\nHost: {API}\r\nX-Tenant: {tenant}\r\n\r\n"))
+    };
+    assert_eq!(get("t1").text(), "of t1");
+    is_well.store(false, SeqCst);
+    let answer = get("t2");
+    assert_eq!((answer.status(), answer.text().as_str()), (503, "ill"), "nothing of t2's is kept");
+    assert_eq!(get("t1").text(), "of t1");
 }

@@ -98,6 +98,30 @@ fn a_paused_sidecar_or_workload_is_left_alone_once_it_is_ejected_and_asked_again
 }
 
 #[test]
+fn a_paused_endpoint_does_not_take_in_all_callers_that_set_no_timeout_and_is_asked_again_soon_after() {
+    const CLIENTS: u32 = 8;
+    let trio =
+        Trio::new(&format!("  api: {{hosts: [{API}], discovery: {{static: [{{all}}]}}, identity: any}}\n"));
+    let workloads = trio.pods.each_ref().map(|pod| workload(pod, 0));
+    let one = &trio.pods[0];
+    let load = Load::start(&trio.web, one.at(8080), API, CLIENTS, OFTEN);
+    let back = format!("200 {}", one.name);
+    load.until_told(&back);
+    workloads[0].signal(Signal::SIGSTOP);
+    // Long enough for the average of before to fade, by which it would look better than the others.
+    load.told_within(Duration::from_secs(15));
+    let endpoints = trio.web.admin("/upstreams")["api"]["endpoints"].clone();
+    let told = load.told_within(Duration::from_secs(1));
+    println!("{endpoints}\n{told:?}");
+    assert!(total(&told) > 20 && !told.contains_key(&back) && bad(&told).is_empty(), "{told:?}");
+    workloads[0].signal(Signal::SIGCONT);
+    // Those that waited are answered at once; then its turn comes again.
+    load.told_within(Duration::from_secs(2));
+    load.until_told(&back);
+    assert_eq!(bad(&load.end()), Tally::new());
+}
+
+#[test]
 fn a_slowed_endpoint_gets_fewer_requests_and_one_that_fails_a_share_is_ejected_until_it_is_well() {
     const RATED: &str = "rated.example";
     let bench = Bench::new(&format!(

@@ -192,6 +192,39 @@ fn a_body_of_up_to_64_kib_is_sent_again_while_it_streams_and_a_larger_one_is_not
 }
 
 #[test]
+fn a_body_in_thousands_of_small_pieces_is_sent_again() {
+    let at = ENDPOINTS[0];
+    let bench = Bench::new(&format!(
+        "  api: {{hosts: [{API}], {BARE}, discovery: {{static: [\"{at}:8081\", \"{at}:8082\"]}}}}
+  calls: {{hosts: [calls.example], {BARE}, discovery: {{static: [\"{at}:50051\"]}}}}
+routes:
+- {{name: calls, match: [{{host: calls.example}}], upstreams: [{{name: calls}}], idempotent: true}}\n"
+    ));
+    let (failed, _ill) = count(&bench.api, 8081, |_, _| respond("503 Service Unavailable", "", "ill"));
+    let (_, _echo) = count(&bench.api, 8082, |_, body| ok(body));
+    let body: Vec<u8> = bytes(3000);
+    let mut put = format!("PUT / HTTP/1.1\r\nHost: {API}\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes();
+    for byte in &body {
+        put.extend([b"1\r\n", &[*byte][..], b"\r\n"].concat());
+    }
+    put.extend(b"0\r\n\r\n");
+    for _ in 0..4 {
+        let answer = bench.web.connect((at, 8081)).ask(&put);
+        assert!(answer.status() == 200 && answer.body == body, "{} {}", answer.status(), answer.body.len());
+    }
+    assert!(failed.load(SeqCst) >= 2);
+
+    bench.web.add_hosts(&format!("{at} calls.example"));
+    let mut server = bench.api.start(&[&python(), &peer("grpc_server.py"), "0.0.0.0:50051"]);
+    server.wait_for_output("serving");
+    let said =
+        bench.web.run(&[&python(), &peer("grpc_client.py"), "calls.example:50051", "flaky_client_stream"]);
+    let said: serde_json::Value =
+        serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+    assert_eq!(said["answer"], "call 3 of 3000", "{said}");
+}
+
+#[test]
 fn a_server_that_asks_for_patience_is_waited_for_no_longer_than_configured() {
     let at = ENDPOINTS[0];
     let bench = Bench::new(&format!(

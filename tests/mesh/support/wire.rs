@@ -182,11 +182,16 @@ impl Connection {
 
     /// Reads exactly `count` bytes.
     pub fn take(&mut self, count: usize) -> Vec<u8> {
+        self.try_take(count)
+            .unwrap_or_else(|end| panic!("{end:?} after {} of {count} bytes", self.buffer.len()))
+    }
+
+    /// Reads exactly `count` bytes, or gives how the connection ended before.
+    pub fn try_take(&mut self, count: usize) -> Result<Vec<u8>, Ending> {
         while self.buffer.len() < count {
-            let have = self.buffer.len();
-            self.fill().unwrap_or_else(|end| panic!("{end:?} after {have} of {count} bytes"));
+            self.fill()?;
         }
-        self.buffer.drain(..count).collect()
+        Ok(self.buffer.drain(..count).collect())
     }
 
     /// Reads up to and with `mark`.
