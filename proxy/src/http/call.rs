@@ -123,12 +123,12 @@ pub async fn call(
         true => Deadline::of(request.headers(), recording.started()),
         false => None,
     };
-    let mut tries = Tries::begin(call, request, deadline);
     let limit = TimeLimit { after_request: call.timeout, deadline };
+    let mut tries = Tries::begin(call, request, limit, now);
     if limit.is_none() {
         tries.make(request, endpoint, &mut recording).await;
     } else {
-        Box::pin(tries.make_within(limit, request, endpoint, &mut recording)).await;
+        Box::pin(tries.make_within(request, endpoint, &mut recording)).await;
     }
     let (upstream, idle_timeout) = (call.upstream, call.upstream.policy.stream_idle_timeout);
     let now = Instant::now();
@@ -264,7 +264,9 @@ struct Tries<'a> {
     /// The head for another try; `None` where there can be none but after a connection that failed.
     spare: Option<Box<Request<Body>>>,
     replay: Option<Replay>,
-    deadline: Option<Deadline>,
+    limit: TimeLimit,
+    /// From then on the configured time runs, unless the request ended later.
+    begun: Instant,
     /// What became of the last one. Kept here and not handed from future to future: each would be as much larger.
     result: Result<Response<Body>, HopError>,
     /// Of the last one's response.
@@ -274,7 +276,7 @@ struct Tries<'a> {
 }
 
 impl<'a> Tries<'a> {
-    fn begin(call: &'a Call<'a>, request: &mut Request<Body>, deadline: Option<Deadline>) -> Self {
+    fn begin(call: &'a Call<'a>, request: &mut Request<Body>, limit: TimeLimit, begun: Instant) -> Self {
         let is_repeatable = call.keeps_request || call.retry().is_some_and(|policy| policy.attempts() > 0);
         let mut replay = None;
         let spare = is_repeatable.then(|| head_of(request));
@@ -288,7 +290,8 @@ impl<'a> Tries<'a> {
             repeatable: call.idempotent || request.method().is_idempotent(),
             spare,
             replay,
-            deadline,
+            limit,
+            begun,
             result: Err(HopError::NotTried),
             mark: PeerMark::None,
             exhausted: false,
@@ -314,12 +317,11 @@ impl<'a> Tries<'a> {
 
     async fn make_within(
         &mut self,
-        limit: TimeLimit,
         request: &mut Request<Body>,
         endpoint: Arc<Endpoint>,
         recording: &mut Recording,
     ) {
-        let progress = recording.progress();
+        let (limit, progress) = (self.limit, recording.progress());
         let request_ended = async move {
             if let Some(progress) = progress {
                 progress.ended().await;
@@ -352,7 +354,7 @@ impl<'a> Tries<'a> {
         let Call { pools, upstream, wire, .. } = *self.call;
         let now = Instant::now();
         // Before it counts as sent: the endpoint sees nothing of it.
-        if let Some(deadline) = self.deadline
+        if let Some(deadline) = self.limit.deadline
             && deadline.pass_on(request.headers_mut(), now).is_err()
         {
             self.result = Err(HopError::DeadlinePassed);
@@ -405,6 +407,10 @@ impl<'a> Tries<'a> {
             if recording.request_broke() || !self.can_be_sent() {
                 return;
             }
+            // What is there already is more than the caller would hear at the end of its patience.
+            if self.ends(recording).is_some_and(|end| Instant::now() + backoff >= end) {
+                return;
+            }
             if !upstream.retry_budget.try_retry(Instant::now()) {
                 recording.retry_refused();
                 return self.exhausted = true;
@@ -452,6 +458,15 @@ impl<'a> Tries<'a> {
             recording.try_over();
             self.attempt(request, &endpoint, recording).await;
         }
+    }
+
+    /// When the request's time is over, as far as that is known.
+    fn ends(&self, recording: &Recording) -> Option<Instant> {
+        let request_ended = match recording.progress() {
+            None => Some(self.begun),
+            Some(progress) => progress.ended_at().map(|ended| ended.max(self.begun)),
+        };
+        self.limit.end(request_ended)
     }
 
     /// Whether there is something to send in another try.

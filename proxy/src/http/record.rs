@@ -53,7 +53,7 @@ pub struct Exchange {
 #[derive(Debug, Default)]
 pub struct RequestProgress {
     bytes: Cell<u64>,
-    ended: Cell<bool>,
+    ended: Cell<Option<Instant>>,
     broken: Cell<bool>,
     end: Notify,
 }
@@ -459,7 +459,7 @@ impl BodyWatch for Recording {
         self.try_ended(how == BodyEnd::Broken);
         self.record();
         // A request that is still being sent keeps its connection busy: the next one would wait behind it.
-        let sent = self.progress.as_ref().is_none_or(|progress| progress.ended.get());
+        let sent = self.progress.as_ref().is_none_or(|progress| progress.ended.get().is_some());
         if let Some(lease) = self.http1.take()
             && how == BodyEnd::Complete
             && sent
@@ -487,7 +487,7 @@ impl BodyWatch for RequestWatch {
     fn trailers(&mut self, _: &HeaderMap) {}
 
     fn end(&mut self, how: BodyEnd) {
-        self.0.ended.set(true);
+        self.0.ended.set(Some(Instant::now()));
         self.0.broken.set(how == BodyEnd::Broken);
         self.0.end.notify_waiters();
     }
@@ -497,8 +497,13 @@ impl RequestProgress {
     /// Waits until the request's body has ended.
     pub(super) async fn ended(&self) {
         let end = self.end.notified();
-        if !self.ended.get() {
+        if self.ended.get().is_none() {
             end.await;
         }
+    }
+
+    /// When it ended.
+    pub(super) fn ended_at(&self) -> Option<Instant> {
+        self.ended.get()
     }
 }

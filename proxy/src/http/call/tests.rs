@@ -228,3 +228,22 @@ fn a_caller_that_waits_too_little_neither_ejects_an_endpoint_nor_opens_the_break
         }
     });
 }
+
+#[test]
+fn a_pause_that_would_last_beyond_the_requests_time_is_not_made() {
+    run(async || {
+        let world = World::new();
+        let server =
+            Server::start(|_| response("503 Service Unavailable", "Retry-After: 1\r\n", "busy")).await;
+        let upstream = upstream(retrying(&config::Retry::default()), &[&server]);
+        for (timeout, request) in
+            [(Some(Duration::from_millis(500)), request("GET", &[])), (None, grpc("500m"))]
+        {
+            let call = Call { timeout, idempotent: true, ..world.call(&upstream) };
+            let response = world.ask(&call, request).await.err().unwrap().into_response();
+            assert_eq!(response.status().as_u16(), 503);
+            assert_eq!(response.headers()["retry-after"], "1");
+            assert_eq!(server.came.replace(0), 1);
+        }
+    });
+}
