@@ -220,8 +220,7 @@ impl Call<'_> {
             Outcome::Success => 0,
             Outcome::Failure => self.upstream.available(),
         };
-        let endpoint = recording.tried().map(|endpoint| endpoint.id);
-        log_change(self.upstream, pass.ended(outcome, endpoint, available, now));
+        log_change(self.upstream, pass.ended(outcome, recording.tried(), available, now));
     }
 }
 
@@ -391,9 +390,13 @@ impl<'a> Tries<'a> {
         let mut tried = Vec::new();
         for retries in 0.. {
             let mut what = tried_of(&self.result, self.mark);
+            let mut next = None;
             // The patience that a sidecar asks for is for its own workload, and that is not the only one.
-            if what.is_turned_away_by_peer() && self.is_another_there(&tried, &endpoint) {
-                what = Tried::Unprocessed;
+            if what.is_turned_away_by_peer() && retries < policy.attempts() {
+                next = self.choose_next(&mut tried, &endpoint);
+                if next.as_ref().is_some_and(|next| !tried.contains(&next.id)) {
+                    what = Tried::Unprocessed;
+                }
             }
             let after = {
                 let rng = &mut *self.call.rng.borrow_mut();
@@ -411,19 +414,18 @@ impl<'a> Tries<'a> {
             if self.ends(recording).is_some_and(|end| Instant::now() + backoff >= end) {
                 return;
             }
+            // Chosen once: a balancer that gives turns counts each choice.
+            let Some(next) = next.or_else(|| self.choose_next(&mut tried, &endpoint)) else { return };
             if !upstream.retry_budget.try_retry(Instant::now()) {
                 recording.retry_refused();
                 return self.exhausted = true;
             }
-            tokio::time::sleep(backoff).await;
-            tried.push(endpoint.id);
-            let next = self.call.choose(Instant::now(), &tried);
-            let (Some(next), Some(mut again)) = (next, self.next_request(request)) else {
-                return;
-            };
+            // Before the pause, in which what the client still sends could become more than is kept.
+            let Some(mut again) = self.next_request(request) else { return };
             recording.retried();
             self.result = Err(HopError::NotTried);
             recording.try_over();
+            tokio::time::sleep(backoff).await;
             endpoint = next;
             self.attempt(&mut again, &endpoint, recording).await;
             // After a connection that failed it is needed once more.
@@ -434,10 +436,10 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// Whether another try would go to an endpoint that has not been tried.
-    fn is_another_there(&self, tried: &[EndpointId], last: &Endpoint) -> bool {
-        let tried = [tried, &[last.id]].concat();
-        self.call.choose(Instant::now(), &tried).is_some_and(|next| !tried.contains(&next.id))
+    /// The endpoint after `last`, which joins those that were tried.
+    fn choose_next(&self, tried: &mut Vec<EndpointId>, last: &Endpoint) -> Option<Arc<Endpoint>> {
+        tried.push(last.id);
+        self.call.choose(Instant::now(), tried)
     }
 
     /// Connects again to a workload that is starting.
@@ -453,9 +455,9 @@ impl<'a> Tries<'a> {
         while let Err(HopError::Connect(ConnectError::Dial(DialError::Refused(_)))) = &self.result
             && begun.elapsed() + pause < limit
         {
+            recording.try_over();
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(CONNECT_PAUSE_MAX);
-            recording.try_over();
             self.attempt(request, &endpoint, recording).await;
         }
     }

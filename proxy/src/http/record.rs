@@ -17,7 +17,7 @@ use super::local_response::LocalResponse;
 use crate::net::{Body, BodyEnd, BodyWatch, ClientAddress, Copied};
 use crate::telemetry::{Direction, Held, Recorder, RequestRecord, Tls};
 use crate::upstream::{
-    Admission, Attempt, ConnectionPlace, Endpoint, Http1Lease, InFlight, StreamLease, Upstream,
+    Admission, Attempt, ConnectionPlace, EndpointId, Http1Lease, InFlight, StreamLease, Upstream,
 };
 
 /// The client left before there was a response; nginx's status for it.
@@ -65,6 +65,7 @@ pub struct Recording {
     code: u16,
     grpc_status: Option<u16>,
     endpoint: Option<SocketAddr>,
+    tried: Option<EndpointId>,
     proxy_status: Option<String>,
     sent_bytes: u64,
     received_bytes: u64,
@@ -126,6 +127,7 @@ impl Recording {
             code: CLIENT_CLOSED_REQUEST,
             grpc_status: None,
             endpoint: None,
+            tried: None,
             proxy_status: None,
             sent_bytes: 0,
             received_bytes: 0,
@@ -180,6 +182,7 @@ impl Recording {
     /// A try goes to this endpoint of `upstream`.
     pub(super) fn sent_to(&mut self, upstream: &Arc<Upstream>, in_flight: InFlight) {
         self.endpoint = Some(in_flight.endpoint().address);
+        self.tried = Some(in_flight.endpoint().id);
         self.in_flight = Some(in_flight);
         self.upstream = Some(upstream.clone());
         self.trying = true;
@@ -208,8 +211,8 @@ impl Recording {
     }
 
     /// Where the last try went.
-    pub(super) fn tried(&self) -> Option<&Arc<Endpoint>> {
-        self.in_flight.as_ref().map(InFlight::endpoint)
+    pub(super) fn tried(&self) -> Option<EndpointId> {
+        self.tried
     }
 
     /// There is another try.

@@ -247,3 +247,24 @@ fn a_pause_that_would_last_beyond_the_requests_time_is_not_made() {
         }
     });
 }
+
+#[test]
+fn a_try_holds_nothing_while_the_next_one_is_waited_for() {
+    run(async || {
+        let world = Rc::new(World::new());
+        let server = Server::start(|before| match before {
+            0 => response("503 Service Unavailable", "Retry-After: 1\r\n", "busy"),
+            _ => response("200 OK", "", "well"),
+        })
+        .await;
+        let upstream = upstream(retrying(&config::Retry::default()), &[&server]);
+        let (of_task, endpoint) = (upstream.clone(), server.endpoint.clone());
+        let asking =
+            spawn_local(async move { world.status(&world.call(&of_task), request("GET", &[])).await });
+        until("it is asked", || server.came.get() == 1).await;
+        until("the first try is over", || endpoint.in_flight() == 0).await;
+        assert_eq!(server.came.get(), 1, "the pause lasts");
+        assert_eq!(asking.await.unwrap(), StatusCode::OK);
+        assert_eq!(server.came.get(), 2);
+    });
+}
