@@ -419,8 +419,7 @@ impl Outbound {
             else {
                 return Err(failed);
             };
-            let mut recording = failed.recording;
-            recording.exchange().upstream = upstream.name.clone();
+            let recording = failed.sent_elsewhere(&upstream.name);
             let found = Found { upstream, dialled: None, subset: None, routed: None };
             // Its own fallback does not apply.
             return call(&self.way(&found, wire), &mut request, recording).await;
@@ -433,7 +432,7 @@ impl Outbound {
             Some(response) => {
                 let why = why.proxy_status();
                 let is_exhausted = failed.is_exhausted();
-                let mut response = failed.recording.answer_instead(response, why);
+                let mut response = failed.answer_instead(response, why);
                 // Tried again from further out, it would come to this again.
                 if is_exhausted && response.status().is_server_error() {
                     self.worker.note_exhausted();

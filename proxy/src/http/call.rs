@@ -230,6 +230,21 @@ impl Failed {
         self.exhausted
     }
 
+    /// The exchange, for the request that goes to `upstream` instead: of what was tried nothing is left.
+    pub fn sent_elsewhere(self, upstream: &Arc<str>) -> Box<Recording> {
+        let Self { why, mut recording, .. } = self;
+        drop(why);
+        recording.goes_elsewhere(upstream);
+        recording
+    }
+
+    /// Answers with what a fallback gives; `proxy_status` says what it stands in for.
+    pub fn answer_instead(self, response: Response<Body>, proxy_status: String) -> Response<Body> {
+        let Self { why, recording, .. } = self;
+        drop(why);
+        recording.answer_instead(response, proxy_status)
+    }
+
     /// What the client gets where nothing better is configured.
     pub fn into_response(self) -> Response<Body> {
         let Self { why, recording, exhausted, idle_timeout, .. } = self;

@@ -240,6 +240,16 @@ impl Recording {
         self.tunnel_holds.1 = None;
     }
 
+    /// Lets go of all that was tried: the request goes to another upstream.
+    pub(super) fn goes_elsewhere(&mut self, upstream: &Arc<str>) {
+        self.try_over();
+        self.admission = Admission::default();
+        self.endpoint = None;
+        self.tried = None;
+        self.secured_by(Tls::Plain);
+        self.exchange.upstream = upstream.clone();
+    }
+
     /// Whether it is a gRPC call.
     pub(super) fn is_grpc(&self) -> bool {
         self.exchange.grpc
@@ -352,7 +362,7 @@ impl Recording {
     }
 
     /// Answers with what a fallback gives; `proxy_status` says what it stands in for.
-    pub fn answer_instead(
+    pub(super) fn answer_instead(
         mut self: Box<Self>,
         response: Response<Body>,
         proxy_status: String,

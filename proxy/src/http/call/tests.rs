@@ -268,3 +268,27 @@ fn a_try_holds_nothing_while_the_next_one_is_waited_for() {
         assert_eq!(server.came.get(), 2);
     });
 }
+
+#[test]
+fn of_what_was_tried_nothing_is_held_by_a_request_that_goes_elsewhere() {
+    run(async || {
+        let world = World::new();
+        let server = Server::start(|_| response("503 Service Unavailable", "", "a few words")).await;
+        let policy = Policy {
+            max_requests: 1,
+            ..retrying(&config::Retry { attempts: Some(0), ..config::Retry::default() })
+        };
+        let upstream = upstream(policy, &[&server]);
+        let call = Call { keeps_request: true, ..world.call(&upstream) };
+        for _ in 0..10 {
+            let mut failed = world.ask(&call, request("PUT", &[])).await.err().unwrap();
+            assert!(failed.request.take().is_some());
+            assert_eq!(server.endpoint.in_flight(), 1);
+            let mut recording = failed.sent_elsewhere(&"standing_in".into());
+            assert_eq!(server.endpoint.in_flight(), 0);
+            assert_eq!(&*recording.exchange().upstream, "standing_in");
+            assert_eq!(recording.endpoint(), None);
+            assert!(upstream.admit(Instant::now()).is_ok());
+        }
+    });
+}
