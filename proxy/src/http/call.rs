@@ -84,6 +84,16 @@ pub enum Why {
     Received(Response<Body>),
 }
 
+impl Why {
+    /// What is left of a response that came.
+    fn into_body(self) -> Option<Body> {
+        match self {
+            Self::Local(_) => None,
+            Self::Received(response) => Some(response.into_body()),
+        }
+    }
+}
+
 /// Sends `request`, again if need be, and gives its response.
 ///
 /// # Errors
@@ -233,16 +243,14 @@ impl Failed {
     /// The exchange, for the request that goes to `upstream` instead: of what was tried nothing is left.
     pub fn sent_elsewhere(self, upstream: &Arc<str>) -> Box<Recording> {
         let Self { why, mut recording, .. } = self;
-        drop(why);
-        recording.goes_elsewhere(upstream);
+        recording.goes_elsewhere(upstream, why.into_body());
         recording
     }
 
     /// Answers with what a fallback gives; `proxy_status` says what it stands in for.
     pub fn answer_instead(self, response: Response<Body>, proxy_status: String) -> Response<Body> {
         let Self { why, recording, .. } = self;
-        drop(why);
-        recording.answer_instead(response, proxy_status)
+        recording.answer_instead(response, proxy_status, why.into_body())
     }
 
     /// What the client gets where nothing better is configured.
@@ -438,8 +446,8 @@ impl<'a> Tries<'a> {
             // Before the pause, in which what the client still sends could become more than is kept.
             let Some(mut again) = self.next_request(request) else { return };
             recording.retried();
-            self.result = Err(HopError::NotTried);
-            recording.try_over();
+            let last = std::mem::replace(&mut self.result, Err(HopError::NotTried));
+            recording.try_over(last.ok().map(Response::into_body));
             tokio::time::sleep(backoff).await;
             endpoint = next;
             self.attempt(&mut again, &endpoint, recording).await;
@@ -470,7 +478,7 @@ impl<'a> Tries<'a> {
         while let Err(HopError::Connect(ConnectError::Dial(DialError::Refused(_)))) = &self.result
             && begun.elapsed() + pause < limit
         {
-            recording.try_over();
+            recording.try_over(None);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(CONNECT_PAUSE_MAX);
             self.attempt(request, &endpoint, recording).await;

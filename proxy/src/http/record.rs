@@ -230,19 +230,30 @@ impl Recording {
         self.is_verified
     }
 
-    /// Lets go of what a try held that is followed by another.
-    pub(super) fn try_over(&mut self) {
+    /// Lets go of what a try held that something else is done after. `unread` is what is left of its response: its
+    /// connection serves other requests when that has been read.
+    pub(super) fn try_over(&mut self, unread: Option<Body>) {
+        if let (Some(lease), Some(body)) = (self.http1.take(), unread)
+            && self.is_request_sent()
+        {
+            lease.give_back_after(body);
+        }
         self.answered = false;
         self.in_flight = None;
         self.stream = None;
-        self.http1 = None;
         self.pump = None;
         self.tunnel_holds.1 = None;
     }
 
+    /// Whether all of the request has gone out. One that is still being sent keeps its connection busy: the next one
+    /// would wait behind it.
+    fn is_request_sent(&self) -> bool {
+        self.progress.as_ref().is_none_or(|progress| progress.ended.get().is_some())
+    }
+
     /// Lets go of all that was tried: the request goes to another upstream.
-    pub(super) fn goes_elsewhere(&mut self, upstream: &Arc<str>) {
-        self.try_over();
+    pub(super) fn goes_elsewhere(&mut self, upstream: &Arc<str>, unread: Option<Body>) {
+        self.try_over(unread);
         self.admission = Admission::default();
         self.endpoint = None;
         self.tried = None;
@@ -361,15 +372,16 @@ impl Recording {
         self.follow(made)
     }
 
-    /// Answers with what a fallback gives; `proxy_status` says what it stands in for.
+    /// Answers with what a fallback gives; `proxy_status` says what it stands in for, `unread` is what is left of that.
     pub(super) fn answer_instead(
         mut self: Box<Self>,
         response: Response<Body>,
         proxy_status: String,
+        unread: Option<Body>,
     ) -> Response<Body> {
         self.answered(response.status(), response.headers());
         self.proxy_status = Some(proxy_status);
-        self.try_over();
+        self.try_over(unread);
         self.follow(response)
     }
 
@@ -471,11 +483,9 @@ impl BodyWatch for Recording {
         }
         self.try_ended(how == BodyEnd::Broken);
         self.record();
-        // A request that is still being sent keeps its connection busy: the next one would wait behind it.
-        let sent = self.progress.as_ref().is_none_or(|progress| progress.ended.get().is_some());
         if let Some(lease) = self.http1.take()
             && how == BodyEnd::Complete
-            && sent
+            && self.is_request_sent()
         {
             lease.give_back();
         }

@@ -270,6 +270,25 @@ fn a_try_holds_nothing_while_the_next_one_is_waited_for() {
 }
 
 #[test]
+fn a_response_that_is_dropped_does_not_cost_its_connection() {
+    run(async || {
+        let world = World::new();
+        let server = Server::start(|before| match before % 2 {
+            0 => response("503 Service Unavailable", "", "a few words"),
+            _ => response("200 OK", "", "well"),
+        })
+        .await;
+        let upstream = upstream(retrying(&config::Retry::default()), &[&server]);
+        for _ in 0..10 {
+            assert_eq!(world.status(&world.call(&upstream), request("GET", &[])).await, StatusCode::OK);
+        }
+        // The next try does not wait for the end of the one before.
+        assert_eq!(server.came.get(), 20);
+        assert!(server.accepted.get() <= 5, "{} connections", server.accepted.get());
+    });
+}
+
+#[test]
 fn of_what_was_tried_nothing_is_held_by_a_request_that_goes_elsewhere() {
     run(async || {
         let world = World::new();
@@ -289,6 +308,9 @@ fn of_what_was_tried_nothing_is_held_by_a_request_that_goes_elsewhere() {
             assert_eq!(&*recording.exchange().upstream, "standing_in");
             assert_eq!(recording.endpoint(), None);
             assert!(upstream.admit(Instant::now()).is_ok());
+            // What else is there to be read is read meanwhile.
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        assert!(server.accepted.get() <= 5, "{} connections", server.accepted.get());
     });
 }
