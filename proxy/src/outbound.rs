@@ -451,8 +451,7 @@ impl Outbound {
             else {
                 return Err(failed);
             };
-            let mut recording = failed.recording;
-            recording.exchange().upstream = upstream.name.clone();
+            let recording = failed.sent_elsewhere(&upstream.name);
             let wire = speak(upstream.policy.protocol, version, &mut request);
             let found = Found::at(upstream, None);
             // Its own fallback does not apply.
@@ -466,7 +465,7 @@ impl Outbound {
             Some(response) => {
                 let why = why.proxy_status();
                 let is_exhausted = failed.is_exhausted();
-                let mut response = failed.recording.answer_instead(response, why);
+                let mut response = failed.answer_instead(response, why);
                 // Tried again from further out, it would come to this again.
                 if is_exhausted && response.status().is_server_error() {
                     self.worker.note_exhausted();

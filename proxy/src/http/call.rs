@@ -84,6 +84,16 @@ pub enum Why {
     Received(Response<Body>),
 }
 
+impl Why {
+    /// What is left of a response that came.
+    fn into_body(self) -> Option<Body> {
+        match self {
+            Self::Local(_) => None,
+            Self::Received(response) => Some(response.into_body()),
+        }
+    }
+}
+
 /// Sends `request`, again if need be, and gives its response.
 ///
 /// # Errors
@@ -123,12 +133,12 @@ pub async fn call(
         true => Deadline::of(request.headers(), recording.started()),
         false => None,
     };
-    let mut tries = Tries::begin(call, request, deadline);
     let limit = TimeLimit { after_request: call.timeout, deadline };
+    let mut tries = Tries::begin(call, request, limit, now);
     if limit.is_none() {
         tries.make(request, endpoint, &mut recording).await;
     } else {
-        Box::pin(tries.make_within(limit, request, endpoint, &mut recording)).await;
+        Box::pin(tries.make_within(request, endpoint, &mut recording)).await;
     }
     let (upstream, idle_timeout) = (call.upstream, call.upstream.policy.stream_idle_timeout);
     let now = Instant::now();
@@ -220,8 +230,7 @@ impl Call<'_> {
             Outcome::Success => 0,
             Outcome::Failure => self.upstream.available(),
         };
-        let endpoint = recording.tried().map(|endpoint| endpoint.id);
-        log_change(self.upstream, pass.ended(outcome, endpoint, available, now));
+        log_change(self.upstream, pass.ended(outcome, recording.tried(), available, now));
     }
 }
 
@@ -229,6 +238,19 @@ impl Failed {
     /// Whether no proxy further out shall try again.
     pub fn is_exhausted(&self) -> bool {
         self.exhausted
+    }
+
+    /// The exchange, for the request that goes to `upstream` instead: of what was tried nothing is left.
+    pub fn sent_elsewhere(self, upstream: &Arc<str>) -> Box<Recording> {
+        let Self { why, mut recording, .. } = self;
+        recording.goes_elsewhere(upstream, why.into_body());
+        recording
+    }
+
+    /// Answers with what a fallback gives; `proxy_status` says what it stands in for.
+    pub fn answer_instead(self, response: Response<Body>, proxy_status: String) -> Response<Body> {
+        let Self { why, recording, .. } = self;
+        recording.answer_instead(response, proxy_status, why.into_body())
     }
 
     /// What the client gets where nothing better is configured.
@@ -264,7 +286,9 @@ struct Tries<'a> {
     /// The head for another try; `None` where there can be none but after a connection that failed.
     spare: Option<Box<Request<Body>>>,
     replay: Option<Replay>,
-    deadline: Option<Deadline>,
+    limit: TimeLimit,
+    /// From then on the configured time runs, unless the request ended later.
+    begun: Instant,
     /// What became of the last one. Kept here and not handed from future to future: each would be as much larger.
     result: Result<Response<Body>, HopError>,
     /// Of the last one's response.
@@ -274,7 +298,7 @@ struct Tries<'a> {
 }
 
 impl<'a> Tries<'a> {
-    fn begin(call: &'a Call<'a>, request: &mut Request<Body>, deadline: Option<Deadline>) -> Self {
+    fn begin(call: &'a Call<'a>, request: &mut Request<Body>, limit: TimeLimit, begun: Instant) -> Self {
         let is_repeatable = call.keeps_request || call.retry().is_some_and(|policy| policy.attempts() > 0);
         let mut replay = None;
         let spare = is_repeatable.then(|| head_of(request));
@@ -288,7 +312,8 @@ impl<'a> Tries<'a> {
             repeatable: call.idempotent || request.method().is_idempotent(),
             spare,
             replay,
-            deadline,
+            limit,
+            begun,
             result: Err(HopError::NotTried),
             mark: PeerMark::None,
             exhausted: false,
@@ -314,12 +339,11 @@ impl<'a> Tries<'a> {
 
     async fn make_within(
         &mut self,
-        limit: TimeLimit,
         request: &mut Request<Body>,
         endpoint: Arc<Endpoint>,
         recording: &mut Recording,
     ) {
-        let request_ended = recording.request_ended();
+        let (limit, request_ended) = (self.limit, recording.request_ended());
         let passed = tokio::select! {
             biased;
             () = self.make(request, endpoint, recording) => return,
@@ -336,7 +360,7 @@ impl<'a> Tries<'a> {
                 HopError::DeadlinePassed
             }
         });
-        if let Some(endpoint) = recording.tried() {
+        if let Some(endpoint) = recording.trying_at() {
             endpoint.note_error(|| words_for(&self.result), now);
         }
     }
@@ -350,7 +374,7 @@ impl<'a> Tries<'a> {
         let Call { pools, upstream, wire, .. } = *self.call;
         let now = Instant::now();
         // Before it counts as sent: the endpoint sees nothing of it.
-        if let Some(deadline) = self.deadline
+        if let Some(deadline) = self.limit.deadline
             && deadline.pass_on(request.headers_mut(), now).is_err()
         {
             self.result = Err(HopError::DeadlinePassed);
@@ -399,9 +423,13 @@ impl<'a> Tries<'a> {
         let mut tried = Vec::new();
         for retries in 0.. {
             let mut what = tried_of(&self.result, self.mark);
+            let mut next = None;
             // The patience that a sidecar asks for is for its own workload, and that is not the only one.
-            if what.is_turned_away_by_peer() && self.is_another_there(&tried, &endpoint) {
-                what = Tried::Unprocessed;
+            if what.is_turned_away_by_peer() && retries < policy.attempts() {
+                next = self.choose_next(&mut tried, &endpoint);
+                if next.as_ref().is_some_and(|next| !tried.contains(&next.id)) {
+                    what = Tried::Unprocessed;
+                }
             }
             let after = {
                 let rng = &mut *self.call.rng.borrow_mut();
@@ -415,19 +443,22 @@ impl<'a> Tries<'a> {
             if recording.request_broke() || !self.can_be_sent() {
                 return;
             }
+            // What is there already is more than the caller would hear at the end of its patience.
+            if self.ends(recording).is_some_and(|end| Instant::now() + backoff >= end) {
+                return;
+            }
+            // Chosen once: a balancer that gives turns counts each choice.
+            let Some(next) = next.or_else(|| self.choose_next(&mut tried, &endpoint)) else { return };
             if !upstream.retry_budget.try_retry(Instant::now()) {
                 recording.retry_refused();
                 return self.exhausted = true;
             }
-            tokio::time::sleep(backoff).await;
-            tried.push(endpoint.id);
-            let next = self.call.choose(Instant::now(), &tried);
-            let (Some(next), Some(mut again)) = (next, self.next_request(request)) else {
-                return;
-            };
+            // Before the pause, in which what the client still sends could become more than is kept.
+            let Some(mut again) = self.next_request(request) else { return };
             recording.retried(|| why_again(&self.result));
-            self.result = Err(HopError::NotTried);
-            recording.try_over();
+            let last = std::mem::replace(&mut self.result, Err(HopError::NotTried));
+            recording.try_over(last.ok().map(Response::into_body));
+            tokio::time::sleep(backoff).await;
             endpoint = next;
             self.attempt(&mut again, &endpoint, recording).await;
             // After a connection that failed it is needed once more.
@@ -438,10 +469,10 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// Whether another try would go to an endpoint that has not been tried.
-    fn is_another_there(&self, tried: &[EndpointId], last: &Endpoint) -> bool {
-        let tried = [tried, &[last.id]].concat();
-        self.call.choose(Instant::now(), &tried).is_some_and(|next| !tried.contains(&next.id))
+    /// The endpoint after `last`, which joins those that were tried.
+    fn choose_next(&self, tried: &mut Vec<EndpointId>, last: &Endpoint) -> Option<Arc<Endpoint>> {
+        tried.push(last.id);
+        self.call.choose(Instant::now(), tried)
     }
 
     /// Connects again to a workload that is starting.
@@ -457,11 +488,16 @@ impl<'a> Tries<'a> {
         while let Err(HopError::Connect(ConnectError::Dial(DialError::Refused(_)))) = &self.result
             && begun.elapsed() + pause < limit
         {
+            recording.try_over(None);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(CONNECT_PAUSE_MAX);
-            recording.try_over();
             self.attempt(request, &endpoint, recording).await;
         }
+    }
+
+    /// When the request's time is over, as far as that is known.
+    fn ends(&self, recording: &Recording) -> Option<Instant> {
+        self.limit.end(recording.request_ended_at(self.begun))
     }
 
     /// Whether there is something to send in another try.

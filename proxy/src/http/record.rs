@@ -18,7 +18,7 @@ use crate::net::{Body, BodyEnd, BodyWatch, ClientAddress, Copied};
 use crate::telemetry::trace::{Hop, Retried};
 use crate::telemetry::{Direction, OpenConnection, Recorder, RequestRecord, Tls};
 use crate::upstream::{
-    Admission, Attempt, ConnectionPlace, Endpoint, Http1Lease, InFlight, StreamLease, Upstream,
+    Admission, Attempt, ConnectionPlace, Endpoint, EndpointId, Http1Lease, InFlight, StreamLease, Upstream,
 };
 
 /// The client left before there was a response; nginx's status for it.
@@ -56,7 +56,7 @@ pub struct RequestProgress {
     bytes: Cell<u64>,
     /// When the last of them came, or the end.
     last: Cell<Option<Instant>>,
-    ended: Cell<bool>,
+    ended: Cell<Option<Instant>>,
     broken: Cell<bool>,
     end: Notify,
 }
@@ -69,6 +69,7 @@ pub struct Recording {
     code: u16,
     grpc_status: Option<u16>,
     endpoint: Option<SocketAddr>,
+    tried: Option<EndpointId>,
     proxy_status: Option<String>,
     sent_bytes: u64,
     received_bytes: u64,
@@ -131,6 +132,7 @@ impl Recording {
             code: CLIENT_CLOSED_REQUEST,
             grpc_status: None,
             endpoint: None,
+            tried: None,
             proxy_status: None,
             sent_bytes: 0,
             received_bytes: 0,
@@ -187,6 +189,14 @@ impl Recording {
         }
     }
 
+    /// When the request came to its end, which is not before `begun`; `None` as long as it has not.
+    pub(super) fn request_ended_at(&self, begun: Instant) -> Option<Instant> {
+        match &self.progress {
+            None => Some(begun),
+            Some(progress) => progress.ended.get().map(|ended| ended.max(begun)),
+        }
+    }
+
     /// When the last of the request came; `None` when it has no body, or none of it has come.
     fn last_of_request(&self) -> Option<Instant> {
         self.progress.as_ref().and_then(|progress| progress.last.get())
@@ -200,6 +210,7 @@ impl Recording {
     /// A try goes to this endpoint of `upstream`.
     pub(super) fn sent_to(&mut self, upstream: &Arc<Upstream>, in_flight: InFlight) {
         self.endpoint = Some(in_flight.endpoint().address);
+        self.tried = Some(in_flight.endpoint().id);
         self.in_flight = Some(in_flight);
         self.upstream = Some(upstream.clone());
         self.trying = true;
@@ -227,9 +238,14 @@ impl Recording {
         self.endpoint
     }
 
-    /// Where the last try went.
-    pub(super) fn tried(&self) -> Option<&Arc<Endpoint>> {
+    /// Where the try goes that is not over.
+    pub(super) fn trying_at(&self) -> Option<&Arc<Endpoint>> {
         self.in_flight.as_ref().map(InFlight::endpoint)
+    }
+
+    /// Where the last try went.
+    pub(super) fn tried(&self) -> Option<EndpointId> {
+        self.tried
     }
 
     /// There is another try. `last` tells of the last one why it was not enough, and the status of its response.
@@ -252,14 +268,35 @@ impl Recording {
         self.is_verified
     }
 
-    /// Lets go of what a try held that is followed by another.
-    pub(super) fn try_over(&mut self) {
+    /// Lets go of what a try held that something else is done after. `unread` is what is left of its response: its
+    /// connection serves other requests when that has been read.
+    pub(super) fn try_over(&mut self, unread: Option<Body>) {
+        if let (Some(lease), Some(body)) = (self.http1.take(), unread)
+            && self.is_request_sent()
+        {
+            lease.give_back_after(body);
+        }
         self.answered = false;
         self.in_flight = None;
         self.stream = None;
-        self.http1 = None;
         self.pump = None;
         self.tunnel_holds.1 = None;
+    }
+
+    /// Whether all of the request has gone out. One that is still being sent keeps its connection busy: the next one
+    /// would wait behind it.
+    fn is_request_sent(&self) -> bool {
+        self.progress.as_ref().is_none_or(|progress| progress.ended.get().is_some())
+    }
+
+    /// Lets go of all that was tried: the request goes to another upstream.
+    pub(super) fn goes_elsewhere(&mut self, upstream: &Arc<str>, unread: Option<Body>) {
+        self.try_over(unread);
+        self.admission = Admission::default();
+        self.endpoint = None;
+        self.tried = None;
+        self.secured_by(Tls::Plain);
+        self.exchange.upstream = upstream.clone();
     }
 
     /// Whether it is a gRPC call.
@@ -376,15 +413,16 @@ impl Recording {
         self.follow(made)
     }
 
-    /// Answers with what a fallback gives; `proxy_status` says what it stands in for.
-    pub fn answer_instead(
+    /// Answers with what a fallback gives; `proxy_status` says what it stands in for, `unread` is what is left of that.
+    pub(super) fn answer_instead(
         mut self: Box<Self>,
         response: Response<Body>,
         proxy_status: String,
+        unread: Option<Body>,
     ) -> Response<Body> {
         self.answered(response.status(), response.headers());
         self.proxy_status = Some(proxy_status);
-        self.try_over();
+        self.try_over(unread);
         self.follow(response)
     }
 
@@ -493,11 +531,9 @@ impl BodyWatch for Recording {
         }
         self.try_ended(how == BodyEnd::Broken);
         self.record();
-        // A request that is still being sent keeps its connection busy: the next one would wait behind it.
-        let sent = self.progress.as_ref().is_none_or(|progress| progress.ended.get());
         if let Some(lease) = self.http1.take()
             && how == BodyEnd::Complete
-            && sent
+            && self.is_request_sent()
         {
             lease.give_back();
         }
@@ -523,9 +559,10 @@ impl BodyWatch for RequestWatch {
     fn trailers(&mut self, _: &HeaderMap) {}
 
     fn end(&mut self, how: BodyEnd) {
-        self.0.ended.set(true);
+        let now = Instant::now();
+        self.0.ended.set(Some(now));
         if how == BodyEnd::Complete {
-            self.0.last.set(Some(Instant::now()));
+            self.0.last.set(Some(now));
         }
         self.0.broken.set(how == BodyEnd::Broken);
         self.0.end.notify_waiters();
@@ -536,7 +573,7 @@ impl RequestProgress {
     /// Waits until the request's body has ended.
     pub(super) async fn ended(&self) {
         let end = self.end.notified();
-        if !self.ended.get() {
+        if self.ended.get().is_none() {
             end.await;
         }
     }

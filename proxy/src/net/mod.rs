@@ -12,6 +12,7 @@ mod forgery;
 mod listen;
 mod local;
 mod prefixed;
+mod read_rest;
 mod standstill;
 mod write_through;
 
@@ -28,3 +29,4 @@ pub use forgery::{Forgery, Guarded};
 pub use listen::{HandedIn, ListenError, Role, bind_listeners, bind_listeners_at, handed_in_sockets};
 pub use local::LocalAddresses;
 pub use prefixed::Prefixed;
+pub use read_rest::read_rest;

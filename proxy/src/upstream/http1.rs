@@ -13,7 +13,7 @@ use super::connect::{ConnectError, Connected};
 use super::counted::{CloseReason, Counted, Ending};
 use super::pool::{ConnectionPlace, EndpointPool, Pending};
 use crate::identity::Peer;
-use crate::net::{Body, MeshProtocol};
+use crate::net::{Body, MeshProtocol, read_rest};
 
 /// How large a header section may be.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +88,19 @@ impl Http1Lease {
             self.pool.http1.idle.borrow_mut().push((reusable, now));
             self.pool.place_freed(&self.upstream);
         }
+    }
+
+    /// Keeps the connection for the next request once what is left of the response has been read, which nobody waits for.
+    /// One that is too long or too slow costs its connection.
+    pub fn give_back_after(self, rest: Body) {
+        if rest.is_end() {
+            return self.give_back();
+        }
+        tokio::task::spawn_local(async move {
+            if read_rest(rest).await {
+                self.give_back();
+            }
+        });
     }
 }
 

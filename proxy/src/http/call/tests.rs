@@ -228,3 +228,89 @@ fn a_caller_that_waits_too_little_neither_ejects_an_endpoint_nor_opens_the_break
         }
     });
 }
+
+#[test]
+fn a_pause_that_would_last_beyond_the_requests_time_is_not_made() {
+    run(async || {
+        let world = World::new();
+        let server =
+            Server::start(|_| response("503 Service Unavailable", "Retry-After: 1\r\n", "busy")).await;
+        let upstream = upstream(retrying(&config::Retry::default()), &[&server]);
+        for (timeout, request) in
+            [(Some(Duration::from_millis(500)), request("GET", &[])), (None, grpc("500m"))]
+        {
+            let call = Call { timeout, idempotent: true, ..world.call(&upstream) };
+            let response = world.ask(&call, request).await.err().unwrap().into_response();
+            assert_eq!(response.status().as_u16(), 503);
+            assert_eq!(response.headers()["retry-after"], "1");
+            assert_eq!(server.came.replace(0), 1);
+        }
+    });
+}
+
+#[test]
+fn a_try_holds_nothing_while_the_next_one_is_waited_for() {
+    run(async || {
+        let world = Rc::new(World::new());
+        let server = Server::start(|before| match before {
+            0 => response("503 Service Unavailable", "Retry-After: 1\r\n", "busy"),
+            _ => response("200 OK", "", "well"),
+        })
+        .await;
+        let upstream = upstream(retrying(&config::Retry::default()), &[&server]);
+        let (of_task, endpoint) = (upstream.clone(), server.endpoint.clone());
+        let asking =
+            spawn_local(async move { world.status(&world.call(&of_task), request("GET", &[])).await });
+        until("it is asked", || server.came.get() == 1).await;
+        until("the first try is over", || endpoint.in_flight() == 0).await;
+        assert_eq!(server.came.get(), 1, "the pause lasts");
+        assert_eq!(asking.await.unwrap(), StatusCode::OK);
+        assert_eq!(server.came.get(), 2);
+    });
+}
+
+#[test]
+fn a_response_that_is_dropped_does_not_cost_its_connection() {
+    run(async || {
+        let world = World::new();
+        let server = Server::start(|before| match before % 2 {
+            0 => response("503 Service Unavailable", "", "a few words"),
+            _ => response("200 OK", "", "well"),
+        })
+        .await;
+        let upstream = upstream(retrying(&config::Retry::default()), &[&server]);
+        for _ in 0..10 {
+            assert_eq!(world.status(&world.call(&upstream), request("GET", &[])).await, StatusCode::OK);
+        }
+        // The next try does not wait for the end of the one before.
+        assert_eq!(server.came.get(), 20);
+        assert!(server.accepted.get() <= 5, "{} connections", server.accepted.get());
+    });
+}
+
+#[test]
+fn of_what_was_tried_nothing_is_held_by_a_request_that_goes_elsewhere() {
+    run(async || {
+        let world = World::new();
+        let server = Server::start(|_| response("503 Service Unavailable", "", "a few words")).await;
+        let policy = Policy {
+            max_requests: 1,
+            ..retrying(&config::Retry { attempts: Some(0), ..config::Retry::default() })
+        };
+        let upstream = upstream(policy, &[&server]);
+        let call = Call { keeps_request: true, ..world.call(&upstream) };
+        for _ in 0..10 {
+            let mut failed = world.ask(&call, request("PUT", &[])).await.err().unwrap();
+            assert!(failed.request.take().is_some());
+            assert_eq!(server.endpoint.in_flight(), 1);
+            let mut recording = failed.sent_elsewhere(&"standing_in".into());
+            assert_eq!(server.endpoint.in_flight(), 0);
+            assert_eq!(&*recording.exchange().upstream, "standing_in");
+            assert_eq!(recording.endpoint(), None);
+            assert!(upstream.admit(Instant::now()).is_ok());
+            // What else is there to be read is read meanwhile.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(server.accepted.get() <= 5, "{} connections", server.accepted.get());
+    });
+}

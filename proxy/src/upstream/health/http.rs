@@ -1,25 +1,17 @@
 //! A check by an HTTP GET.
 
 use std::ops::RangeInclusive;
-use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use http::header::{HOST, USER_AGENT};
 use http::{Request, StatusCode, Uri, Version};
-use http_body_util::BodyExt;
 use tokio::task::spawn_local;
 
 use super::probe::{self, ProbeError, Target, send_multiplexed};
 use super::schedule::Outcome;
 use crate::config::{HttpCheck, Protocol};
-use crate::net::Body;
+use crate::net::{Body, read_rest};
 use crate::upstream::EndpointPool;
-
-/// What is read of an answer's body, so that its connection can be used again; a longer one is cut off.
-const READ_OF_BODY: usize = 64 << 10;
-/// Time for that.
-const READ_WITHIN: Duration = Duration::from_secs(1);
 
 /// A GET whose status says whether the endpoint is well.
 #[derive(Debug)]
@@ -72,7 +64,7 @@ impl Get {
         let status = response.status();
         let body = Body::from(response.into_body());
         spawn_local(async move {
-            read(body).await;
+            read_rest(body).await;
             drop(lease);
         });
         Ok(status)
@@ -92,31 +84,7 @@ impl Get {
         let mut lease = pool.http1(&target.upstream).await?;
         let response = lease.sender.send_request(request).await?;
         let status = response.status();
-        let body = Body::from(response.into_body());
-        spawn_local(async move {
-            if read(body).await {
-                lease.give_back();
-            }
-        });
+        lease.give_back_after(response.into_body().into());
         Ok(status)
     }
-}
-
-/// Reads a body and drops it; whether it came to its end.
-async fn read(body: Body) -> bool {
-    let reading = async {
-        let mut body = pin!(body);
-        let mut read = 0;
-        while let Some(frame) = body.frame().await {
-            read += match frame {
-                Ok(frame) => frame.data_ref().map_or(0, |data| data.len()),
-                Err(_) => return false,
-            };
-            if read > READ_OF_BODY {
-                return false;
-            }
-        }
-        true
-    };
-    tokio::time::timeout(READ_WITHIN, reading).await.unwrap_or(false)
 }
