@@ -38,7 +38,7 @@ use crate::upstream::{
 use crate::worker::{Worker, reset};
 
 const SIDE: Direction = Direction::Outbound;
-/// Time for a copy of a request where its upstream states none, and for reading what it says.
+/// Time for a copy of a request where its upstream states none.
 const MIRRORED: Duration = Duration::from_secs(15);
 /// How long discovery may take to say that a destination is opaque, before its bytes are looked at. It answers within
 /// milliseconds, over a new connection within a second; what it does not answer costs the request's own lookups as much
@@ -546,6 +546,7 @@ impl Mirror {
         let version = request.version();
         let wire = speak(upstream.policy.protocol, version, &mut request);
         let declared_retry = upstream.set().retry.clone();
+        let limit = upstream.policy.request_timeout.unwrap_or(MIRRORED);
         let way = Call {
             pools: &worker.peers,
             upstream: &upstream,
@@ -553,26 +554,31 @@ impl Mirror {
             key: None,
             subset: None,
             wire,
-            timeout: Some(upstream.policy.request_timeout.unwrap_or(MIRRORED)),
+            timeout: Some(limit),
             again: Again::Retry(declared_retry.as_deref().unwrap_or(&upstream.policy.retry)),
             idempotent: false,
             keeps_mesh_headers: false,
             keeps_request: false,
             rng: &worker.rng,
         };
-        let (response, result) = match call(&way, &mut request, recording).await {
-            Ok(response) => (response, "sent"),
-            Err(failed) => {
-                let result = if matches!(failed.why, Why::Received(_)) { "sent" } else { "failed" };
-                (failed.into_response(), result)
-            }
+        let carried = async {
+            let (response, result) = match call(&way, &mut request, recording).await {
+                Ok(response) => (response, "sent"),
+                Err(failed) => {
+                    let result = if matches!(failed.why, Why::Received(_)) { "sent" } else { "failed" };
+                    (failed.into_response(), result)
+                }
+            };
+            self.count(&name, result);
+            // Read to its end, so that its connection serves the next; what it says is nobody's business.
+            let mut body = response.into_body();
+            while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
         };
-        self.count(&name, result);
-        // Read to its end, so that its connection serves the next; what it says is nobody's business.
-        let mut body = response.into_body();
-        let read =
-            async { while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {} };
-        let _ = timeout(MIRRORED, read).await;
+        // Over all of it, and as long again for the body: one that is not taken has no end for the limit to run from, and
+        // would hold its place for ever.
+        if timeout(limit.saturating_mul(2), carried).await.is_err() {
+            tracing::debug!("a copy to {name} was given up");
+        }
         drop(place);
     }
 }

@@ -220,6 +220,74 @@ fn a_body_and_opaque_bytes_that_stand_still_are_ended_and_slow_ones_are_not() {
     );
 }
 
+/// Speaks HTTP/2, answers each PING, and takes nothing of any request's body.
+fn serve_closed_windows(bed: &Outside, port: u16) -> Server {
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+    bed.far.serve(port, |mut connection| {
+        connection.take_until(b"SM\r\n\r\n");
+        // SETTINGS_INITIAL_WINDOW_SIZE: 0.
+        connection.send([0, 0, 6, SETTINGS, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0]);
+        loop {
+            let head = connection.take(9);
+            let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+            let content = connection.take(length);
+            match (head[3], head[4]) {
+                (SETTINGS, 0) => connection.send([0, 0, 0, SETTINGS, ACK, 0, 0, 0, 0]),
+                (PING, 0) => connection.send([&[0, 0, 8, PING, ACK, 0, 0, 0, 0], &content[..]].concat()),
+                _ => {}
+            }
+        }
+    })
+}
+
+#[test]
+fn a_receiver_that_takes_nothing_ends_its_request_and_keeps_no_copy_from_others() {
+    let mut config = String::from("upstreams:\n");
+    config += &upstream(
+        "closed",
+        &[8081],
+        "hosts: [closed.example], protocol: http2, timeout: 1s, streamIdleTimeout: 1s, retry: {attempts: 0}",
+    );
+    config += &upstream(
+        "copies",
+        &[8081],
+        &format!("protocol: http2, timeout: 1s, retry: {{attempts: 0}}, {ALWAYS_IN}"),
+    );
+    config += &upstream("shop", &[8082], &format!("hosts: [{SHOP}]"));
+    config += &upstream("heard", &[8083], "");
+    config += &format!(
+        "routes:
+  - {{name: copied, match: [{{host: {SHOP}, path: {{prefix: /copied}}}}], upstreams: [{{name: shop}}], mirror: {{upstream: copies}}}}
+  - {{name: heard, match: [{{host: {SHOP}, path: {{prefix: /heard}}}}], upstreams: [{{name: shop}}], mirror: {{upstream: heard}}}}
+"
+    );
+    let bed = Outside::new(&config);
+    let _closed = serve_closed_windows(&bed, 8081);
+    let _shop = bed.serve_number(8082);
+    let (_heard, heard) = bed.serve_counted(8083);
+    // By its end the windows are known to be closed.
+    assert_eq!(bed.connect().get("closed.example", "/").status(), 504);
+    let (answer, took) = timed(|| {
+        bed.connect().ask("POST / HTTP/1.1\r\nHost: closed.example\r\nContent-Length: 5\r\n\r\nhello")
+    });
+    assert_eq!(answer.status(), 504, "{answer:?}");
+    assert_eq!(answer.proxy_error().as_deref(), Some("http_response_timeout"));
+    assert!(took < Duration::from_secs(5), "{took:?}");
+
+    let mut connection = bed.connect();
+    for _ in 0..120 {
+        let answer = connection
+            .ask(format!("POST /copied HTTP/1.1\r\nHost: {SHOP}\r\nContent-Length: 5\r\n\r\nhello"));
+        assert_eq!(answer.text(), "8082");
+    }
+    wait::until("requests are copied again", || {
+        assert_eq!(connection.get(SHOP, "/heard").text(), "8082");
+        heard.load(Ordering::SeqCst) > 0
+    });
+}
+
 #[test]
 fn a_callers_deadline_is_passed_on_without_the_time_that_was_spent_and_is_kept() {
     let config = format!(

@@ -12,6 +12,7 @@ use http_body::Body as _;
 use outrigger_ca::tls_fault::TlsFault;
 use thiserror::Error;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::local_response::{LocalResponse, ProxyError};
 use super::tunnel::Interim;
@@ -65,6 +66,8 @@ impl HopError {
                     // In TLS 1.3 a refused client certificate shows after the handshake; of the error h2 keeps
                     // the text only.
                     Some(io) if io.to_string().contains(TlsFault::ALERT) => ProxyError::TLS_ALERT,
+                    // We gave it up ourselves: the peer took nothing of its request for too long.
+                    _ if error.is_reset() && !error.is_remote() && !error.is_library() => ProxyError::TIMEOUT,
                     _ if error.is_library() || error.reason() == Some(h2::Reason::PROTOCOL_ERROR) => {
                         ProxyError::BAD_RESPONSE
                     }
@@ -116,7 +119,7 @@ pub async fn send_multiplexed(
     let end_of_stream = body.is_end();
     let interim = head.extensions.remove::<Interim>();
     let (response, sender) = stream.send(Request::from_parts(head, ()), end_of_stream)?;
-    let pump = if end_of_stream { None } else { start_pump(body, sender).await };
+    let pump = if end_of_stream { None } else { start_pump(body, sender, stream.idle_limit()).await };
     let response = match interim {
         None => response.await?,
         Some(interim) => Box::pin(interim.pass_back(response)).await?,
@@ -125,15 +128,19 @@ pub async fn send_multiplexed(
 }
 
 /// Pumps what is there at once; the rest in a task of its own.
-async fn start_pump(body: Body, sender: SendStream<Bytes>) -> Option<PumpGuard> {
-    let mut pumping = Box::pin(pump(body, sender));
+async fn start_pump(
+    body: Body,
+    sender: SendStream<Bytes>,
+    idle_limit: Option<Duration>,
+) -> Option<PumpGuard> {
+    let mut pumping = Box::pin(pump(body, sender, idle_limit));
     let done = poll_fn(|cx| Poll::Ready(pumping.as_mut().poll(cx).is_ready())).await;
     (!done).then(|| PumpGuard(tokio::task::spawn_local(pumping)))
 }
 
 /// Moves a body into a stream as fast as the peer takes it. A body that breaks off resets the stream, once what came
-/// of the message is on its way.
-pub(super) async fn pump(body: Body, mut sender: SendStream<Bytes>) {
+/// of the message is on its way; and so does a peer that takes nothing for `idle_limit`.
+pub(super) async fn pump(body: Body, mut sender: SendStream<Bytes>, idle_limit: Option<Duration>) {
     let mut body = pin!(body);
     loop {
         let frame = tokio::select! {
@@ -152,7 +159,7 @@ pub(super) async fn pump(body: Body, mut sender: SendStream<Bytes>) {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     let last = body.is_end_stream();
-                    match send_data(&mut sender, data, last).await {
+                    match send_data(&mut sender, data, last, idle_limit).await {
                         Ok(()) if last => return,
                         result => result.is_ok(),
                     }
@@ -181,17 +188,24 @@ async fn on_its_way() {
 }
 
 /// Sends data within the peer's window, in as large pieces as it allows.
-async fn send_data(sender: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Result<(), h2::Error> {
+async fn send_data(
+    sender: &mut SendStream<Bytes>,
+    mut data: Bytes,
+    last: bool,
+    idle_limit: Option<Duration>,
+) -> Result<(), h2::Error> {
     if data.is_empty() {
         return if last { sender.send_data(data, true) } else { Ok(()) };
     }
     while !data.is_empty() {
         sender.reserve_capacity(data.len());
         if sender.capacity() == 0 {
-            match poll_fn(|cx| sender.poll_capacity(cx)).await {
-                Some(granted) => granted?,
-                None => return Err(h2::Reason::CANCEL.into()),
+            let granted = match idle_limit {
+                None => poll_fn(|cx| sender.poll_capacity(cx)).await,
+                // Boxed: the future of every stream would be as large as this one.
+                Some(limit) => Box::pin(granted_within(limit, sender)).await,
             };
+            granted.unwrap_or(Err(h2::Reason::CANCEL.into()))?;
         }
         let n = sender.capacity().min(data.len());
         if n > 0 {
@@ -200,4 +214,60 @@ async fn send_data(sender: &mut SendStream<Bytes>, mut data: Bytes, last: bool) 
         }
     }
     Ok(())
+}
+
+/// Room in the peer's window; none, and the stream is reset, where it gives none for so long.
+async fn granted_within(limit: Duration, sender: &mut SendStream<Bytes>) -> Option<Result<usize, h2::Error>> {
+    let granted = timeout(limit, poll_fn(|cx| sender.poll_capacity(cx))).await;
+    granted.unwrap_or_else(|_| {
+        sender.send_reset(h2::Reason::CANCEL);
+        None
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use tokio::io::duplex;
+    use tokio::task::{LocalSet, spawn_local};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// A peer whose window lets `window` bytes of a body through, and then nothing.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_ends_when_its_receiver_takes_nothing_for_too_long() {
+        const LIMIT: Duration = Duration::from_secs(3);
+        let test = async {
+            for (window, ends) in [(0, true), (5, true), (100, false)] {
+                let (client, server) = duplex(1 << 16);
+                spawn_local(async move {
+                    let mut builder = h2::server::Builder::new();
+                    let handshake = builder.initial_window_size(window).handshake::<_, Bytes>(server);
+                    let mut connection = handshake.await.unwrap();
+                    let accepted = connection.accept().await;
+                    while let Some(Ok(_)) = connection.accept().await {}
+                    drop(accepted);
+                });
+                let (mut sender, mut connection) = h2::client::handshake(client).await.unwrap();
+                let mut ping_pong = connection.ping_pong().unwrap();
+                spawn_local(connection);
+                // Until the server's settings are there.
+                ping_pong.ping(h2::Ping::opaque()).await.unwrap();
+                let (response, stream) = sender.send_request(Request::new(()), false).unwrap();
+                let body = Body::full(BytesMut::zeroed(50).freeze());
+                let began = Instant::now();
+                let pumped = tokio::time::timeout(LIMIT * 2, pump(body, stream, Some(LIMIT))).await;
+                assert!(pumped.is_ok(), "{window}");
+                assert_eq!(began.elapsed() == LIMIT, ends, "{window}: {:?}", began.elapsed());
+                if ends {
+                    let error = response.await.unwrap_err();
+                    let told = HopError::from(error)
+                        .to_local_response("api", std::net::SocketAddr::from(([10, 0, 0, 1], 80)));
+                    assert!(told.proxy_status().contains("http_response_timeout"), "{told:?}");
+                }
+            }
+        };
+        LocalSet::new().run_until(test).await;
+    }
 }

@@ -329,7 +329,10 @@ pub(crate) fn serve_stream<H: Handler>(
         let end_of_stream = head_only || body.is_end();
         match respond.send_response(head, end_of_stream) {
             Ok(_) if end_of_stream => {}
-            Ok(sender) => pump(body, sender).await,
+            Ok(sender) => {
+                let idle_limit = body.idle_limit();
+                pump(body, sender, idle_limit).await;
+            }
             Err(error) => {
                 tracing::debug!("response not sent: {error}");
                 respond.send_reset(h2::Reason::INTERNAL_ERROR);

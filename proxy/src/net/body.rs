@@ -164,6 +164,11 @@ impl Body {
         self
     }
 
+    /// How long it may stand still.
+    pub fn idle_limit(&self) -> Option<Duration> {
+        self.standstill.as_ref().map(|standstill| standstill.limit())
+    }
+
     /// Whether nothing more comes.
     pub fn is_end(&self) -> bool {
         self.ended

@@ -98,6 +98,11 @@ impl StreamLease {
         self.connection.peer.as_ref()
     }
 
+    /// How long a body on it may stand still.
+    pub fn idle_limit(&self) -> Option<Duration> {
+        self.upstream.policy.stream_idle_timeout
+    }
+
     /// Tells whether the reader of the response has data that it has not asked beyond.
     pub fn set_reader_behind(&self, behind: bool) {
         if self.reader_behind.replace(behind) != behind {

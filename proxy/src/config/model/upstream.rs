@@ -44,7 +44,8 @@ pub struct Upstream {
     /// From the end of the request to the response's headers, all tries together, where no route says otherwise.
     /// Default: none.
     pub timeout: Option<Duration>,
-    /// How long a request or response body, or an opaque connection, may stand still. Default: for ever.
+    /// How long a request or response body, or an opaque connection, may stand still, for want of bytes or, on HTTP/2,
+    /// of a receiver that takes them. Default: for ever.
     pub stream_idle_timeout: Option<Duration>,
     /// Limits of the connection pool.
     pub pool: Pool,
