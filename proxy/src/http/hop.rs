@@ -263,7 +263,7 @@ mod tests {
                 if ends {
                     let error = response.await.unwrap_err();
                     let told = HopError::from(error)
-                        .to_local_response("api", std::net::SocketAddr::from(([10, 0, 0, 1], 80)));
+                        .to_local_response("api", Some(std::net::SocketAddr::from(([10, 0, 0, 1], 80))));
                     assert!(told.proxy_status().contains("http_response_timeout"), "{told:?}");
                 }
             }

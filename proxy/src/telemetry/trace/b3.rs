@@ -13,6 +13,9 @@ const PARENT_SPAN_ID: HeaderName = HeaderName::from_static("x-b3-parentspanid");
 const SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
 const FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 
+/// What the names of the several fields begin with.
+const PREFIX: &str = "x-b3-";
+
 /// Whether to record, and whether by all means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Decision {
@@ -85,6 +88,10 @@ fn single(text: &[u8]) -> Option<Caller> {
 
 /// What the fields `X-B3-*` say.
 pub(super) fn read_multi(headers: &HeaderMap) -> Caller {
+    // Most requests have none: this costs less than to look each of them up.
+    if !headers.keys().any(|name| name.as_str().starts_with(PREFIX)) {
+        return Caller::Unknown;
+    }
     multi(headers).unwrap_or(Caller::Unknown)
 }
 
@@ -110,12 +117,12 @@ fn multi(headers: &HeaderMap) -> Option<Caller> {
     }
 }
 
-fn digits_of(trace_id: u128) -> u32 {
+fn digits_of(trace_id: u128) -> usize {
     if trace_id >> 64 == 0 { 16 } else { 32 }
 }
 
-fn hex(number: u128, digits: u32) -> Option<HeaderValue> {
-    let mut text = Vec::with_capacity(digits as usize);
+fn hex(number: u128, digits: usize) -> Option<HeaderValue> {
+    let mut text = Vec::with_capacity(digits);
     push_hex(&mut text, number, digits);
     HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).ok()
 }

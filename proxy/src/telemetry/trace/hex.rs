@@ -2,6 +2,12 @@
 
 /// The number that these digits are; at most 32 of them, in lower case.
 pub(super) fn read_hex(digits: &[u8]) -> Option<u128> {
+    // By halves: shifting 128 bits for each digit took as long as all the rest of reading a parent.
+    let (high, low) = digits.split_at(digits.len().saturating_sub(16));
+    Some(u128::from(read_half(high)?) << 64 | u128::from(read_half(low)?))
+}
+
+fn read_half(digits: &[u8]) -> Option<u64> {
     let mut number = 0;
     for digit in digits {
         let digit = match digit {
@@ -9,15 +15,19 @@ pub(super) fn read_hex(digits: &[u8]) -> Option<u128> {
             b'a'..=b'f' => digit - b'a' + 10,
             _ => return None,
         };
-        number = number << 4 | u128::from(digit);
+        number = number << 4 | u64::from(digit);
     }
     Some(number)
 }
 
-/// Writes the last `digits` digits of `number`.
-pub(super) fn push_hex(text: &mut Vec<u8>, number: u128, digits: u32) {
-    let digit = |place: u32| b"0123456789abcdef"[(number >> (place * 4)) as usize & 15];
-    text.extend((0..digits).rev().map(digit));
+/// Writes the last `digits` digits of `number`, an even count of at most 32.
+pub(super) fn push_hex(text: &mut Vec<u8>, number: u128, digits: usize) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let bytes = number.to_be_bytes();
+    let last = &bytes[bytes.len() - digits / 2..];
+    text.extend(
+        last.iter().flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]),
+    );
 }
 
 #[cfg(test)]
@@ -30,6 +40,7 @@ mod tests {
             (0, 2, "00"),
             (0x1f, 2, "1f"),
             (0xabc, 16, "0000000000000abc"),
+            (1 << 64 | 0xdef, 32, "00000000000000010000000000000def"),
             (u128::MAX, 32, "ffffffffffffffffffffffffffffffff"),
         ] {
             let mut text = Vec::new();
