@@ -202,7 +202,8 @@ async fn control(mut settings: Settings) -> Result<Ended, RunError> {
         reached_by: reached_by(&admin),
         started: std::time::SystemTime::now(),
     };
-    let sources = Arc::new(report::sources(&ready, &config, &metrics, &history, &stop, about, settings.log_level));
+    let sources =
+        Arc::new(report::sources(&ready, &config, &metrics, &history, &stop, about, settings.log_level));
     let mut admin = Some(admin);
     for role in [Role::Admin, Role::Metrics, Role::Health] {
         let listeners = match role {
