@@ -17,7 +17,7 @@ const fn script(path: &'static str, text: &'static str) -> Part {
     Part { path, media_type: "text/javascript; charset=utf-8", text }
 }
 
-static PARTS: [Part; 12] = [
+pub(super) static PARTS: [Part; 12] = [
     Part {
         path: "/dashboard/style.css",
         media_type: "text/css; charset=utf-8",

@@ -155,7 +155,7 @@ async fn each_page_shows_its_source_as_json() {
 }
 
 #[tokio::test]
-async fn the_first_page_lists_the_others_as_json_and_is_the_dashboard_to_a_browser() {
+async fn the_first_page_lists_the_others_to_programs_and_is_the_dashboard_to_a_browser() {
     let world = World::start().await;
     *world.ready.lock().unwrap() = Err("no <certificate>".into());
     let listed = get(world.admin, "/").await.json();
@@ -164,7 +164,52 @@ async fn the_first_page_lists_the_others_as_json_and_is_the_dashboard_to_a_brows
     let browser = "GET / HTTP/1.1\r\nhost: 127.0.0.1:15000\r\naccept: text/html,*/*;q=0.8\r\n\r\n";
     let answer = ask(world.admin, browser).await;
     assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"));
-    assert!(answer.body.contains("<title>Outrigger"), "the dashboard");
+    assert!(answer.body.contains("<title>Outrigger</title>"));
+    let policy = answer.header("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"), "{policy}");
+}
+
+#[tokio::test]
+async fn whatever_the_dashboard_loads_is_here_and_it_loads_nothing_from_elsewhere() {
+    let world = World::start().await;
+    let page = "GET / HTTP/1.1\r\nhost: localhost\r\naccept: text/html\r\n\r\n";
+    let mut texts = vec![ask(world.admin, page).await.body];
+    let mut seen = std::collections::BTreeSet::new();
+    while let Some(text) = texts.pop() {
+        // Names of XML vocabularies are not asked for.
+        let elsewhere = text.replace("http://www.w3.org/2000/svg", "");
+        assert!(
+            !elsewhere.contains("http:") && !elsewhere.contains("https:") && !text.contains("url("),
+            "{text}"
+        );
+        let named = text.split(['"', '\'']).filter_map(|word| match word.strip_prefix("./") {
+            Some(script) => Some(format!("/dashboard/{script}")),
+            None => word.starts_with("/dashboard/").then(|| word.to_owned()),
+        });
+        for path in named {
+            if seen.insert(path.clone()) {
+                let part = get(world.admin, &path).await;
+                assert_eq!(
+                    (part.status(), part.header("x-content-type-options")),
+                    (200, Some("nosniff")),
+                    "{path}"
+                );
+                assert!(!part.body.is_empty(), "{path}");
+                texts.push(part.body);
+            }
+        }
+    }
+    assert_eq!(seen.len(), dashboard::PARTS.len(), "each part is loaded: {seen:?}");
+    let foreign = "GET /dashboard/app.js HTTP/1.1\r\nhost: evil.example\r\n\r\n";
+    assert_eq!(ask(world.admin, foreign).await.status(), 403);
+}
+
+#[tokio::test]
+async fn the_history_is_asked_by_a_query_and_a_wrong_one_is_explained() {
+    let world = World::start().await;
+    assert_eq!(get(world.admin, "/history?since=7").await.json(), json!({ "asked": "since=7" }));
+    let answer = get(world.admin, "/history?wrong").await;
+    assert_eq!((answer.status(), answer.json()), (400, json!({ "error": "no parameter `wrong`" })));
 }
 
 #[tokio::test]

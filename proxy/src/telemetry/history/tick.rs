@@ -107,10 +107,15 @@ impl Course {
 
     /// Lets go of what is too old at tick `now`.
     pub fn forget(&mut self, now: u64) {
-        while let Some((_, old)) = self.samples.pop_front_if(|(number, _)| *number + SAMPLES <= now) {
+        while let Some((number, old)) = self.samples.front()
+            && number + SAMPLES <= now
+        {
             self.requests -= u64::from(old.requests);
+            self.samples.pop_front();
         }
-        while self.recent.pop_front_if(|(number, _)| *number + LAST_MINUTE <= now).is_some() {}
+        while self.recent.front().is_some_and(|(number, _)| number + LAST_MINUTE <= now) {
+            self.recent.pop_front();
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -177,7 +182,8 @@ mod tests {
     #[test]
     fn quantiles_are_those_that_prometheus_computes_of_the_same_buckets() {
         // histogram_quantile(q, …) of cumulative buckets with the same bounds.
-        let cases: [(&[(usize, u64)], f64, Option<f64>); 8] = [
+        type Case = (&'static [(usize, u64)], f64, Option<f64>);
+        let cases: [Case; 8] = [
             (&[], 0.5, None),
             (&[(0, 10)], 0.5, Some(0.25)),
             (&[(1, 4)], 0.5, Some(0.75)),
