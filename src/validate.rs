@@ -249,7 +249,8 @@ error: upstreams.api.host: there is no field `host` here
     #[test]
     fn a_valid_file_says_so_with_its_warnings() {
         assert_eq!(findings("mtls: audit\n").to_text(&Colors::NONE), "sidecar.yaml: valid\n");
-        let text = findings("tracing: {}\n").to_text(&Colors::NONE);
+        let unwise = "upstreams:\n  api: {hosts: [a], discovery: {static: [\"10.0.0.1:80\"]}}\n";
+        let text = findings(unwise).to_text(&Colors::NONE);
         assert!(text.ends_with("sidecar.yaml: valid, with 1 warning\n"), "{text}");
     }
 

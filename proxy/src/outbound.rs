@@ -3,7 +3,7 @@
 //! Accept, original destination, detect; then for opaque bytes: upstream, endpoint, connection, copy;
 //! for HTTP, request by request: destination, route, upstream, endpoint, connection, send, record.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -561,6 +561,7 @@ impl Mirror {
             keeps_request: false,
             rng: &worker.rng,
         };
+        let counted = Cell::new(false);
         let carried = async {
             let (response, result) = match call(&way, &mut request, recording).await {
                 Ok(response) => (response, "sent"),
@@ -570,6 +571,7 @@ impl Mirror {
                 }
             };
             self.count(&name, result);
+            counted.set(true);
             // Read to its end, so that its connection serves the next; what it says is nobody's business.
             let mut body = response.into_body();
             while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
@@ -578,6 +580,9 @@ impl Mirror {
         // would hold its place for ever.
         if timeout(limit.saturating_mul(2), carried).await.is_err() {
             tracing::debug!("a copy to {name} was given up");
+            if !counted.get() {
+                self.count(&name, "failed");
+            }
         }
         drop(place);
     }

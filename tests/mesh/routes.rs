@@ -380,6 +380,7 @@ fn a_mirror_gets_copies_and_nobody_waits_for_it() {
         bed.web.metric("outrigger_mirrored_requests_total", &[("upstream", upstream), ("result", result)])
     };
     wait::until("the copies are counted", || counted("mirror", "sent") >= 4.0);
+    assert_eq!(bed.ask("GET", "/dead", "").status(), 200);
     wait::until("those that nobody got, too", || counted("dead", "failed") >= 1.0);
     assert_eq!((counted("mirror", "dropped_body"), counted("mirror", "dropped_connection")), (2.0, 1.0));
     assert!(counted("silent", "dropped_too_many") >= 1.0);
