@@ -568,7 +568,7 @@ fn a_zone_that_is_lost_takes_no_request_with_it() {
     let own = [8081, 8082, 8083].map(|port| endpoint(port, "a"));
     let others = [endpoint(8084, "b"), endpoint(8085, "c")];
     let bed = Outside::new(&format!(
-        "zone: a\nupstreams:\n  shop: {{hosts: [{SHOP}], anyDestination: true, tls: none, preferZone: true, breaker: {{enabled: false}}, discovery: {{static: [{}, {}]}}}}\n",
+        "zone: a\nupstreams:\n  shop: {{hosts: [{SHOP}], anyDestination: true, tls: none, preferZone: true, breaker: {{enabled: false}}, retry: {{minRetriesPerSecond: 100}}, discovery: {{static: [{}, {}]}}}}\n",
         own.join(", "),
         others.join(", ")
     ));

@@ -54,6 +54,8 @@ struct Group {
     side: Side,
     /// Of 2^32 requests those up to this one are for the groups up to this one.
     share_until: u64,
+    /// All on this side, those too that are out and no candidates.
+    all: Vec<EndpointId>,
     candidates: Vec<Candidate>,
     balancer: Balancer,
 }
@@ -249,6 +251,7 @@ impl Making<'_> {
 
     fn group(&self, side: Side, mut members: Vec<Weighted<'_>>, before: Option<&Plan>) -> Group {
         let before = before.and_then(|plan| plan.groups.iter().find(|group| group.side == side));
+        let all = members.iter().map(|one| one.member.endpoint.id).collect();
         let hashes = matches!(self.policy.balance, Balance::RingHash(_) | Balance::Maglev(_));
         if !hashes {
             members.retain(|one| one.is_in);
@@ -279,7 +282,7 @@ impl Making<'_> {
             is_in: one.is_in,
             weight: *weight as f64,
         });
-        Group { side, share_until: 0, candidates: candidates.collect(), balancer }
+        Group { side, share_until: 0, all, candidates: candidates.collect(), balancer }
     }
 }
 
@@ -373,7 +376,7 @@ impl Plan {
     /// The group on the other side of the zone's border, if something of `drawn` was tried and nothing of that: what
     /// befell one endpoint often befalls its zone.
     fn over_the_border(&self, drawn: usize, tried: &[EndpointId]) -> usize {
-        let was_tried = |group: &Group| group.candidates.iter().any(|one| tried.contains(&one.endpoint.id));
+        let was_tried = |group: &Group| group.all.iter().any(|one| tried.contains(one));
         let side = self.groups[drawn].side;
         if !was_tried(&self.groups[drawn]) {
             return drawn;

@@ -329,6 +329,9 @@ fn another_try_leaves_the_zone() {
         let choice = Choice { tried: &tried, ..Choice::at(Instant::now()) };
         let shares = shares_at(&upstream, &choice);
         assert_eq!(shares[..3], [0.0; 3], "{balance:?}: {shares:?}");
+        members[0].endpoint.standing.set_health(Health::Unhealthy, "away");
+        let shares = shares_at(&upstream, &choice);
+        assert_eq!(shares[..3], [0.0; 3], "{balance:?}, and the one that was tried is out: {shares:?}");
     }
 }
 
