@@ -49,6 +49,7 @@ class Browser:
         self.number = 0
         self.session = None
         self.messages, self.requests, self.failed = [], [], []
+        self.unsettled = False
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(target["targetId"] for target in targets if target["type"] == "page")
         self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
@@ -100,6 +101,10 @@ class Browser:
             details = told["exceptionDetails"]
             self.messages.append(details.get("exception", {}).get("description") or details["text"])
         elif event == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
+            # A new pod's own addresses settle within its first seconds, on which Chromium gives up what it is loading.
+            if "ERR_NETWORK_CHANGED" in told["entry"]["text"]:
+                self.unsettled = True
+                return
             self.messages.append(f"{told['entry']['text']} {told['entry'].get('url', '')}")
         elif event == "Network.requestWillBeSent":
             self.requests.append(told["request"]["url"])
@@ -143,8 +148,12 @@ class Browser:
 
     def open(self, url, width=1440, height=900, scheme="light"):
         self.look(width, height, scheme)
-        self.call("Page.navigate", url=url)
-        self.wait("the page is there", "document.readyState === 'complete' && location.href !== 'about:blank'")
+        for _ in range(5):
+            self.unsettled = False
+            self.call("Page.navigate", url=url)
+            self.wait("the page is there", "document.readyState === 'complete' && location.href !== 'about:blank'")
+            if not self.unsettled:
+                return
 
     def look(self, width, height, scheme="light"):
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
